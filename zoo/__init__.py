@@ -1,0 +1,31 @@
+"""zoo: every transformer family in JAX and Flax on one core and one attention op.
+
+The names below load on first use, so `import zoo` costs nothing beyond the interpreter: JAX itself is
+imported only when something that needs it is touched.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from zoo.config import TransformerConfig
+    from zoo.kernels.attention import attention
+    from zoo.transformer import Transformer
+
+_HOME = {
+    "attention": "zoo.kernels.attention",
+    "Transformer": "zoo.transformer",
+    "TransformerConfig": "zoo.config",
+}
+__all__ = ["Transformer", "TransformerConfig", "attention"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module 'zoo' has no attribute {name!r}; it has {', '.join(sorted(_HOME))}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__():
+    return sorted({*globals(), *_HOME})
