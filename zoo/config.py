@@ -1,0 +1,571 @@
+"""Frozen descriptions of a model: what the network is, never how it is run.
+
+`TransformerConfig(embedding, encoder, decoder, head)` describes every family; which stacks exist decides whether
+it is encoder-only, decoder-only or encoder-decoder. Variation is an optional sub-config or a `Literal`, and each
+field exists because a published architecture needs it. `None` means absent. Compute dtype, rematerialisation and
+scanning are arguments of `zoo.transformer.Transformer`, because they do not change the function.
+
+This file needs the standard library only.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "relu_squared", "silu", "tanh"]
+NormSlot = Literal["input", "output", "residual"]
+Span = Literal["global", "local"]
+BiasSlot = Literal["query", "key", "value", "output"]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _positive(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(value > 0, f"{type(config).__name__}.{name} is {value}; give a number above zero")
+
+
+def _fraction(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(0 <= value < 1, f"{type(config).__name__}.{name} is {value}; give a rate in [0, 1)")
+
+
+def _one_of(config: Any, name: str, literal: Any) -> None:
+    value, choices = getattr(config, name), get_args(literal)
+    _require(value in choices, f"{type(config).__name__}.{name} is {value!r}; choose one of {', '.join(map(repr, choices))}")
+
+
+def _subset(config: Any, name: str, literal: Any) -> None:
+    value, choices = getattr(config, name), get_args(literal)
+    wrong = [item for item in value if item not in choices]
+    _require(not wrong, f"{type(config).__name__}.{name} contains {wrong}; choose from {', '.join(map(repr, choices))}")
+    repeated = len(set(value)) != len(value) and literal is not Span
+    _require(not repeated, f"{type(config).__name__}.{name} is {value}; name each slot once")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormConfig:
+    """Layer norm (Ba et al. 2016) or RMS norm (Zhang & Sennrich 2019) over the last axis, computed in float32."""
+
+    kind: Literal["layer", "rms"] = "layer"
+    epsilon: float = 1e-5
+    """Added to the variance (layer) or mean square (rms)."""
+    bias: bool = True
+    """Add a learned offset after the scale."""
+    unit_offset: bool = False
+    """Store the scale as its difference from one, as Gemma does."""
+
+    def __post_init__(self):
+        _one_of(self, "kind", Literal["layer", "rms"])
+        _positive(self, "epsilon")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearScaling:
+    """Position interpolation (Chen et al. 2023): positions divided by `factor`."""
+
+    factor: float
+
+    def __post_init__(self):
+        _positive(self, "factor")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DynamicScaling:
+    """NTK-aware base change that grows with the sequence once it is longer than `original_length`."""
+
+    factor: float
+    original_length: int
+
+    def __post_init__(self):
+        _positive(self, "factor", "original_length")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Llama3Scaling:
+    """Llama 3.1: low frequencies divided by `factor`, high ones kept, a linear blend between the two."""
+
+    factor: float
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    original_length: int = 8192
+
+    def __post_init__(self):
+        _positive(self, "factor", "low_frequency_factor", "high_frequency_factor", "original_length")
+        _require(
+            self.high_frequency_factor > self.low_frequency_factor,
+            f"Llama3Scaling.high_frequency_factor is {self.high_frequency_factor}; "
+            f"give more than low_frequency_factor ({self.low_frequency_factor})",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class YarnScaling:
+    """YaRN (Peng et al. 2023): interpolation by frequency band, and a temperature on the rotated vectors."""
+
+    factor: float
+    original_length: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float
+    """Multiplies cosine and sine; the paper's value is 0.1 ln(factor) + 1."""
+    truncate: bool = True
+    """Round the band's edges to whole dimensions."""
+
+    def __post_init__(self):
+        _positive(self, "factor", "original_length", "beta_fast", "beta_slow", "attention_factor")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongRopeScaling:
+    """LongRoPE (Ding et al. 2024): one divisor a frequency, `long_factors` past `original_length`."""
+
+    short_factors: tuple[float, ...]
+    long_factors: tuple[float, ...]
+    original_length: int
+    attention_factor: float
+
+    def __post_init__(self):
+        _positive(self, "original_length", "attention_factor")
+        _require(
+            len(self.short_factors) == len(self.long_factors),
+            f"LongRopeScaling has {len(self.short_factors)} short and {len(self.long_factors)} long factors; "
+            "give one of each per rotated pair",
+        )
+
+
+RotaryScaling = LinearScaling | DynamicScaling | Llama3Scaling | YarnScaling | LongRopeScaling
+
+
+@dataclass(frozen=True, kw_only=True)
+class RotaryConfig:
+    """Rotary position embedding (Su et al. 2021) of queries and keys."""
+
+    base: float = 10_000.0
+    size: int | None = None
+    """Leading dimensions of each head that rotate; None rotates the whole head."""
+    pairing: Literal["half", "interleaved"] = "half"
+    """Rotate dimension i with i + size/2 (GPT-NeoX, Llama) or 2i with 2i + 1 (GPT-J)."""
+    scaling: RotaryScaling | None = None
+
+    def __post_init__(self):
+        _positive(self, "base")
+        _one_of(self, "pairing", Literal["half", "interleaved"])
+        if self.size is not None:
+            _require(self.size > 0 and self.size % 2 == 0, f"RotaryConfig.size is {self.size}; give an even number above zero")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelativeBiasConfig:
+    """T5's relative position bias (Raffel et al. 2020), one table for all layers of a stack."""
+
+    num_buckets: int = 32
+    max_distance: int = 128
+
+    def __post_init__(self):
+        _require(self.num_buckets >= 4 and self.num_buckets % 2 == 0,
+                 f"RelativeBiasConfig.num_buckets is {self.num_buckets}; give an even number of at least 4")
+        _require(self.max_distance > self.num_buckets // 2,
+                 f"RelativeBiasConfig.max_distance is {self.max_distance}; give more than num_buckets / 2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlibiConfig:
+    """Linear biases (Press et al. 2022) with the paper's slopes for the stack's number of heads."""
+
+    scale: float = 1.0
+    """Multiplies every slope."""
+
+    def __post_init__(self):
+        _positive(self, "scale")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionConfig:
+    """Multi-head attention with grouped key/value heads."""
+
+    num_heads: int
+    head_size: int
+    num_kv_heads: int | None = None
+    """Key/value heads (grouped-query attention); None gives every query head its own."""
+    biases: tuple[BiasSlot, ...] = ()
+    """Which projections add a learned offset."""
+    scale: float | None = None
+    """Multiplies the scores; None is head_size ** -0.5."""
+    softcap: float | None = None
+    """Scores become softcap * tanh(score / softcap) (Gemma 2)."""
+    qk_norm: NormConfig | None = None
+    """Normalise queries and keys before rotating them."""
+    qk_norm_over: Literal["head", "projection"] = "head"
+    """Normalise each head (Qwen3, Gemma 3) or the whole projection (OLMo-2)."""
+    sinks: bool = False
+    """A learned logit per head that takes part in the softmax and has no value (GPT-OSS)."""
+    rotary: RotaryConfig | None = None
+    dropout: float = 0.0
+    """Rate at which attention weights are dropped in training."""
+
+    def __post_init__(self):
+        _positive(self, "num_heads", "head_size")
+        _fraction(self, "dropout")
+        _subset(self, "biases", BiasSlot)
+        _one_of(self, "qk_norm_over", Literal["head", "projection"])
+        _require(self.softcap is None or self.softcap > 0,
+                 f"AttentionConfig.softcap is {self.softcap}; give a number above zero, or None for no cap")
+        _require(self.kv_heads > 0 and self.num_heads % self.kv_heads == 0,
+                 f"AttentionConfig.num_kv_heads is {self.num_kv_heads}; give a divisor of num_heads ({self.num_heads})")
+        _require(self.qk_norm is not None or self.qk_norm_over == "head",
+                 "AttentionConfig.qk_norm_over is set without qk_norm; give a NormConfig or leave it at 'head'")
+        _rotary_fits(self.rotary, self.head_size)
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of key/value heads, K."""
+        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+
+
+def _rotary_fits(rotary: RotaryConfig | None, head_size: int) -> None:
+    if rotary is None:
+        return
+    size = head_size if rotary.size is None else rotary.size
+    _require(size <= head_size and size % 2 == 0,
+             f"rotary size {size} does not fit heads of size {head_size}; give an even number of at most {head_size}")
+    if isinstance(rotary.scaling, LongRopeScaling):
+        count = len(rotary.scaling.short_factors)
+        _require(count == size // 2, f"LongRopeScaling has {count} factors; give one per rotated pair ({size // 2})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalConfig:
+    """What layers marked "local" in a stack's pattern do differently from global ones."""
+
+    window: tuple[int, int] | None = None
+    """Keys visible to the left and to the right of the query; the query itself is always visible."""
+    chunk: int | None = None
+    """Keys are visible within the query's own chunk of this many positions (Llama 4)."""
+    rotary: RotaryConfig | None = None
+    """Rotation of local layers; it replaces the attention's own, so repeat that one where both are the same."""
+
+    def __post_init__(self):
+        _require((self.window is None) != (self.chunk is None),
+                 f"LocalConfig has window={self.window} and chunk={self.chunk}; give exactly one of the two")
+        if self.window is not None:
+            _require(min(self.window) >= 0, f"LocalConfig.window is {self.window}; give two numbers of at least zero")
+        if self.chunk is not None:
+            _positive(self, "chunk")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertsConfig:
+    """A mixture of experts (Shazeer et al. 2017): each token goes to `num_selected` of `num_experts`, none dropped."""
+
+    num_experts: int
+    num_selected: int = 2
+    weights: Literal["softmax_then_select", "select_then_softmax"] = "select_then_softmax"
+    """Whether the selected experts' weights sum to one (Mixtral) or keep their share of all experts."""
+    balance_loss: float = 0.01
+    """Weight of the load-balancing loss (Fedus et al. 2022, eq. 4) in `Output.aux_loss`."""
+
+    def __post_init__(self):
+        _positive(self, "num_experts", "num_selected")
+        _one_of(self, "weights", Literal["softmax_then_select", "select_then_softmax"])
+        _require(self.balance_loss >= 0, f"ExpertsConfig.balance_loss is {self.balance_loss}; give at least zero")
+        _require(self.num_selected <= self.num_experts,
+                 f"ExpertsConfig.num_selected is {self.num_selected}; give at most num_experts ({self.num_experts})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MlpConfig:
+    """The feed-forward branch: down(act(up(x))), or down(act(gate(x)) * up(x)) when gated (Shazeer 2020)."""
+
+    hidden_size: int
+    activation: Activation = "gelu"
+    gated: bool = False
+    bias: bool = False
+    experts: ExpertsConfig | None = None
+
+    def __post_init__(self):
+        _positive(self, "hidden_size")
+        _one_of(self, "activation", Activation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackConfig:
+    """A stack of blocks: attention, optional cross-attention, and an MLP, each with its residual and norms."""
+
+    num_layers: int
+    width: int
+    attention: AttentionConfig
+    mlp: MlpConfig
+    cross_attention: AttentionConfig | None = None
+    """Attention to the encoder's output; an encoder-decoder's decoder has it."""
+    causal: bool = False
+    """Position t sees positions up to t only. Always so in a decoder."""
+    norm: NormConfig = NormConfig()
+    norm_slots: tuple[NormSlot, ...] = ("input",)
+    """Where a branch normalises: its input (pre-norm), its output (sandwich, OLMo-2), the sum (post-norm)."""
+    final_norm: bool = True
+    """Normalise the output of the last block."""
+    branches: Literal["sequential", "parallel", "parallel_shared_norm"] = "sequential"
+    """Attention, then MLP; or both from the same input, each with its norm (GPT-NeoX) or one norm (GPT-J)."""
+    pattern: tuple[Span, ...] = ("global",)
+    """Which layers are local, repeated over the depth: ("local", "global") alternates."""
+    local: LocalConfig | None = None
+    position_bias: RelativeBiasConfig | AlibiConfig | None = None
+    """Bias on self-attention scores by distance."""
+    layer_scale: float | None = None
+    """Initial value of a learned scale per channel on each branch (Touvron et al. 2021)."""
+    num_unique_layers: int | None = None
+    """Distinct parameter sets, each used by num_layers / num_unique_layers layers in a row (ALBERT); None: all."""
+    dropout: float = 0.0
+    """Rate at which branch outputs are dropped in training."""
+
+    def __post_init__(self):
+        _positive(self, "num_layers", "width")
+        _fraction(self, "dropout")
+        _subset(self, "norm_slots", NormSlot)
+        _subset(self, "pattern", Span)
+        _one_of(self, "branches", Literal["sequential", "parallel", "parallel_shared_norm"])
+        _require(len(self.pattern) > 0, "StackConfig.pattern is empty; give at least ('global',)")
+        _require(len(self.pattern) <= self.num_layers,
+                 f"StackConfig.pattern has {len(self.pattern)} entries; give at most num_layers ({self.num_layers})")
+        _require(("local" in self.pattern) == (self.local is not None),
+                 f"StackConfig.pattern is {self.pattern} and local is {self.local}; "
+                 "give a LocalConfig exactly when the pattern has 'local' layers")
+        if self.local is not None:
+            _rotary_fits(self.local.rotary, self.attention.head_size)
+        unique = self.unique_layers
+        _require(0 < unique <= self.num_layers and self.num_layers % unique == 0,
+                 f"StackConfig.num_unique_layers is {self.num_unique_layers}; give a divisor of num_layers ({self.num_layers})")
+        if self.branches == "parallel_shared_norm":
+            _require("input" in self.norm_slots,
+                     f"StackConfig.norm_slots is {self.norm_slots}; a shared norm needs the 'input' slot")
+        if self.branches != "sequential":
+            _require("residual" not in self.norm_slots, "StackConfig.norm_slots has 'residual'; parallel branches share one "
+                     "sum: use 'input' or 'output' slots")
+            _require(self.cross_attention is None, "StackConfig.cross_attention with parallel branches is no published "
+                     "architecture; use branches='sequential'")
+
+    @property
+    def unique_layers(self) -> int:
+        """Number of distinct parameter sets."""
+        return self.num_layers if self.num_unique_layers is None else self.num_unique_layers
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedPositions:
+    """A table of position vectors (BERT, GPT-2)."""
+
+    max_length: int
+    offset: int = 0
+    """Position p reads row p + offset (2 in OPT and BART)."""
+
+    def __post_init__(self):
+        _positive(self, "max_length")
+        _require(self.offset >= 0, f"LearnedPositions.offset is {self.offset}; give at least zero")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SinusoidalPositions:
+    """Fixed sines and cosines (Vaswani et al. 2017, section 3.5)."""
+
+    layout: Literal["interleaved", "halves"] = "interleaved"
+    """Sine and cosine alternate (the paper), or all sines come first (Marian, Whisper)."""
+
+    def __post_init__(self):
+        _one_of(self, "layout", Literal["interleaved", "halves"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchConfig:
+    """An image cut into square patches, each projected to one vector (Dosovitskiy et al. 2021)."""
+
+    image_size: int
+    """Height and width in pixels."""
+    patch_size: int
+    num_channels: int = 3
+    class_token: bool = True
+    """Put a learned vector before the patches."""
+
+    def __post_init__(self):
+        _positive(self, "image_size", "patch_size", "num_channels")
+        _require(self.image_size % self.patch_size == 0,
+                 f"PatchConfig.image_size is {self.image_size}; give a multiple of patch_size ({self.patch_size})")
+
+    @property
+    def sequence_length(self) -> int:
+        """Vectors an image becomes."""
+        return (self.image_size // self.patch_size) ** 2 + self.class_token
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingConfig:
+    """Ids or pixels to vectors: table or patches, plus positions and token types, scaled and normalised."""
+
+    width: int
+    """Width of the tables; a projection follows where the stack is wider or narrower (ALBERT)."""
+    vocab_size: int | None = None
+    """Rows of the token table; None for images, and for a decoder that shares its encoder's table."""
+    patches: PatchConfig | None = None
+    positions: LearnedPositions | SinusoidalPositions | None = None
+    num_token_types: int = 0
+    """Rows of the token type (segment) table of BERT; zero for none."""
+    scale: float = 1.0
+    """Multiplies token vectors (sqrt(width) in Gemma and Marian)."""
+    norm: NormConfig | None = None
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        _positive(self, "width", "scale")
+        _fraction(self, "dropout")
+        _require(self.num_token_types >= 0,
+                 f"EmbeddingConfig.num_token_types is {self.num_token_types}; give at least zero")
+        _require(self.vocab_size is None or self.vocab_size > 0,
+                 f"EmbeddingConfig.vocab_size is {self.vocab_size}; give a number above zero, or None")
+        _require(self.vocab_size is None or self.patches is None,
+                 "EmbeddingConfig has both vocab_size and patches; give the one that the input is")
+        if self.patches is not None and isinstance(self.positions, LearnedPositions):
+            need = self.patches.sequence_length
+            _require(self.positions.max_length >= need,
+                     f"LearnedPositions.max_length is {self.positions.max_length}; the image needs {need}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageModelHead:
+    """Logits over the vocabulary at every position."""
+
+    tied: bool = True
+    """Use the token table of the last stack's embedding."""
+    bias: bool = False
+    transform: Activation | None = None
+    """A dense layer, this activation and a norm before the logits (BERT's masked-LM head)."""
+    scale: float = 1.0
+    """Multiplies the hidden states first (T5 ties with width ** -0.5)."""
+    softcap: float | None = None
+
+    def __post_init__(self):
+        _positive(self, "scale")
+        _require(self.transform is None or self.transform in get_args(Activation),
+                 f"LanguageModelHead.transform is {self.transform!r}; choose one of {get_args(Activation)}")
+        _require(self.softcap is None or self.softcap > 0,
+                 f"LanguageModelHead.softcap is {self.softcap}; give a number above zero, or None for no cap")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierHead:
+    """One vector of logits a sequence, from a pooled hidden state."""
+
+    num_classes: int
+    pooling: Literal["first", "last", "mean"] = "first"
+    """Which position stands for the sequence; "last" and "mean" leave padding out."""
+    pooler: Activation | None = None
+    """A dense layer and this activation between the pooled vector and the logits (BERT: tanh)."""
+
+    def __post_init__(self):
+        _positive(self, "num_classes")
+        _one_of(self, "pooling", Literal["first", "last", "mean"])
+        _require(self.pooler is None or self.pooler in get_args(Activation),
+                 f"ClassifierHead.pooler is {self.pooler!r}; choose one of {get_args(Activation)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenHead:
+    """Logits at every position over `num_classes` labels; two of them mark an answer's start and end."""
+
+    num_classes: int
+
+    def __post_init__(self):
+        _positive(self, "num_classes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingHead:
+    """One vector a sequence, for similarity and search."""
+
+    pooling: Literal["first", "last", "mean"] = "mean"
+    normalize: bool = True
+    """Scale the vector to length one."""
+    projection: int | None = None
+    """Width of a linear map after pooling (CLIP)."""
+
+    def __post_init__(self):
+        _one_of(self, "pooling", Literal["first", "last", "mean"])
+        _require(self.projection is None or self.projection > 0,
+                 f"EmbeddingHead.projection is {self.projection}; give a width above zero, or None")
+
+
+Head = LanguageModelHead | ClassifierHead | TokenHead | EmbeddingHead
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """A whole model. The family follows from which stacks exist."""
+
+    embedding: EmbeddingConfig
+    """Input of the encoder, or of the only stack."""
+    encoder: StackConfig | None = None
+    decoder: StackConfig | None = None
+    decoder_embedding: EmbeddingConfig | None = None
+    """Input of an encoder-decoder's decoder; None: the encoder's embedding serves both (T5)."""
+    head: Head | None = None
+    """None: the model ends with hidden states."""
+
+    def __post_init__(self):
+        _require(self.encoder is not None or self.decoder is not None,
+                 "TransformerConfig has neither encoder nor decoder; give at least one StackConfig")
+        both = self.encoder is not None and self.decoder is not None
+        if self.encoder is not None:
+            _require(self.encoder.cross_attention is None,
+                     "TransformerConfig.encoder has cross_attention; only a decoder attends to an encoder")
+        if self.decoder is not None:
+            _require(self.decoder.causal, "TransformerConfig.decoder has causal=False; a decoder is causal (causal=True)")
+            _require(both == (self.decoder.cross_attention is not None),
+                     f"TransformerConfig.decoder has cross_attention={self.decoder.cross_attention}; "
+                     "give it exactly when there is an encoder")
+        _require(both or self.decoder_embedding is None,
+                 "TransformerConfig.decoder_embedding without both stacks; use embedding")
+        _require(self.embedding.vocab_size is not None or self.embedding.patches is not None,
+                 "TransformerConfig.embedding has neither vocab_size nor patches; give the one that the input is")
+        target = self.target_embedding
+        _require(not both or target.patches is None, "an encoder-decoder's decoder reads ids; give decoder_embedding")
+        _require(not both or self.target_vocab_size is not None,
+                 "no token table for the decoder: give decoder_embedding.vocab_size or embedding.vocab_size")
+        if self.decoder_embedding is not None and self.decoder_embedding.vocab_size is None:
+            _require(self.decoder_embedding.width == self.embedding.width,
+                     f"decoder_embedding.width is {self.decoder_embedding.width}; a shared table has "
+                     f"embedding.width ({self.embedding.width})")
+        if isinstance(self.head, LanguageModelHead):
+            _require(self.target_vocab_size is not None,
+                     "LanguageModelHead needs a vocabulary; give embedding.vocab_size")
+
+    @property
+    def target_embedding(self) -> EmbeddingConfig:
+        """The embedding whose vocabulary the model predicts."""
+        return self.embedding if self.decoder_embedding is None else self.decoder_embedding
+
+    @property
+    def target_vocab_size(self) -> int | None:
+        """Number of ids the model predicts, V."""
+        own = self.target_embedding.vocab_size
+        return self.embedding.vocab_size if own is None else own
+
+    @property
+    def output_stack(self) -> StackConfig:
+        """The stack that the head reads."""
+        stack = self.decoder if self.decoder is not None else self.encoder
+        assert stack is not None  # __post_init__ has seen one of the two
+        return stack
+
+    @property
+    def family(self) -> Literal["encoder-only", "decoder-only", "encoder-decoder"]:
+        """For messages and tables; no code branches on it."""
+        if self.encoder is None:
+            return "decoder-only"
+        return "encoder-only" if self.decoder is None else "encoder-decoder"
+
+
+replace = dataclasses.replace

@@ -1,0 +1,433 @@
+"""The parts of a block: projections, norms, MLPs, experts, attention with its rotation, token and patch embeddings.
+
+Every module takes its sub-config from `zoo.config` and a compute dtype. Parameters are float32; products run in the
+compute dtype with float32 accumulation, norms and softmax in float32. How the parts are wired into a block and
+blocks into a model is in `zoo.transformer`.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+from jax import lax
+from jax.nn.initializers import normal, variance_scaling
+from jaxtyping import Array, Float, Int
+
+from zoo.config import (
+    Activation,
+    AttentionConfig,
+    DynamicScaling,
+    ExpertsConfig,
+    LearnedPositions,
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    MlpConfig,
+    NormConfig,
+    PatchConfig,
+    RotaryConfig,
+    SinusoidalPositions,
+    YarnScaling,
+)
+from zoo.kernels import attention, merge
+from zoo.kernels.product import product
+
+ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "relu": jax.nn.relu,
+    "relu_squared": lambda x: jnp.square(jax.nn.relu(x)),
+    "silu": jax.nn.silu,
+    "tanh": jnp.tanh,
+}
+
+# Outputs start at about the size of the inputs, whatever the width (LeCun et al. 1998).
+_KERNEL_INIT = variance_scaling(1.0, "fan_in", "truncated_normal")
+
+
+def dropout(x: Array, rate: float, rng: Array | None) -> Array:
+    """Zero entries of `x` at `rate` and scale the rest up; the identity where `rng` is None (evaluation)."""
+    if rng is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(rng, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
+
+
+class Projection(nn.Module):
+    """A linear map over the last `num_contracted` axes of its input, to axes `features`."""
+
+    features: tuple[int, ...]
+    dtype: Any
+    bias: bool = False
+    num_contracted: int = 1
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Map [..., *I] to [..., *features]."""
+        inputs = x.shape[x.ndim - self.num_contracted :]
+
+        def init(rng, shape):
+            return _KERNEL_INIT(rng, (math.prod(inputs), math.prod(self.features))).reshape(shape)
+
+        kernel = self.param("kernel", init, (*inputs, *self.features))
+        y = product(x.astype(self.dtype), kernel, num_contracted=self.num_contracted)
+        if self.bias:
+            y = y + self.param("bias", nn.initializers.zeros, self.features).astype(y.dtype)
+        return y
+
+
+class Norm(nn.Module):
+    """Layer norm or RMS norm of the last axis, in float32, returned in the input's dtype."""
+
+    config: NormConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """Normalise, scale and shift."""
+        config, width, dtype = self.config, x.shape[-1], x.dtype
+        x = x.astype(jnp.float32)
+        if config.kind == "layer":
+            x = x - x.mean(-1, keepdims=True)
+        x = x * lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + config.epsilon)
+        start = nn.initializers.zeros if config.unit_offset else nn.initializers.ones
+        scale = self.param("scale", start, (width,))
+        x = x * (scale + 1.0 if config.unit_offset else scale)
+        if config.bias:
+            x = x + self.param("bias", nn.initializers.zeros, (width,))
+        return x.astype(dtype)
+
+
+class Mlp(nn.Module):
+    """The feed-forward branch, gated or not (Vaswani et al. 2017, section 3.3; Shazeer 2020)."""
+
+    config: MlpConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> tuple[Float[Array, "B T D"], Float[Array, ""]]:
+        """Return the branch's output and the experts' balance loss, zero without experts."""
+        config = self.config
+        if config.experts is not None:
+            return Experts(config, config.experts, self.dtype, name="experts")(x)
+        activation = ACTIVATIONS[config.activation]
+        hidden = Projection((config.hidden_size,), self.dtype, config.bias, name="up")(x)
+        if config.gated:
+            gate = Projection((config.hidden_size,), self.dtype, config.bias, name="gate")(x)
+            hidden = activation(gate) * hidden
+        else:
+            hidden = activation(hidden)
+        return Projection((x.shape[-1],), self.dtype, config.bias, name="down")(hidden), jnp.float32(0)
+
+
+class Experts(nn.Module):
+    """Mixture of expert MLPs: rows are sorted by expert and multiplied group by group, so no token is dropped."""
+
+    mlp: MlpConfig
+    config: ExpertsConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> tuple[Float[Array, "B T D"], Float[Array, ""]]:
+        """Return the weighted sum of the selected experts' outputs, and the load-balancing loss."""
+        mlp, config, width = self.mlp, self.config, x.shape[-1]
+        rows = x.reshape(-1, width)
+        # The router decides in float32: a rounding error there sends a token to another expert.
+        logits = Projection((config.num_experts,), jnp.float32, name="router")(rows)
+        weights, experts = self._select(logits)
+        order = jnp.argsort(experts.reshape(-1), stable=True)
+        expert_of_row = experts.reshape(-1)[order]
+        sizes = jnp.bincount(expert_of_row, length=config.num_experts)
+
+        def linear(name: str, inputs: Array, features: int) -> Array:
+            init = variance_scaling(1.0, "fan_in", "truncated_normal", batch_axis=(0,))
+            kernel = self.param(f"{name}_kernel", init, (config.num_experts, inputs.shape[-1], features))
+            out = lax.ragged_dot(
+                inputs, kernel.astype(self.dtype), sizes, preferred_element_type=jnp.float32
+            ).astype(self.dtype)
+            if mlp.bias:
+                zeros = nn.initializers.zeros
+                bias = self.param(f"{name}_bias", zeros, (config.num_experts, features))
+                out = out + bias.astype(self.dtype)[expert_of_row]
+            return out
+
+        inputs = rows.astype(self.dtype)[order // config.num_selected]
+        activation = ACTIVATIONS[mlp.activation]
+        hidden = linear("up", inputs, mlp.hidden_size)
+        hidden = activation(linear("gate", inputs, mlp.hidden_size)) * hidden if mlp.gated else activation(hidden)
+        out = linear("down", hidden, width)[jnp.argsort(order)]
+        out = (out.reshape(*weights.shape, width) * weights[..., None].astype(self.dtype)).sum(1)
+        return out.reshape(x.shape), self._balance_loss(logits, experts)
+
+    def _select(self, logits: Float[Array, "M E"]) -> tuple[Float[Array, "M n"], Int[Array, "M n"]]:
+        if self.config.weights == "select_then_softmax":
+            chosen, experts = lax.top_k(logits, self.config.num_selected)
+            return jax.nn.softmax(chosen), experts
+        return lax.top_k(jax.nn.softmax(logits), self.config.num_selected)
+
+    def _balance_loss(self, logits: Float[Array, "M E"], experts: Int[Array, "M n"]) -> Float[Array, ""]:
+        """Number of experts times the dot product of load and probability (Fedus et al. 2022, eq. 4)."""
+        count = self.config.num_experts
+        load = jax.nn.one_hot(experts, count).sum(1).mean(0) / self.config.num_selected
+        return self.config.balance_loss * count * jnp.sum(load * jax.nn.softmax(logits).mean(0))
+
+
+def rotary_frequencies(
+    config: RotaryConfig, head_size: int, length: Int[Array, ""] | int
+) -> tuple[Float[Array, "R"], float]:
+    """Angular frequencies of the R rotated pairs in radians per position, and the factor on cosine and sine.
+
+    Args:
+        config: base, rotated size and scaling.
+        head_size: H; the whole head rotates unless `config.size` says otherwise.
+        length: positions in use, which dynamic and LongRoPE scaling depend on; may be traced.
+    """
+    size = head_size if config.size is None else config.size
+    exponents = jnp.arange(0, size, 2, dtype=jnp.float32) / size
+    frequencies = config.base**-exponents
+    match config.scaling:
+        case None:
+            return frequencies, 1.0
+        case LinearScaling(factor=factor):
+            return frequencies / factor, 1.0
+        case DynamicScaling(factor=factor, original_length=original):
+            growth = factor * jnp.maximum(length, original) / original - (factor - 1)
+            return (config.base * growth ** (size / (size - 2))) ** -exponents, 1.0
+        case Llama3Scaling() as scaling:
+            return _llama3(frequencies, scaling), 1.0
+        case YarnScaling() as scaling:
+            return _yarn(frequencies, config.base, size, scaling), scaling.attention_factor
+        case LongRopeScaling() as scaling:
+            factors = jnp.where(
+                length > scaling.original_length,
+                jnp.array(scaling.long_factors, jnp.float32),
+                jnp.array(scaling.short_factors, jnp.float32),
+            )
+            return frequencies / factors, scaling.attention_factor
+
+
+def _llama3(frequencies: Float[Array, "R"], scaling: Llama3Scaling) -> Float[Array, "R"]:
+    """Interpolate slow frequencies, keep fast ones, blend between (Llama 3.1's reference formula)."""
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    turns = scaling.original_length * frequencies / (2 * math.pi)
+    keep = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+    return frequencies * (keep + (1 - keep) / scaling.factor)
+
+
+def _yarn(frequencies: Float[Array, "R"], base: float, size: int, scaling: YarnScaling) -> Float[Array, "R"]:
+    """Keep dimensions that turn more than beta_fast times, interpolate those below beta_slow (Peng et al., eq. 23)."""
+
+    def dimension(turns: float) -> float:
+        return size * math.log(scaling.original_length / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+    low, high = dimension(scaling.beta_fast), dimension(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, size - 1)
+    ramp = (jnp.arange(size // 2, dtype=jnp.float32) - low) / max(high - low, 1e-3)
+    keep = 1 - jnp.clip(ramp, 0.0, 1.0)
+    return frequencies * (keep + (1 - keep) / scaling.factor)
+
+
+@struct.dataclass
+class Rotation:
+    """Cosine and sine of each position's angles, made once a forward pass and used by every layer."""
+
+    cosine: Float[Array, "B T R"]
+    sine: Float[Array, "B T R"]
+    interleaved: bool = struct.field(pytree_node=False)
+
+    @classmethod
+    def at(cls, config: RotaryConfig, head_size: int, positions: Int[Array, "B T"]) -> "Rotation":
+        """Angles of `positions`, in float32: bfloat16 cannot tell positions above 256 apart."""
+        frequencies, factor = rotary_frequencies(config, head_size, positions.max() + 1)
+        angles = positions[..., None].astype(jnp.float32) * frequencies
+        return cls(jnp.cos(angles) * factor, jnp.sin(angles) * factor, config.pairing == "interleaved")
+
+    def __call__(self, x: Float[Array, "B T N H"]) -> Float[Array, "B T N H"]:
+        """Rotate the leading 2R dimensions of each head."""
+        size = 2 * self.cosine.shape[-1]
+        rotated, kept = x[..., :size].astype(jnp.float32), x[..., size:]
+        cosine, sine = self.cosine[:, :, None], self.sine[:, :, None]
+        if self.interleaved:
+            even, odd = rotated[..., 0::2], rotated[..., 1::2]
+            parts = jnp.stack([even * cosine - odd * sine, odd * cosine + even * sine], -1)
+            rotated = parts.reshape(rotated.shape)
+        else:
+            first, second = jnp.split(rotated, 2, -1)
+            rotated = jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], -1)
+        return jnp.concatenate([rotated.astype(x.dtype), kept], -1)
+
+
+@struct.dataclass
+class KeysValues:
+    """Projected keys and values of one layer, or of all layers with a leading axis."""
+
+    key: Float[Array, "*L B S K H"]
+    value: Float[Array, "*L B S K H"]
+
+
+@struct.dataclass
+class Sight:
+    """What a layer's queries may look at and how: arguments of `zoo.attention` that all layers share."""
+
+    mask: Any
+    """A mask object over the keys that come with the call."""
+    bias: Any = None
+    offset: Int[Array, ""] | int = 0
+    """Position of the first query, and of the first new key."""
+    cached_mask: Any = None
+    """A mask object over the cached keys; read only with a cache."""
+
+
+class Attention(nn.Module):
+    """Queries, keys and values, the attention op, and the output projection: self- and cross-attention alike."""
+
+    config: AttentionConfig
+    width: int
+    dtype: Any
+
+    def setup(self):
+        """Name the projections: query, key, value and output."""
+        config = self.config
+
+        def projection(slot: str, heads: int) -> Projection:
+            return Projection((heads, config.head_size), self.dtype, slot in config.biases)
+
+        self.query = projection("query", config.num_heads)
+        self.key = projection("key", config.kv_heads)
+        self.value = projection("value", config.kv_heads)
+        self.output = Projection((self.width,), self.dtype, "output" in config.biases, num_contracted=2)
+        if config.qk_norm is not None:
+            self.query_norm, self.key_norm = Norm(config.qk_norm), Norm(config.qk_norm)
+        if config.sinks:
+            self.sinks = self.param("sinks", nn.initializers.zeros, (config.num_heads,))
+
+    def keys_values(self, x: Float[Array, "B S D"], rotation: Rotation | None = None) -> KeysValues:
+        """Project `x` to keys and values; a decoder keeps them between steps."""
+        key = self._positioned(self.key(x), "key", rotation)
+        return KeysValues(key, self.value(x))
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        fresh: KeysValues,
+        sight: Sight,
+        *,
+        rotation: Rotation | None = None,
+        cached: KeysValues | None = None,
+        dropout_rng: Array | None = None,
+    ) -> Float[Array, "B T D"]:
+        """Attend from `x` to `fresh` keys and values and, while decoding, to `cached` ones.
+
+        The cache is read, never written: the two parts are attended to apart and merged by their log-sum-exp, which
+        is exact, so the stack can write the new entries of all layers at once, without copying the cache.
+        """
+        config = self.config
+        query = self._positioned(self.query(x), "query", rotation)
+        options: dict[str, Any] = dict(bias=sight.bias, scale=config.scale, softcap=config.softcap, q_offset=sight.offset)
+        if dropout_rng is not None and config.dropout > 0:
+            options.update(dropout_rng=dropout_rng, dropout_rate=config.dropout)
+        sinks = self.sinks if config.sinks else None
+        if cached is None:
+            out = attention(query, fresh.key, fresh.value, mask=sight.mask, sinks=sinks, **options)
+        else:
+            positions = sight.offset + jnp.arange(fresh.key.shape[1])
+            # The sink belongs to one softmax, so it joins one of the two parts.
+            old = attention(
+                query, cached.key, cached.value, mask=sight.cached_mask, sinks=sinks, return_lse=True, **options
+            )
+            new = attention(
+                query, fresh.key, fresh.value, mask=sight.mask, kv_positions=positions, return_lse=True, **options
+            )
+            out, _ = merge(old, new)
+        return self.output(out)
+
+    def _positioned(self, x: Float[Array, "B T N H"], side: str, rotation: Rotation | None) -> Float[Array, "B T N H"]:
+        """Normalise and rotate queries or keys, as the config says."""
+        if self.config.qk_norm is not None:
+            norm = self.query_norm if side == "query" else self.key_norm
+            if self.config.qk_norm_over == "projection":
+                x = norm(x.reshape(*x.shape[:-2], -1)).reshape(x.shape)
+            else:
+                x = norm(x)
+        return x if rotation is None else rotation(x)
+
+
+class TokenEmbedding(nn.Module):
+    """A table of vectors, read by id; a tied output layer multiplies by it."""
+
+    vocab_size: int
+    width: int
+
+    def setup(self):
+        """Make the table."""
+        self.embedding = self.param("embedding", normal(0.02), (self.vocab_size, self.width))
+
+    def table(self) -> Float[Array, "V D"]:
+        """The whole table, float32."""
+        return self.embedding
+
+    def __call__(self, ids: Int[Array, "..."]) -> Float[Array, "... D"]:
+        """Rows of the table."""
+        return rows(self.embedding, ids)
+
+
+def rows(table: Float[Array, "V D"], ids: Int[Array, "..."]) -> Float[Array, "... D"]:
+    """Rows of `table`; an id outside it gives NaN, so that a bad id cannot pass for a good one."""
+    return table.at[ids].get(mode="fill", fill_value=jnp.nan)
+
+
+class PatchEmbedding(nn.Module):
+    """Cut an image into patches and project each: a convolution whose stride is its size, as one product."""
+
+    config: PatchConfig
+    width: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, pixels: Float[Array, "B C height width"]) -> Float[Array, "B T D"]:
+        """Patches in reading order, after the class token where there is one."""
+        config, size = self.config, self.config.patch_size
+        batch, channels, height, width = pixels.shape
+        if (channels, height, width) != (config.num_channels, config.image_size, config.image_size):
+            raise ValueError(
+                f"pixel_values are {pixels.shape}; this model reads [batch, {config.num_channels}, "
+                f"{config.image_size}, {config.image_size}]: resize or transpose the images"
+            )
+        patches = pixels.reshape(batch, channels, height // size, size, width // size, size)
+        patches = patches.transpose(0, 2, 4, 3, 5, 1).reshape(batch, -1, size * size * channels)
+        x = Projection((self.width,), self.dtype, bias=True, name="projection")(patches)
+        if config.class_token:
+            token = self.param("class_token", nn.initializers.zeros, (self.width,))
+            token = jnp.broadcast_to(token.astype(x.dtype), (batch, 1, self.width))
+            x = jnp.concatenate([token, x], 1)
+        return x
+
+
+def sinusoids(config: SinusoidalPositions, positions: Int[Array, "B T"], width: int) -> Float[Array, "B T D"]:
+    """Sine and cosine of each position at geometric wavelengths (Vaswani et al. 2017, section 3.5)."""
+    frequencies = 10_000.0 ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
+    angles = positions[..., None].astype(jnp.float32) * frequencies
+    waves = [jnp.sin(angles), jnp.cos(angles)]
+    if config.layout == "halves":
+        return jnp.concatenate(waves, -1)[..., :width]
+    return jnp.stack(waves, -1).reshape(*positions.shape, -1)[..., :width]
+
+
+class PositionTable(nn.Module):
+    """Learned position vectors."""
+
+    config: LearnedPositions
+    width: int
+
+    @nn.compact
+    def __call__(self, positions: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """Rows at positions + offset; NaN past the table's end."""
+        shape = (self.config.max_length + self.config.offset, self.width)
+        table = self.param("embedding", normal(0.02), shape)
+        return rows(table, positions + self.config.offset)

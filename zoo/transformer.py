@@ -1,0 +1,711 @@
+"""Embedder, Block, Stack, heads and Transformer: ids or pixels to logits, for every family.
+
+A block is one screen; a stack runs its blocks scanned or unrolled over the same parameters, which are stacked on a
+leading layer axis (`decoder/attention/query/kernel` is [L, D, N, H]); `Transformer` wires embedders, stacks and head
+together, and knows no architecture by name. Generation is in `zoo.generate`, losses are in `zoo.tasks`.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from zoo.config import (
+    AlibiConfig,
+    ClassifierHead,
+    EmbeddingConfig,
+    EmbeddingHead,
+    LanguageModelHead,
+    LearnedPositions,
+    SinusoidalPositions,
+    Span,
+    StackConfig,
+    TokenHead,
+    TransformerConfig,
+)
+from zoo.kernels import ALiBi, Causal, Chunked, Full, Lengths, RelativeBias, Segments, Window
+from zoo.kernels.product import accumulate
+from zoo.layers import (
+    ACTIVATIONS,
+    Attention,
+    KeysValues,
+    Mlp,
+    Norm,
+    PatchEmbedding,
+    PositionTable,
+    Projection,
+    Rotation,
+    Sight,
+    TokenEmbedding,
+    dropout,
+    rows,
+    sinusoids,
+)
+
+Remat = Literal["none", "dots", "full"]
+_REMAT_POLICIES: dict[Remat, Callable | None] = {
+    # Keep the products' results, recompute what is cheap between them.
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    # Keep the blocks' inputs only.
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+@struct.dataclass
+class Cache:
+    """What decoding keeps between steps. Entries at and past `length` are not yet written."""
+
+    layers: KeysValues
+    """Keys and values of the decoder's self-attention, [L, B, S, K, H]."""
+    segment_ids: Int[Array, "B S"]
+    """1 where a cached key may be seen, 0 for padding in the prompt."""
+    length: Int[Array, ""]
+    """Entries written so far."""
+    memory: KeysValues | None = None
+    """Keys and values of cross-attention, [L, B, S, K, H]."""
+    memory_segment_ids: Int[Array, "B S"] | None = None
+
+
+    def append(self, fresh: KeysValues, segment_ids: Int[Array, "B T"]) -> "Cache":
+        """Write the keys and values [L, B, T, K, H] of T new positions, all layers at once."""
+        write = lambda old, new: lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), self.length, 2)  # noqa: E731
+        return self.replace(
+            layers=jax.tree.map(write, self.layers, fresh),
+            segment_ids=lax.dynamic_update_slice_in_dim(self.segment_ids, segment_ids, self.length, 1),
+            length=self.length + segment_ids.shape[1],
+        )
+
+    @classmethod
+    def start(cls, fresh: KeysValues, segment_ids: Int[Array, "B T"], capacity: int, **memory: Any) -> "Cache":
+        """A cache of `capacity` positions that begins with a prompt's T."""
+        room = capacity - segment_ids.shape[1]
+        layers = jax.tree.map(lambda leaf: jnp.pad(leaf, ((0, 0), (0, 0), (0, room), (0, 0), (0, 0))), fresh)
+        length = jnp.int32(segment_ids.shape[1])
+        return cls(layers, jnp.pad(segment_ids, ((0, 0), (0, room))), length, **memory)
+
+
+@struct.dataclass
+class Output:
+    """What a forward pass gives; under `jit`, what is not used is not computed."""
+
+    last_hidden_state: Float[Array, "B T D"]
+    logits: Float[Array, "B ..."] | None = None
+    """Float32: [B, T, V] for language models and token heads, [B, classes] for classifiers."""
+    embedding: Float[Array, "B D"] | None = None
+    """One vector a sequence, from an `EmbeddingHead`."""
+    encoder_last_hidden_state: Float[Array, "B S D"] | None = None
+    aux_loss: Float[Array, ""] | float = 0.0
+    """Load-balancing loss of the experts, summed over layers; zero without experts."""
+    keys_values: KeysValues | None = None
+    """The decoder's keys and values of this call's positions, [L, B, T, K, H], for `Cache`."""
+
+
+@struct.dataclass
+class Surroundings:
+    """All that the blocks of a stack share in one forward pass, by span where local layers differ."""
+
+    sights: dict[Span, Sight]
+    rotations: dict[Span, Rotation | None]
+    memory: Float[Array, "B S D"] | None = None
+    """The encoder's output."""
+    memory_sight: Sight | None = None
+
+
+class Block(nn.Module):
+    """One layer: attention, cross-attention where there is memory, and an MLP, each with its residual and norms."""
+
+    config: StackConfig
+    span: Span
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        around: Surroundings,
+        cached: KeysValues | None = None,
+        memory: KeysValues | None = None,
+        dropout_rng: Array | None = None,
+    ) -> tuple[Float[Array, "B T D"], tuple[KeysValues, Float[Array, ""]]]:
+        """Return the new states, with this layer's fresh keys and values and the experts' balance loss."""
+        config, fresh, balance = self.config, None, jnp.float32(0)
+        rngs = [None] * 6 if dropout_rng is None else jax.random.split(dropout_rng, 6)
+
+        def attend(x):
+            nonlocal fresh
+            attention = Attention(config.attention, config.width, self.dtype, name="attention")
+            rotation = around.rotations[self.span]
+            fresh = attention.keys_values(x, rotation)
+            sight = around.sights[self.span]
+            return attention(x, fresh, sight, rotation=rotation, cached=cached, dropout_rng=rngs[0])
+
+        def attend_to_memory(x):
+            attention = Attention(config.cross_attention, config.width, self.dtype, name="cross_attention")
+            keys_values = attention.keys_values(around.memory) if memory is None else memory
+            return attention(x, keys_values, around.memory_sight, dropout_rng=rngs[1])
+
+        def transform(x):
+            nonlocal balance
+            x, balance = Mlp(config.mlp, self.dtype, name="mlp")(x)
+            return x
+
+        if config.branches == "sequential":
+            x = self._residual(x, attend, "attention", rngs[2])
+            if config.cross_attention is not None:
+                x = self._residual(x, attend_to_memory, "cross_attention", rngs[3])
+            x = self._residual(x, transform, "mlp", rngs[4])
+        else:
+            shared = config.branches == "parallel_shared_norm"
+            attention_input = self._normed(x, "attention", "input")
+            mlp_input = attention_input if shared else self._normed(x, "mlp", "input")
+            attended = self._branch(attend(attention_input), "attention", rngs[2])
+            x = x + attended + self._branch(transform(mlp_input), "mlp", rngs[4])
+        return x, (fresh, balance)
+
+    def _residual(self, x: Array, branch: Callable[[Array], Array], name: str, rng: Array | None) -> Array:
+        y = self._branch(branch(self._normed(x, name, "input")), name, rng)
+        return self._normed(x + y, name, "residual")
+
+    def _branch(self, y: Array, name: str, rng: Array | None) -> Array:
+        y = self._normed(y, name, "output")
+        if self.config.layer_scale is not None:
+            start = nn.initializers.constant(self.config.layer_scale)
+            y = y * self.param(f"{name}_scale", start, (self.config.width,)).astype(y.dtype)
+        return dropout(y, self.config.dropout, rng)
+
+    def _normed(self, x: Array, name: str, slot: Literal["input", "output", "residual"]) -> Array:
+        if slot not in self.config.norm_slots:
+            return x
+        return Norm(self.config.norm, name=f"{name}_{slot}_norm")(x)
+
+
+class Stack(nn.Module):
+    """Blocks over stacked parameters, run scanned over whole pattern periods or unrolled, with the same results."""
+
+    config: StackConfig
+    dtype: Any
+    layers: Literal["scanned", "unrolled"]
+    remat: Remat
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        positions: Int[Array, "B T"],
+        segment_ids: tuple[Int[Array, "B T"], Int[Array, "B T"]] | None,
+        *,
+        memory: Float[Array, "B S D"] | None = None,
+        memory_segment_ids: tuple[Int[Array, "B T"], Int[Array, "B S"]] | None = None,
+        cache: Cache | None = None,
+        dropout_rng: Array | None = None,
+    ) -> tuple[Float[Array, "B T D"], KeysValues, Float[Array, ""]]:
+        """Run all layers.
+
+        Args:
+            x: embedded inputs.
+            positions: of each input, for rotation.
+            segment_ids: of queries and keys; a query sees keys of equal id. None: all see all.
+            memory: the encoder's output, for cross-attention.
+            memory_segment_ids: the same for queries and memory.
+            cache: keys and values of earlier positions.
+            dropout_rng: key, in training; None is evaluation.
+
+        Returns:
+            The last states, the fresh keys and values of all layers [L, B, T, K, H], the summed balance loss.
+        """
+        bias = self._position_bias()
+        around = Surroundings(
+            sights={span: self._sight(span, segment_ids, bias, cache) for span in ("global", "local")},
+            rotations={span: self._rotation(span, positions) for span in ("global", "local")},
+            memory=memory,
+            memory_sight=Sight(Segments(*memory_segment_ids) if memory_segment_ids else Full()),
+        )
+        parameters = self._parameters(x[:1, :1], around)
+        x, fresh, balance = self._run(parameters, x, around, cache, dropout_rng)
+        if self.config.final_norm:
+            x = Norm(self.config.norm, name="final_norm")(x)
+        return x, fresh, balance
+
+    def memory_keys_values(self, memory: Float[Array, "B S D"]) -> KeysValues:
+        """Keys and values of every layer's cross-attention, [L, B, S, K, H], made once a sequence."""
+        config = self.config
+        attention = Attention(config.cross_attention, config.width, self.dtype, parent=None)
+        parameters = self.variables["params"]["cross_attention"]
+        project = lambda layer: attention.apply({"params": layer}, memory, method="keys_values")  # noqa: E731
+        stacked = jax.vmap(project)(parameters)
+        repeats = config.num_layers // config.unique_layers
+        return jax.tree.map(lambda leaf: jnp.repeat(leaf, repeats, axis=0), stacked)
+
+    def _block(self, span: Span) -> Block:
+        return Block(self.config, span, self.dtype, parent=None)
+
+    def _parameters(self, x: Array, around: Surroundings) -> dict:
+        """The blocks' parameters, each with a leading axis of unique layers."""
+        if not self.is_initializing():
+            own = ("final_norm", "position_bias")
+            return {name: leaf for name, leaf in self.variables["params"].items() if name not in own}
+        block = self._block(self.config.pattern[0])
+        memory = None if around.memory is None else around.memory[:1, :1]
+        sight, rotation = Sight(Full()), around.rotations[self.config.pattern[0]]
+        if rotation is not None:
+            rotation = rotation.replace(cosine=rotation.cosine[:1, :1], sine=rotation.sine[:1, :1])
+        one = Surroundings({block.span: sight}, {block.span: rotation}, memory, sight)
+        make = lambda rng: block.init(rng, x, one)["params"]  # noqa: E731
+        names = jax.eval_shape(make, jax.random.key(0))
+        split = lambda rng: jax.random.split(rng, self.config.unique_layers)  # noqa: E731
+        # One call a name: under jit, what a name does not need is dropped.
+        return {name: self.param(name, lambda rng, n=name: jax.vmap(lambda r: make(r)[n])(split(rng))) for name in names}
+
+    def _run(self, parameters: dict, x: Array, around: Surroundings, cache: Cache | None, dropout_rng: Array | None):
+        config = self.config
+
+        def layer(x, parameters, index, cached, memory, span):
+            rng = None if dropout_rng is None else jax.random.fold_in(dropout_rng, index)
+            return self._block(span).apply({"params": parameters}, x, around, cached, memory, rng)
+
+        if self.remat != "none":
+            layer = jax.checkpoint(layer, policy=_REMAT_POLICIES[self.remat], static_argnums=(5,))
+
+        unique, period = config.unique_layers, len(config.pattern)
+        caches = (None, None) if cache is None else (cache.layers, cache.memory)
+        run = self._scan if self.layers == "scanned" else self._unroll
+        indices = jnp.arange(config.num_layers) * unique // config.num_layers
+        return run(layer, x, parameters, indices, caches, period)
+
+    def _unroll(self, layer, x, parameters, indices, caches, period):
+        # `unstack` because its gradient is one concatenation, where indexing's is a padded copy a layer.
+        per_layer, repeats = _unstack(parameters), self.config.num_layers // self.config.unique_layers
+        fresh, balance = [], jnp.float32(0)
+        caches = _unstack(caches) if jax.tree.leaves(caches) else [(None, None)] * self.config.num_layers
+        for index in range(self.config.num_layers):
+            span = self.config.pattern[index % period]
+            x, (keys_values, loss) = layer(x, per_layer[index // repeats], index, *caches[index], span)
+            fresh.append(keys_values)
+            balance = balance + loss
+        return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *fresh), balance
+
+    def _scan(self, layer, x, parameters, indices, caches, period):
+        pattern, num_layers = self.config.pattern, self.config.num_layers
+        shared = self.config.unique_layers != num_layers
+
+        def one(x, inputs, span):
+            index, group, own, (cached, memory) = inputs
+            if shared:
+                own = jax.tree.map(lambda leaf: leaf[group], parameters)
+            return layer(x, own, index, cached, memory, span)
+
+        def body(x, inputs):
+            outputs = []
+            for place in range(period):
+                x, output = one(x, jax.tree.map(lambda leaf, place=place: leaf[place], inputs), pattern[place])
+                outputs.append(output)
+            return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+
+        inputs = (jnp.arange(num_layers), indices, None if shared else parameters, caches)
+        whole = num_layers // period * period
+        periods = jax.tree.map(lambda leaf: leaf[:whole].reshape(-1, period, *leaf.shape[1:]), inputs)
+        x, outputs = lax.scan(body, x, periods)
+        outputs = [jax.tree.map(lambda leaf: leaf.reshape(whole, *leaf.shape[2:]), outputs)]
+        for index in range(whole, num_layers):
+            last = jax.tree.map(lambda leaf, index=index: leaf[index], inputs)
+            x, output = one(x, last, pattern[index % period])
+            outputs.append(jax.tree.map(lambda leaf: leaf[None], output))
+        fresh, balance = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *outputs)
+        return x, fresh, balance.sum()
+
+    def _sight(self, span: Span, segment_ids, bias, cache: Cache | None) -> Sight:
+        mask = Causal() if self.config.causal else Full()
+        local = self.config.local
+        if span == "local" and local is not None:
+            mask = mask & (Chunked(local.chunk) if local.window is None else Window(*local.window))
+        fresh = mask if segment_ids is None else mask & Segments(*segment_ids)
+        if cache is None:
+            return Sight(fresh, bias)
+        seen = Segments(jnp.ones_like(cache.segment_ids[:, :1]) if segment_ids is None else segment_ids[0],
+                        cache.segment_ids)
+        return Sight(fresh, bias, cache.length, mask & seen & Lengths(kv=cache.length))
+
+    def _rotation(self, span: Span, positions: Int[Array, "B T"]) -> Rotation | None:
+        local = self.config.local
+        rotary = local.rotary if span == "local" and local is not None else self.config.attention.rotary
+        return None if rotary is None else Rotation.at(rotary, self.config.attention.head_size, positions)
+
+    def _position_bias(self):
+        config, num_heads = self.config.position_bias, self.config.attention.num_heads
+        if config is None:
+            return None
+        if isinstance(config, AlibiConfig):
+            return ALiBi(config.scale * alibi_slopes(num_heads))
+        table = TokenEmbedding(config.num_buckets, num_heads, name="position_bias").table()
+        return RelativeBias(table, bidirectional=not self.config.causal, max_distance=config.max_distance)
+
+
+def _unstack(tree: Any) -> list:
+    """One tree a layer from leaves with a leading layer axis."""
+    leaves, structure = jax.tree.flatten(tree)
+    return [jax.tree.unflatten(structure, layer) for layer in zip(*map(jnp.unstack, leaves), strict=True)]
+
+
+def alibi_slopes(num_heads: int) -> Float[Array, "N"]:
+    """Press et al. (2022), section 3: a geometric sequence; between powers of two, every other slope of the next."""
+    power = 2 ** (num_heads.bit_length() - 1)
+    slopes = [2.0 ** (-8 * (i + 1) / power) for i in range(power)]
+    slopes += [2.0 ** (-4 * (2 * i + 1) / power) for i in range(num_heads - power)]
+    return jnp.array(slopes, jnp.float32)
+
+
+class Embedder(nn.Module):
+    """Ids or pixels to the stack's input vectors."""
+
+    config: EmbeddingConfig
+    width: int
+    """Width of the stack, D."""
+    dtype: Any
+
+    def setup(self):
+        """Name the tables."""
+        config = self.config
+        if config.vocab_size is not None:
+            self.token = TokenEmbedding(config.vocab_size, config.width)
+        if config.patches is not None:
+            self.patch = PatchEmbedding(config.patches, config.width, self.dtype)
+        if isinstance(config.positions, LearnedPositions):
+            self.position = PositionTable(config.positions, config.width)
+        if config.num_token_types:
+            self.token_type = TokenEmbedding(config.num_token_types, config.width)
+        if config.norm is not None:
+            self.norm = Norm(config.norm)
+        if config.width != self.width:
+            self.projection = Projection((self.width,), self.dtype, bias=True)
+
+    def table(self) -> Float[Array, "V E"]:
+        """The token table."""
+        return self.token.table()
+
+    def __call__(
+        self,
+        inputs: Int[Array, "B T"] | Float[Array, "B C height width"],
+        positions: Int[Array, "B T"],
+        token_type_ids: Int[Array, "B T"] | None = None,
+        *,
+        table: Float[Array, "V E"] | None = None,
+        dropout_rng: Array | None = None,
+    ) -> Float[Array, "B T D"]:
+        """Embed ids (or pixels), add positions and token types, normalise, and project to the stack's width.
+
+        `table` stands in for a token table of its own where two embedders share one.
+        """
+        config = self.config
+        if config.patches is not None:
+            x = self.patch(inputs)
+        else:
+            table = self.table() if table is None else table
+            x = rows(table, inputs) * config.scale
+        if isinstance(config.positions, LearnedPositions):
+            x = x + self.position(positions)
+        elif isinstance(config.positions, SinusoidalPositions):
+            x = x + sinusoids(config.positions, positions, config.width)
+        if config.num_token_types:
+            x = x + self.token_type(jnp.zeros_like(positions) if token_type_ids is None else token_type_ids)
+        elif token_type_ids is not None:
+            raise ValueError("token_type_ids were given, and this model has no token types; leave them out")
+        if config.norm is not None:
+            x = self.norm(x)
+        x = dropout(x, config.dropout, dropout_rng).astype(self.dtype)
+        return x if config.width == self.width else self.projection(x)
+
+
+class LanguageModelLogits(nn.Module):
+    """Logits over the vocabulary: a product with the token table, or with a kernel of its own."""
+
+    config: LanguageModelHead
+    vocab_size: int
+    norm: Any
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"], table: Float[Array, "V E"]) -> Float[Array, "B T V"]:
+        """Float32 logits."""
+        config = self.config
+        if config.transform is not None:
+            x = Projection((table.shape[-1],), self.dtype, bias=True, name="transform")(x)
+            x = Norm(self.norm, name="norm")(ACTIVATIONS[config.transform](x))
+        x = (x * config.scale).astype(self.dtype)
+        if config.tied:
+            kernel = table.T
+        else:
+            start = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+            kernel = self.param("kernel", start, (x.shape[-1], self.vocab_size))
+        logits = accumulate(x, kernel)
+        if config.bias:
+            logits = logits + self.param("bias", nn.initializers.zeros, (self.vocab_size,))
+        return logits if config.softcap is None else config.softcap * jnp.tanh(logits / config.softcap)
+
+
+class PooledHead(nn.Module):
+    """One vector a sequence, then class logits or an embedding."""
+
+    config: ClassifierHead | EmbeddingHead
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"], mask: Int[Array, "B T"] | None) -> Float[Array, "B O"]:
+        """Pool over the positions where `mask` is not zero and project, in float32 at the end."""
+        config = self.config
+        pooled = pool(x, mask, config.pooling)
+        if isinstance(config, ClassifierHead):
+            if config.pooler is not None:
+                pooled = ACTIVATIONS[config.pooler](Projection((x.shape[-1],), self.dtype, True, name="pooler")(pooled))
+            return Projection((config.num_classes,), self.dtype, True, name="logits")(pooled).astype(jnp.float32)
+        if config.projection is not None:
+            pooled = Projection((config.projection,), self.dtype, name="projection")(pooled)
+        pooled = pooled.astype(jnp.float32)
+        if config.normalize:
+            pooled = pooled * lax.rsqrt(jnp.maximum(jnp.square(pooled).sum(-1, keepdims=True), 1e-24))
+        return pooled
+
+
+def pool(x: Float[Array, "B T D"], mask: Int[Array, "B T"] | None, how: str) -> Float[Array, "B D"]:
+    """The first position, the last unmasked one, or the mean over unmasked ones."""
+    if how == "first":
+        return x[:, 0]
+    mask = jnp.ones(x.shape[:2], jnp.int32) if mask is None else (mask != 0).astype(jnp.int32)
+    if how == "last":
+        last = jnp.max(mask * jnp.arange(x.shape[1]), axis=1)
+        return jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
+    weights = mask[..., None].astype(jnp.float32)
+    mean = (x * weights).sum(1) / jnp.maximum(weights.sum(1), 1e-9)
+    return mean.astype(x.dtype)
+
+
+class Transformer(nn.Module):
+    """Encoder-only, decoder-only or encoder-decoder, as `config` says.
+
+    Attributes:
+        config: what the network is.
+        dtype: of activations and products; parameters are float32.
+        layers: "scanned" compiles one pattern period and loops (accelerators, deep models); "unrolled" compiles all
+            layers, which runs faster on CPU.
+        remat: what the backward pass recomputes: nothing, what lies between products, or whole blocks.
+    """
+
+    config: TransformerConfig
+    dtype: Any = jnp.float32
+    layers: Literal["scanned", "unrolled"] = "unrolled"
+    remat: Remat = "none"
+
+    def setup(self):
+        """Make the embedders, stacks and head that the config names."""
+        config = self.config
+        first = config.encoder if config.encoder is not None else config.output_stack
+        self.embedder = Embedder(config.embedding, first.width, self.dtype)
+        if config.encoder is not None:
+            self.encoder = Stack(config.encoder, self.dtype, self.layers, self.remat)
+        if config.decoder is not None:
+            self.decoder = Stack(config.decoder, self.dtype, self.layers, self.remat)
+        if config.decoder_embedding is not None:
+            self.decoder_embedder = Embedder(config.decoder_embedding, config.output_stack.width, self.dtype)
+        match config.head:
+            case LanguageModelHead():
+                norm = config.output_stack.norm
+                self.head = LanguageModelLogits(config.head, config.target_vocab_size or 0, norm, self.dtype)
+            case TokenHead():
+                self.head = Projection((config.head.num_classes,), self.dtype, bias=True)
+            case ClassifierHead() | EmbeddingHead():
+                self.head = PooledHead(config.head, self.dtype)
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "B T"] | None = None,
+        attention_mask: Int[Array, "B T"] | None = None,
+        token_type_ids: Int[Array, "B T"] | None = None,
+        position_ids: Int[Array, "B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
+        pixel_values: Float[Array, "B C height width"] | None = None,
+        decoder_input_ids: Int[Array, "B T"] | None = None,
+        decoder_attention_mask: Int[Array, "B T"] | None = None,
+        decoder_position_ids: Int[Array, "B T"] | None = None,
+        decoder_segment_ids: Int[Array, "B T"] | None = None,
+        dropout_rng: Array | None = None,
+    ) -> Output:
+        """Run the whole model.
+
+        Args:
+            input_ids: ids for the encoder, or for the decoder of a decoder-only model.
+            attention_mask: 1 for tokens, 0 for padding, which nothing attends to.
+            token_type_ids: BERT's segment A or B.
+            position_ids: default 0, 1, 2, ...
+            segment_ids: documents packed into one row; tokens attend within equal ids only. Replaces attention_mask.
+            pixel_values: an image, for models that read patches.
+            decoder_input_ids: ids for an encoder-decoder's decoder, shifted right.
+            decoder_attention_mask: as attention_mask.
+            decoder_position_ids: as position_ids.
+            decoder_segment_ids: as segment_ids; a target attends to the memory of its own segment.
+            dropout_rng: key, in training; None is evaluation.
+        """
+        rngs = (None, None) if dropout_rng is None else jax.random.split(dropout_rng)
+        source = dict(attention_mask=attention_mask, position_ids=position_ids, segment_ids=segment_ids)
+        if self.config.encoder is None:
+            return self.decode(input_ids, token_type_ids=token_type_ids, **source, dropout_rng=dropout_rng)
+        encoded = self.encode(input_ids, token_type_ids=token_type_ids, pixel_values=pixel_values, **source,
+                              dropout_rng=rngs[0])
+        if self.config.decoder is None:
+            return encoded
+        return self.decode(
+            decoder_input_ids,
+            attention_mask=decoder_attention_mask,
+            position_ids=decoder_position_ids,
+            segment_ids=decoder_segment_ids,
+            encoder_hidden_states=encoded.last_hidden_state,
+            encoder_attention_mask=attention_mask if segment_ids is None else segment_ids,
+            dropout_rng=rngs[1],
+        ).replace(encoder_last_hidden_state=encoded.last_hidden_state)
+
+    def encode(
+        self,
+        input_ids: Int[Array, "B T"] | None = None,
+        attention_mask: Int[Array, "B T"] | None = None,
+        token_type_ids: Int[Array, "B T"] | None = None,
+        position_ids: Int[Array, "B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
+        pixel_values: Float[Array, "B C height width"] | None = None,
+        dropout_rng: Array | None = None,
+    ) -> Output:
+        """Run the encoder; an encoder-only model's output carries its head's result."""
+        inputs = input_ids if self.config.embedding.patches is None else pixel_values
+        wanted = "input_ids" if self.config.embedding.patches is None else "pixel_values"
+        if inputs is None:
+            raise ValueError(f"{wanted} is missing; this model's encoder reads it")
+        length = inputs.shape[1] if wanted == "input_ids" else self.config.embedding.patches.sequence_length
+        positions = _positions(position_ids, inputs.shape[0], length)
+        rngs = (None, None) if dropout_rng is None else jax.random.split(dropout_rng)
+        x = self.embedder(inputs, positions, token_type_ids, dropout_rng=rngs[0])
+        segments = _segments(attention_mask, segment_ids)
+        x, _, balance = self.encoder(x, positions, segments, dropout_rng=rngs[1])
+        output = Output(last_hidden_state=x, aux_loss=balance)
+        return output if self.config.decoder is not None else self._with_head(output, attention_mask)
+
+    def decode(
+        self,
+        input_ids: Int[Array, "B T"] | None,
+        attention_mask: Int[Array, "B T"] | None = None,
+        token_type_ids: Int[Array, "B T"] | None = None,
+        position_ids: Int[Array, "B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
+        encoder_hidden_states: Float[Array, "B S D"] | None = None,
+        encoder_attention_mask: Int[Array, "B S"] | None = None,
+        cache: Cache | None = None,
+        dropout_rng: Array | None = None,
+    ) -> Output:
+        """Run the decoder over a whole sequence, or over the positions that follow `cache`.
+
+        With a cache, `attention_mask` speaks of the new positions and cross-attention reads the cache's memory.
+        """
+        output = self._decoded(input_ids, attention_mask, token_type_ids, position_ids, segment_ids,
+                               encoder_hidden_states, encoder_attention_mask, cache, dropout_rng)
+        return self._with_head(output, attention_mask)
+
+    def _decoded(
+        self,
+        input_ids: Int[Array, "B T"] | None,
+        attention_mask: Int[Array, "B T"] | None = None,
+        token_type_ids: Int[Array, "B T"] | None = None,
+        position_ids: Int[Array, "B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
+        encoder_hidden_states: Float[Array, "B S D"] | None = None,
+        encoder_attention_mask: Int[Array, "B S"] | None = None,
+        cache: Cache | None = None,
+        dropout_rng: Array | None = None,
+    ) -> Output:
+        if input_ids is None:
+            name = "input_ids" if self.config.encoder is None else "decoder_input_ids"
+            raise ValueError(f"{name} is missing; this model's decoder reads it")
+        start = 0 if cache is None else cache.length
+        positions = _positions(position_ids, *input_ids.shape, start)
+        rngs = (None, None) if dropout_rng is None else jax.random.split(dropout_rng)
+        embedder = self.embedder if self.config.decoder_embedding is None else self.decoder_embedder
+        shared = self.config.target_embedding.vocab_size is None
+        table = self.embedder.table() if shared else None
+        x = embedder(input_ids, positions, token_type_ids, table=table, dropout_rng=rngs[0])
+        memory_mask = encoder_attention_mask if cache is None else cache.memory_segment_ids
+        queries = jnp.ones_like(input_ids) if segment_ids is None else segment_ids
+        memory_segments = None if memory_mask is None else (queries, memory_mask)
+        x, keys_values, balance = self.decoder(
+            x,
+            positions,
+            _segments(attention_mask, segment_ids),
+            memory=encoder_hidden_states,
+            memory_segment_ids=memory_segments,
+            cache=cache,
+            dropout_rng=rngs[1],
+        )
+        return Output(last_hidden_state=x, aux_loss=balance, keys_values=keys_values)
+
+    def prefill(
+        self,
+        input_ids: Int[Array, "B T"],
+        attention_mask: Int[Array, "B T"],
+        capacity: int,
+        encoder_hidden_states: Float[Array, "B S D"] | None = None,
+        encoder_attention_mask: Int[Array, "B S"] | None = None,
+    ) -> tuple[Float[Array, "B V"], Cache]:
+        """Read a prompt, padded on the left, and start a cache of `capacity` positions.
+
+        Returns:
+            Logits of the token that follows the prompt, and the cache.
+        """
+        positions = jnp.maximum(jnp.cumsum(attention_mask, -1) - 1, 0)
+        output = self._decoded(input_ids, attention_mask, position_ids=positions,
+                               encoder_hidden_states=encoder_hidden_states,
+                               encoder_attention_mask=encoder_attention_mask)
+        memory: dict[str, Any] = {}
+        if encoder_hidden_states is not None:
+            memory["memory"] = self.decoder.memory_keys_values(encoder_hidden_states)
+            memory["memory_segment_ids"] = encoder_attention_mask
+        cache = Cache.start(output.keys_values, attention_mask, capacity, **memory)
+        return self._logits(output.last_hidden_state[:, -1:])[:, 0], cache
+
+    def step(self, token: Int[Array, "B"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
+        """Logits of the token that follows `token`, and the cache with `token` in it."""
+        ids, seen = token[:, None], jnp.ones((token.shape[0], 1), jnp.int32)
+        positions = cache.segment_ids.sum(-1, keepdims=True)
+        output = self._decoded(ids, position_ids=positions, cache=cache)
+        return self._logits(output.last_hidden_state)[:, 0], cache.append(output.keys_values, seen)
+
+    def _logits(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        shared = self.config.decoder_embedding is None or self.config.decoder_embedding.vocab_size is None
+        return self.head(x, self.embedder.table() if shared else self.decoder_embedder.table())
+
+    def _with_head(self, output: Output, attention_mask: Int[Array, "B T"] | None) -> Output:
+        x = output.last_hidden_state
+        match self.config.head:
+            case None:
+                return output
+            case LanguageModelHead():
+                return output.replace(logits=self._logits(x))
+            case TokenHead():
+                return output.replace(logits=self.head(x).astype(jnp.float32))
+            case ClassifierHead():
+                return output.replace(logits=self.head(x, attention_mask))
+            case EmbeddingHead():
+                return output.replace(embedding=self.head(x, attention_mask))
+
+
+def _positions(given: Array | None, batch: int, length: int, start: Array | int = 0) -> Int[Array, "B T"]:
+    if given is not None:
+        return jnp.asarray(given)
+    return jnp.broadcast_to(start + jnp.arange(length, dtype=jnp.int32), (batch, length))
+
+
+def _segments(attention_mask: Array | None, segment_ids: Array | None) -> tuple[Array, Array] | None:
+    """Ids of queries and keys. A mask hides padded keys from every query, padded or not."""
+    if segment_ids is not None:
+        return segment_ids, segment_ids
+    if attention_mask is not None:
+        return jnp.ones_like(attention_mask), attention_mask
+    return None
