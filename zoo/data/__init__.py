@@ -1,0 +1,60 @@
+"""Data: a dataset's name or a file in, fixed-shape integer batches out.
+
+    dataset = open_dataset(DataConfig(name="zoo_stdlib"))         # TFDS, built at first use; or a local file
+    tokenizer = fit_tokenizer(dataset.split("train"), TokenizerConfig(vocab_size=4096))
+    batches = packed_batches(dataset.split("train"), tokenizer, sequence_length=256, batch_size=32, seed=0)
+    next(batches)["tokens"]                                       # [32, 257] int32
+
+The names load on first use: describing a run needs neither TFDS, nor Grain, nor SentencePiece.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from zoo.data.baselines import ngram_bits_per_byte, unigram_cross_entropy, xz_bits_per_byte
+    from zoo.data.batches import packed_batches, pair_batches, scored_windows
+    from zoo.data.config import DataConfig, TokenizerConfig
+    from zoo.data.sources import Dataset, open_dataset
+    from zoo.data.tokenizer import Tokenizer, fit_tokenizer, train_tokenizer
+
+_HOME = {
+    "DataConfig": "config",
+    "Dataset": "sources",
+    "Tokenizer": "tokenizer",
+    "TokenizerConfig": "config",
+    "fit_tokenizer": "tokenizer",
+    "ngram_bits_per_byte": "baselines",
+    "open_dataset": "sources",
+    "packed_batches": "batches",
+    "pair_batches": "batches",
+    "scored_windows": "batches",
+    "train_tokenizer": "tokenizer",
+    "unigram_cross_entropy": "baselines",
+    "xz_bits_per_byte": "baselines",
+}
+__all__ = [
+    "DataConfig",
+    "Dataset",
+    "Tokenizer",
+    "TokenizerConfig",
+    "fit_tokenizer",
+    "ngram_bits_per_byte",
+    "open_dataset",
+    "packed_batches",
+    "pair_batches",
+    "scored_windows",
+    "train_tokenizer",
+    "unigram_cross_entropy",
+    "xz_bits_per_byte",
+]
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module 'zoo.data' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(f"zoo.data.{_HOME[name]}"), name)
+
+
+def __dir__():
+    return sorted({*globals(), *_HOME})

@@ -1,0 +1,200 @@
+"""Text to token ids and back: byte-pair encoding by SentencePiece, with bytes to fall back on.
+
+`decode(encode(text)) == text` for every text that UTF-8 can hold. SentencePiece alone is not lossless: it writes
+spaces as "▁", drops line ends at the end of a training sentence, and cuts at NUL. So line ends travel as "␤", and
+the few characters with a meaning of their own travel behind an escape character.
+"""
+
+import contextlib
+import hashlib
+import io
+import os
+import random
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sentencepiece
+
+from zoo.data.config import TokenizerConfig
+
+PAD_ID, BOS_ID, EOS_ID, UNK_ID, MASK_ID = range(5)
+
+_SPACE, _NEWLINE, _ESCAPE = "\u2581", "\u2424", "\x10"
+_ESCAPED = {_SPACE: "s", _NEWLINE: "n", _ESCAPE: "e", "\x00": "z"}
+_UNESCAPED = {code: character for character, code in _ESCAPED.items()}
+_NEEDS_ESCAPE = re.compile(f"[{''.join(_ESCAPED)}]")
+_IS_ESCAPED = re.compile(f"{_ESCAPE}([{''.join(_UNESCAPED)}])")
+
+# A training sentence is one line with its line ends, cut where SentencePiece's own limit would drop it.
+_SENTENCE = re.compile(r"[^\n]{0,1000}\n+|[^\n]{1,1000}")
+
+
+class Tokenizer:
+    """A trained vocabulary. Special ids: 0 padding, 1 begin, 2 end, 3 unknown (never produced), 4 mask."""
+
+    pad_id, bos_id, eos_id, unk_id, mask_id = PAD_ID, BOS_ID, EOS_ID, UNK_ID, MASK_ID
+
+    def __init__(self, model: bytes):
+        """Raises ValueError unless `model` is what `to_bytes` gave."""
+        self._model = model
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError as error:
+            raise ValueError(f"these {len(model)} bytes are not a SentencePiece model: {error}") from None
+        ids = self._processor.pad_id(), self._processor.bos_id(), self._processor.eos_id(), self._processor.unk_id()
+        if ids != (PAD_ID, BOS_ID, EOS_ID, UNK_ID) or self._processor.piece_to_id("<mask>") != MASK_ID:
+            raise ValueError(f"this SentencePiece model has other special ids {ids}: it was not trained by zoo")
+        self.vocab_size: int = self._processor.get_piece_size()
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`, without special tokens."""
+        return self._processor.encode(_escape(text))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`; special tokens have none. ValueError for an id outside the vocabulary."""
+        ids = np.asarray(ids if isinstance(ids, np.ndarray | list) else list(ids), np.int64).reshape(-1)
+        outside = ids[(ids < 0) | (ids >= self.vocab_size)]
+        if outside.size:
+            raise ValueError(f"token id {outside[0]} is outside the vocabulary of {self.vocab_size} (0 to "
+                             f"{self.vocab_size - 1}): is this another model's tokenizer?")  # fmt: skip
+        return _unescape(self._processor.decode(ids[ids > MASK_ID].tolist()))
+
+    def piece(self, token_id: int) -> str:
+        """A token as text for a reader: "<s>", "<0x0A>", or the characters it stands for."""
+        piece = self._processor.id_to_piece(int(token_id))
+        return _unescape(piece.replace(_SPACE, " "))
+
+    def to_bytes(self) -> bytes:
+        """The SentencePiece model; the same training gives the same bytes."""
+        return self._model
+
+    @classmethod
+    def from_bytes(cls, model: bytes) -> "Tokenizer":
+        """The tokenizer whose `to_bytes` gave `model`."""
+        return cls(model)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the model; whoever reads `path` sees the old file or the whole new one."""
+        path = Path(path)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(self._model)
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Tokenizer":
+        """Read what `save` wrote. FileNotFoundError or ValueError with the path."""
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"no tokenizer at {str(path)!r}; a run keeps its own in its folder")
+        try:
+            return cls(path.read_bytes())
+        except ValueError as error:
+            raise ValueError(f"{str(path)!r}: {error}") from None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Tokenizer) and self._model == other._model
+
+    def __hash__(self) -> int:
+        return hash(self._model)
+
+    def __reduce__(self):
+        return Tokenizer, (self._model,)
+
+    def __repr__(self) -> str:
+        return f"Tokenizer(vocab_size={self.vocab_size}, sha256={hashlib.sha256(self._model).hexdigest()[:12]})"
+
+
+def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
+    """Learn a vocabulary from all of `texts`, deterministically.
+
+    Raises ValueError where the texts are empty or hold too little variety for `config.vocab_size`.
+    """
+    sentences = [sentence for text in texts for sentence in _sentences(text)]
+    if not sentences:
+        raise ValueError("there is no text to train a tokenizer on: every document is empty")
+    model = io.BytesIO()
+    sentencepiece.set_min_log_level(2)
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences), model_writer=model, **_trainer_options(config)
+        )
+    except RuntimeError as error:
+        fits = re.search(r"<=\s*(\d+)", str(error))
+        mend = f"at most {fits[1]}" if fits else "a smaller one"
+        raise ValueError(
+            f"tokenizer.vocab_size={config.vocab_size} is too large for {sum(map(len, sentences))} characters of "
+            f"training text: choose {mend} ({error})"
+        ) from None
+    return Tokenizer(model.getvalue())
+
+
+def fit_tokenizer(
+    source: Sequence[dict[str, Any]], config: TokenizerConfig, keys: Sequence[str] = ("text",)
+) -> Tokenizer:
+    """Learn a vocabulary from the fields `keys` of a fixed random sample of `source`."""
+    return train_tokenizer(_sample(source, config.training_bytes, keys), config)
+
+
+def _sample(source: Sequence[dict[str, Any]], num_bytes: int, keys: Sequence[str]) -> Iterator[str]:
+    # Random.sample on a range draws without building it: the source may have 10^8 documents.
+    for index in random.Random(0).sample(range(len(source)), min(len(source), 1_000_000)):
+        document = source[index]
+        for key in keys:
+            text = document[key]
+            yield text
+            num_bytes -= len(text.encode())
+        if num_bytes <= 0:
+            return
+
+
+def _trainer_options(config: TokenizerConfig) -> dict[str, Any]:
+    return {
+        "model_type": "bpe",
+        "vocab_size": config.vocab_size,
+        "byte_fallback": True,
+        "character_coverage": 0.9999,
+        # Nothing is normalised and no space is added or lost.
+        "normalization_rule_name": "identity",
+        "add_dummy_prefix": False,
+        "remove_extra_whitespaces": False,
+        "allow_whitespace_only_pieces": True,
+        "split_digits": config.split_digits,
+        "split_by_whitespace": not config.cross_words,
+        "split_by_unicode_script": not config.cross_words,
+        "max_sentencepiece_length": config.max_piece_length,
+        "max_sentence_length": 1 << 16,
+        "pad_id": PAD_ID,
+        "bos_id": BOS_ID,
+        "eos_id": EOS_ID,
+        "unk_id": UNK_ID,
+        "control_symbols": ["<mask>"],
+        "num_threads": 1,
+        "minloglevel": 2,
+    }
+
+
+def _sentences(text: str) -> Iterator[str]:
+    return (_escape(match) for match in _SENTENCE.findall(text))
+
+
+def _escape(text: str) -> str:
+    if _NEEDS_ESCAPE.search(text):
+        text = _NEEDS_ESCAPE.sub(lambda match: _ESCAPE + _ESCAPED[match[0]], text)
+    return text.replace("\n", _NEWLINE)
+
+
+def _unescape(text: str) -> str:
+    text = text.replace(_NEWLINE, "\n")
+    if _ESCAPE in text:
+        text = _IS_ESCAPED.sub(lambda match: _UNESCAPED[match[1]], text)
+    return text
