@@ -87,7 +87,7 @@ def generate(
     """Continue prompts, or decode from encoded inputs.
 
     Args:
-        apply: `apply(params, *args, method=..., **kwargs)`; a stable object, since compilation is cached on it.
+        apply: `apply(params, method=..., **inputs)`; a stable object, since compilation is cached on it.
         params: the model's parameters.
         input_ids: prompts, padded on the left; for an encoder-decoder, its encoder's input, padded on either side.
         attention_mask: 1 for tokens, 0 for padding; None: no padding.
@@ -133,11 +133,12 @@ def _generate(apply, params, ids, mask, rng, max_new_tokens, sampling, eos, pad,
     batch, prompt = ids.shape
     memory = {}
     if decoder_start is not None:
-        encoded = apply(params, ids, mask, method="encode").last_hidden_state
+        encoded = apply(params, input_ids=ids, attention_mask=mask, method="encode").last_hidden_state
         memory = dict(encoder_hidden_states=encoded, encoder_attention_mask=mask)
         ids, prompt = jnp.full((batch, 1), decoder_start, jnp.int32), 1
         mask = jnp.ones_like(ids)
-    logits, cache = apply(params, ids, mask, prompt + max_new_tokens, **memory, method="prefill")
+    prompts = dict(input_ids=ids, attention_mask=mask, **memory)
+    logits, cache = apply(params, **prompts, capacity=prompt + max_new_tokens, method="prefill")
     tokens = jnp.full((batch, max_new_tokens), pad, jnp.int32)
     ended, lengths = jnp.zeros(batch, bool), jnp.zeros(batch, jnp.int32)
 
@@ -154,7 +155,7 @@ def _generate(apply, params, ids, mask, rng, max_new_tokens, sampling, eos, pad,
 
     def advance(state):
         index, token, cache, tokens, ended, lengths = state
-        logits, cache = apply(params, token, cache, method="step")
+        logits, cache = apply(params, token=token, cache=cache, method="step")
         token, tokens, ended, lengths = record(index, logits, tokens, ended, lengths)
         return index + 1, token, cache, tokens, ended, lengths
 

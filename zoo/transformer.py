@@ -29,6 +29,7 @@ from zoo.config import (
     TransformerConfig,
 )
 from zoo.kernels import ALiBi, Causal, Chunked, Full, Lengths, RelativeBias, Segments, Window
+from zoo.kernels.bias import alibi_slopes
 from zoo.kernels.product import accumulate
 from zoo.layers import (
     ACTIVATIONS,
@@ -349,14 +350,6 @@ def _unstack(tree: Any) -> list:
     """One tree a layer from leaves with a leading layer axis."""
     leaves, structure = jax.tree.flatten(tree)
     return [jax.tree.unflatten(structure, layer) for layer in zip(*map(jnp.unstack, leaves), strict=True)]
-
-
-def alibi_slopes(num_heads: int) -> Float[Array, "N"]:
-    """Press et al. (2022), section 3: a geometric sequence; between powers of two, every other slope of the next."""
-    power = 2 ** (num_heads.bit_length() - 1)
-    slopes = [2.0 ** (-8 * (i + 1) / power) for i in range(power)]
-    slopes += [2.0 ** (-4 * (2 * i + 1) / power) for i in range(num_heads - power)]
-    return jnp.array(slopes, jnp.float32)
 
 
 class Embedder(nn.Module):

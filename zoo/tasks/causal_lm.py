@@ -1,0 +1,80 @@
+"""Next-token prediction over packed documents (GPT): the loss, and held-out bits per byte."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+
+from zoo.data import Dataset, Tokenizer, packed_batches, scored_windows
+from zoo.tasks.losses import Scorer, cross_entropy
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausalLMConfig:
+    """Predict each token from those before it in its document."""
+
+    sequence_length: int = 256
+    """Tokens a row, T."""
+    batch_size: int = 32
+    """Rows a step over all devices, B."""
+    stride: int = 128
+    """Held-out windows advance by this many tokens, so that each scored token has at least
+    sequence_length - stride tokens of context, where its document has them."""
+
+    def __post_init__(self):
+        if not 0 < self.stride <= self.sequence_length:
+            raise ValueError(f"stride is {self.stride}; give 1 to sequence_length ({self.sequence_length})")
+
+    def bind(self, dataset: Dataset, tokenizer: Tokenizer, *, seed: int, text_key: str) -> "CausalLM":
+        """The task on a dataset."""
+        return CausalLM(self, dataset, tokenizer, seed, text_key)
+
+
+class CausalLM:
+    """`CausalLMConfig` on a dataset: a `Task` as training sees it."""
+
+    def __init__(self, config: CausalLMConfig, dataset: Dataset, tokenizer: Tokenizer, seed: int, text_key: str):
+        self.config, self.dataset, self.tokenizer = config, dataset, tokenizer
+        self.seed, self.text_key = seed, text_key
+        self._scorer = Scorer(self.loss)
+
+    def batches(self, split: str):
+        """Packed rows, endless and shuffled, for "train"; otherwise windows that score every token once."""
+        options = dict(sequence_length=self.config.sequence_length, batch_size=self.config.batch_size,
+                       text_key=self.text_key)  # fmt: skip
+        source = self.dataset.split(split)
+        if split == "train":
+            return packed_batches(source, self.tokenizer, seed=self.seed, **options)
+        return scored_windows(source, self.tokenizer, stride=self.config.stride, **options)
+
+    def loss(self, apply, params, batch: Mapping[str, Any], rng=None):
+        """Mean nats per token; a row's segments do not see each other."""
+        tokens, segments = batch["tokens"], batch["segment_ids"]
+        output = apply(
+            params,
+            input_ids=tokens[:, :-1],
+            segment_ids=segments[:, :-1],
+            position_ids=batch["positions"][:, :-1],
+            dropout_rng=rng,
+        )
+        same = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
+        weights = same.astype(jnp.float32) * batch.get("weights", 1.0)
+        loss, metrics = cross_entropy(output.logits, tokens[:, 1:], weights)
+        return loss + output.aux_loss, metrics
+
+    def evaluate(self, apply, params) -> dict[str, float]:
+        """Held-out loss (nats per token), perplexity, and bits per byte of the documents' text."""
+        source = self.dataset.split("validation")
+        scored = self._scorer(apply, params, self.batches("validation"))
+        num_bytes = sum(len(source[i][self.text_key].encode()) for i in range(len(source)))
+        nats = scored["loss"] * scored["weight"]
+        return {
+            "loss": scored["loss"],
+            "perplexity": math.exp(min(scored["loss"], 700.0)),
+            "accuracy": scored["accuracy"],
+            "bits_per_byte": nats / math.log(2) / num_bytes,
+            "tokens": scored["weight"],
+            "bytes": float(num_bytes),
+        }

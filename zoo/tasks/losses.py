@@ -1,0 +1,66 @@
+"""Losses over a vocabulary, and the sums that turn batches of them into held-out figures."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+
+def cross_entropy(
+    logits: Float[Array, "B T V"], targets: Int[Array, "B T"], weights: Float[Array, "B T"]
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Mean negative log-likelihood in nats over the positions that `weights` counts.
+
+    Returns:
+        The mean, and {"weight": number of positions, "accuracy": share whose likeliest token is right}.
+    """
+    logits = logits.astype(jnp.float32)
+    picked = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
+    nats = jax.nn.logsumexp(logits, axis=-1) - picked
+    # Greater than any other logit, or equal to the greatest: the target is an argmax. Cheaper than argmax itself.
+    right = picked >= logits.max(-1)
+    weight = weights.sum()
+    count = jnp.maximum(weight, 1.0)
+    metrics = {"weight": weight, "accuracy": (right * weights).sum() / count}
+    return (nats * weights).sum() / count, metrics
+
+
+class Scorer:
+    """A task's loss over a whole split, compiled once."""
+
+    def __init__(self, loss: Callable[..., Any]):
+        """Take the task's `loss(apply, params, batch, rng)`."""
+
+        def score(apply, params, batch):
+            value, metrics = loss(apply, params, batch, None)
+            return {"loss": value, **metrics}
+
+        self._score = jax.jit(score, static_argnums=0)
+
+    def __call__(self, apply: Callable[..., Any], params: Any, batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, float]:
+        """Mean of every metric weighted by `metrics["weight"]`, whose sum is returned as "weight"."""
+        totals: dict[str, float] = {}
+        # Dispatch runs ahead of the device; the results are read at the end.
+        for metrics in [self._score(apply, params, batch) for batch in batches]:
+            weight = float(metrics.pop("weight"))
+            totals["weight"] = totals.get("weight", 0.0) + weight
+            for name, value in metrics.items():
+                totals[name] = totals.get(name, 0.0) + weight * float(value)
+        weight = totals.pop("weight", 0.0)
+        if weight == 0.0:
+            raise ValueError("the split has nothing to score; give it at least one document of two tokens")
+        return {"weight": weight, **{name: value / weight for name, value in totals.items()}}
+
+
+def check_ids(tokens: np.ndarray, vocab_size: int, name: str) -> None:
+    """Raise ValueError naming the first id outside the vocabulary; called where data meets a model."""
+    bad = (tokens < 0) | (tokens >= vocab_size)
+    if bad.any():
+        place = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise ValueError(
+            f"{name}{list(place)} is {int(tokens[place])}; this model knows ids 0 to {vocab_size - 1}: "
+            "use the tokenizer the model was trained with"
+        )

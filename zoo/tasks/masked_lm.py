@@ -1,0 +1,92 @@
+"""Masked-token prediction (BERT, Devlin et al. 2019): hide 15 % of the tokens, predict them from both sides."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from zoo.data import Dataset, Tokenizer, packed_batches, scored_windows
+from zoo.tasks.losses import Scorer, cross_entropy
+
+EVALUATION_SEED = 1
+"""The held-out tokens that are hidden are the same in every evaluation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedLMConfig:
+    """Predict hidden tokens from all others in their document."""
+
+    sequence_length: int = 128
+    """Tokens a row, T."""
+    batch_size: int = 32
+    """Rows a step over all devices, B."""
+    mask_rate: float = 0.15
+    """Share of tokens to predict; of these 80 % become the mask token, 10 % a random one, 10 % stay."""
+
+    def __post_init__(self):
+        if not 0 < self.mask_rate < 1:
+            raise ValueError(f"mask_rate is {self.mask_rate}; give a share between 0 and 1, 0.15 in BERT")
+
+    def bind(self, dataset: Dataset, tokenizer: Tokenizer, *, seed: int, text_key: str) -> "MaskedLM":
+        """The task on a dataset."""
+        return MaskedLM(self, dataset, tokenizer, seed, text_key)
+
+
+class MaskedLM:
+    """`MaskedLMConfig` on a dataset: a `Task` as training sees it."""
+
+    def __init__(self, config: MaskedLMConfig, dataset: Dataset, tokenizer: Tokenizer, seed: int, text_key: str):
+        self.config, self.dataset, self.tokenizer = config, dataset, tokenizer
+        self.seed, self.text_key = seed, text_key
+        self._scorer = Scorer(self.loss)
+
+    def batches(self, split: str):
+        """Packed rows, endless and shuffled, for "train"; otherwise each held-out token once."""
+        length = self.config.sequence_length - 1  # rows carry one token more than they have targets
+        options = dict(sequence_length=length, batch_size=self.config.batch_size, text_key=self.text_key)
+        source = self.dataset.split(split)
+        if split == "train":
+            return packed_batches(source, self.tokenizer, seed=self.seed, **options)
+        return scored_windows(source, self.tokenizer, stride=length, **options)
+
+    def loss(self, apply, params, batch: Mapping[str, Any], rng=None):
+        """Mean nats per hidden token."""
+        tokens, segments = batch["tokens"], batch["segment_ids"]
+        if rng is None:
+            mask_rng, dropout_rng = jax.random.fold_in(jax.random.key(EVALUATION_SEED), tokens.sum()), None
+        else:
+            mask_rng, dropout_rng = jax.random.split(rng)
+        candidates = (segments > 0) & (tokens != self.tokenizer.bos_id) & (tokens != self.tokenizer.eos_id)
+        inputs, hidden = self._hide(tokens, candidates, mask_rng)
+        output = apply(
+            params,
+            input_ids=inputs,
+            segment_ids=segments,
+            position_ids=batch["positions"],
+            dropout_rng=dropout_rng,
+        )
+        loss, metrics = cross_entropy(output.logits, tokens, hidden.astype(jnp.float32))
+        return loss + output.aux_loss, metrics
+
+    def evaluate(self, apply, params) -> dict[str, float]:
+        """Held-out loss (nats per hidden token), perplexity and accuracy."""
+        scored = self._scorer(apply, params, self.batches("validation"))
+        return {
+            "loss": scored["loss"],
+            "perplexity": math.exp(min(scored["loss"], 700.0)),
+            "accuracy": scored["accuracy"],
+            "tokens": scored["weight"],
+        }
+
+    def _hide(self, tokens: Int[Array, "B T"], candidates: Bool[Array, "B T"], rng: Array):
+        """The corrupted tokens, and which of them are to be predicted (Devlin et al. 2019, section 3.1)."""
+        which, how, what = jax.random.split(rng, 3)
+        hidden = candidates & (jax.random.uniform(which, tokens.shape) < self.config.mask_rate)
+        fate = jax.random.uniform(how, tokens.shape)
+        random = jax.random.randint(what, tokens.shape, 0, self.tokenizer.vocab_size)
+        replaced = jnp.where(fate < 0.8, self.tokenizer.mask_id, jnp.where(fate < 0.9, random, tokens))
+        return jnp.where(hidden, replaced, tokens), hidden
