@@ -1,0 +1,189 @@
+"""Checkpoints: Orbax, written in the background, committed whole or not at all, restored onto any mesh.
+
+A step's folder has four items: `params` and `optimizer` (plain nested trees), `position` (JSON: the step, the tokens
+seen, where the data stands) and `run` (JSON: the resolved configuration). Parameters lie apart from moments so
+that evaluation reads them alone. Orbax writes beside the final name and renames: an unfinished save is never seen.
+"""
+
+import base64
+import errno
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh
+
+from zoo.training.config import MeshConfig
+from zoo.training.protocol import Params
+from zoo.training.run_record import as_json
+from zoo.training.sharding import make_mesh, shard_parameters
+from zoo.training.state import TrainState
+
+CHECKPOINTS = "checkpoints"
+
+
+def encode_data_state(state: Any) -> dict[str, Any]:
+    """Return an iterator's position as JSON; raise ValueError if it would not come back the same."""
+    if isinstance(state, bytes):
+        return {"base64": base64.b64encode(state).decode()}
+    value = as_json(state)
+    if value != state:
+        raise ValueError(f"the data iterator's state must be bytes or JSON-able, got {state!r}")
+    return {"json": value}
+
+
+def decode_data_state(encoded: dict[str, Any]) -> Any:
+    """Invert `encode_data_state`."""
+    return base64.b64decode(encoded["base64"]) if "base64" in encoded else encoded["json"]
+
+
+def _chain(error: BaseException | None, seen: set[int]) -> Iterator[BaseException]:
+    if error is None or id(error) in seen:
+        return
+    seen.add(id(error))
+    yield error
+    for inner in (*getattr(error, "exceptions", ()), error.__cause__, error.__context__):
+        yield from _chain(inner, seen)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Return whether an error, or one it was raised from, says that no more can be written.
+
+    Tensorstore reports its own errors as text, so the messages count too.
+    """
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    phrases = ("No space left on device", "Disk quota exceeded", "File too large")
+    return any(
+        (isinstance(e, OSError) and e.errno in full) or any(phrase in str(e) for phrase in phrases)
+        for e in _chain(error, set())
+    )
+
+
+class Checkpoints:
+    """The checkpoints of one run folder. Use as a context manager: leaving it waits for saves under way."""
+
+    def __init__(self, folder: str | Path, keep: int = 2):
+        self.folder = Path(folder).absolute() / CHECKPOINTS
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=True,
+        )
+        with self._clear_errors("opening"):
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        try:
+            self.wait()
+        except Exception:
+            if error is None:  # otherwise the first error is the one to see
+                raise
+        finally:
+            try:
+                self._manager.close()
+            except Exception:
+                if error is None:
+                    raise
+
+    def latest_step(self) -> int | None:
+        """Return the newest whole checkpoint's step, None if there is none."""
+        return self._manager.latest_step()
+
+    def all_steps(self) -> list[int]:
+        """Return the steps of all whole checkpoints, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, state: TrainState, position: dict[str, Any], resolved: Any) -> None:
+        """Copy the state to the host and write it in the background; waits for the save before this one.
+
+        Raises OSError with a clear line if the disk is full, also for the save before.
+        """
+        step = position["step"]
+        with self._clear_errors(f"saving step {step}"):
+            self._manager.wait_until_finished()
+            if step in self._manager.all_steps():
+                return
+            items = ocp.args.Composite(
+                params=ocp.args.StandardSave(state.params),
+                optimizer=ocp.args.StandardSave(state.opt_state),
+                position=ocp.args.JsonSave(position),
+                run=ocp.args.JsonSave(as_json(resolved)),
+            )
+            self._manager.save(step, args=items, force=True)
+
+    def wait(self) -> None:
+        """Wait until the save under way is committed; raise what went wrong with it."""
+        with self._clear_errors("saving"):
+            self._manager.wait_until_finished()
+
+    def read(self, step: int) -> tuple[dict[str, Any], Any]:
+        """Return (position, resolved run) of a step without reading any array."""
+        items = ocp.args.Composite(position=ocp.args.JsonRestore(), run=ocp.args.JsonRestore())
+        restored = self._manager.restore(step, args=items)
+        return restored.position, restored.run
+
+    def restore(self, step: int, target: TrainState) -> TrainState:
+        """Return the state of a step in the shapes and shardings of `target`, whatever mesh wrote it."""
+        items = ocp.args.Composite(
+            params=ocp.args.StandardRestore(target.params),
+            optimizer=ocp.args.StandardRestore(target.opt_state),
+        )
+        restored = self._manager.restore(step, args=items)
+        counter = jax.device_put(jax.numpy.asarray(step, target.step.dtype), target.step.sharding)
+        return TrainState(step=counter, params=restored.params, opt_state=restored.optimizer)
+
+    def restore_params(self, step: int, mesh: Mesh) -> Params:
+        """Return the parameters of a step, sharded by the table; their shapes are read from the checkpoint."""
+        metadata = self._manager.item_metadata(step)["params"]
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), metadata.tree)
+        target = jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            shapes,
+            shard_parameters(shapes, mesh),
+        )
+        items = ocp.args.Composite(params=ocp.args.StandardRestore(target))
+        return self._manager.restore(step, args=items).params
+
+    @contextmanager
+    def _clear_errors(self, what: str):
+        try:
+            yield
+        except Exception as error:
+            if not is_disk_full(error):
+                raise
+            self._remove_unfinished()
+            steps = self._whole_steps()
+            intact = f"step {steps[-1]} is intact" if steps else "no earlier checkpoint was written"
+            message = f"disk full while {what} in {self.folder}: {intact}; free space and run the same command again"
+            raise OSError(errno.ENOSPC, message) from error
+
+    def _whole_steps(self) -> list[int]:
+        return sorted(int(path.name) for path in self.folder.glob("*") if path.name.isdigit())
+
+    def _remove_unfinished(self) -> None:
+        for path in self.folder.glob("*orbax-checkpoint-tmp*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def load_params(folder: str | Path, step: int | None = None, mesh: Mesh | None = None) -> tuple[Params, int]:
+    """Return (parameters, step) of a run folder's checkpoint, the newest unless a step is given.
+
+    Raises ValueError if the folder has no such checkpoint, naming those it has.
+    """
+    root = Path(folder)
+    steps = sorted(int(path.name) for path in (root / CHECKPOINTS).glob("*") if path.name.isdigit())
+    if not steps or (step is not None and step not in steps):
+        wanted = "a checkpoint" if step is None else f"a checkpoint of step {step}"
+        have = f"it has steps {', '.join(map(str, steps))}" if steps else "train it first"
+        raise ValueError(f"{folder} has no {wanted}: {have}")
+    step = steps[-1] if step is None else step
+    with Checkpoints(root, keep=len(steps) + 1) as checkpoints:
+        mesh = make_mesh(MeshConfig(), jax.devices()[:1]) if mesh is None else mesh
+        return checkpoints.restore_params(step, mesh), step

@@ -1,0 +1,139 @@
+"""The settings of a training run, as frozen dataclasses; the standard library alone, so that --help is fast."""
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+MESH_AXES = ("data", "fsdp", "tensor", "context")
+
+
+def _require(condition: bool, field: str, value: Any, mend: str) -> None:
+    if not condition:
+        raise ValueError(f"{field} is {value!r}; it must be {mend}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """How gradients become updates."""
+
+    name: Literal["adamw", "muon", "adafactor"] = "adamw"
+    """adamw; muon (matrices by orthogonalised momentum, the rest by Adam); adafactor (factored second moment)."""
+    learning_rate: float = 3e-4
+    """Peak learning rate. Muon's updates are scaled to AdamW's size, so one value serves either."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of Adam's first and second moment; Adafactor keeps a first moment if the first is above 0."""
+    momentum: float = 0.95
+    """Muon: decay rate of the momentum (Nesterov)."""
+    epsilon: float = 1e-8
+    """Added to denominators. Adafactor has its own floor (1e-30 under the square root)."""
+    weight_decay: float = 0.1
+    """Decoupled decay, times the learning rate, of matrices only: no norm, bias or embedding."""
+    clip_norm: float | None = 1.0
+    """Largest global gradient norm; None does not clip."""
+
+    def __post_init__(self):
+        _require(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "above 0")
+        for beta in (*self.betas, self.momentum):
+            _require(0 <= beta < 1, "optimizer.betas and optimizer.momentum", beta, "in [0, 1)")
+        _require(self.epsilon > 0, "optimizer.epsilon", self.epsilon, "above 0")
+        _require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "at least 0")
+        clip = self.clip_norm
+        _require(clip is None or clip > 0, "optimizer.clip_norm", clip, "above 0, or None for no clipping")
+        known = ("adamw", "muon", "adafactor")
+        _require(self.name in known, "optimizer.name", self.name, "one of " + ", ".join(known))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """How the learning rate changes over a run, as a fraction of its peak."""
+
+    name: Literal["constant", "cosine", "linear", "wsd"] = "cosine"
+    """After the warm-up: constant; cosine or linear decay; wsd (stable at the peak, linear decay at the end)."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up; the step after them has the peak. 0 starts at the peak."""
+    decay_fraction: float = 0.2
+    """wsd: the share of all steps that the final decay takes."""
+    final_fraction: float = 0.1
+    """The last step's learning rate as a fraction of the peak; without effect on constant."""
+
+    def __post_init__(self):
+        known = ("constant", "cosine", "linear", "wsd")
+        _require(self.name in known, "schedule.name", self.name, "one of " + ", ".join(known))
+        _require(self.warmup_steps >= 0, "schedule.warmup_steps", self.warmup_steps, "at least 0")
+        _require(0 < self.decay_fraction <= 1, "schedule.decay_fraction", self.decay_fraction, "in (0, 1]")
+        _require(0 <= self.final_fraction <= 1, "schedule.final_fraction", self.final_fraction, "in [0, 1]")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """How many devices each mesh axis has. -1, on at most one axis, takes all devices that remain."""
+
+    data: int = -1
+    """Copies of the model, each with its own rows of the batch."""
+    fsdp: int = 1
+    """Devices that share both the rows of the batch and the parameters (fully sharded data parallel)."""
+    tensor: int = 1
+    """Devices that share attention heads, hidden units and the vocabulary."""
+    context: int = 1
+    """Devices that share the positions of a sequence."""
+
+    def __post_init__(self):
+        sizes = {axis: getattr(self, axis) for axis in MESH_AXES}
+        for axis, size in sizes.items():
+            if size != -1 and size < 1:
+                raise ValueError(
+                    f"mesh.{axis} is {size}; give a positive count, or -1 for all remaining devices"
+                )
+        if list(sizes.values()).count(-1) > 1:
+            raise ValueError(f"only one mesh axis can be -1 (all remaining devices), got {sizes}")
+
+    def sizes(self, num_devices: int) -> dict[str, int]:
+        """Return the size of every axis for a number of devices; raise ValueError if they do not fit."""
+        sizes = {axis: getattr(self, axis) for axis in MESH_AXES}
+        fixed = math.prod(size for size in sizes.values() if size != -1)
+        if fixed > num_devices:
+            raise ValueError(
+                f"the mesh {sizes} needs {fixed} devices, but {num_devices} are here; make an axis smaller"
+            )
+        for axis, size in sizes.items():
+            if size == -1:
+                if num_devices % fixed:
+                    raise ValueError(
+                        f"mesh.{axis}=-1 cannot share {num_devices} devices among the other axes' {fixed}; "
+                        f"choose sizes whose product divides {num_devices}"
+                    )
+                sizes[axis] = num_devices // fixed
+        return sizes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How long a run is, and how often it reports, evaluates and saves. Steps are optimizer updates."""
+
+    num_steps: int = 1000
+    """Optimizer updates in the whole run; the schedule's length, unless that is constant."""
+    seed: int = 0
+    """Seeds the parameters and, with the step's number, each step's dropout. The task seeds its own data."""
+    accumulate: int = 1
+    """Micro-batches a step's batch is split into, one after the other: less memory, the same gradients."""
+    log_every: int = 1
+    """Write a row of metrics.csv every so many steps; a row holds that step's own values."""
+    evaluate_every: int | None = None
+    """Evaluate every so many steps, and after the last. None: after the last alone."""
+    checkpoint_every: int | None = None
+    """Save a checkpoint every so many steps, and after the last. None: after the last alone."""
+    keep: int = 2
+    """Newest checkpoints that are kept."""
+    prefetch: int = 2
+    """Batches made and put on the devices ahead of the step."""
+    tensorboard: bool = True
+    """Write TensorBoard files to the run's folder."""
+
+    def __post_init__(self):
+        for field in ("num_steps", "accumulate", "log_every", "keep", "prefetch"):
+            value = getattr(self, field)
+            _require(value >= 1, f"training.{field}", value, "at least 1")
+        for field in ("evaluate_every", "checkpoint_every"):
+            value = getattr(self, field)
+            _require(value is None or value >= 1, f"training.{field}", value, "at least 1, or None")
+        _require(0 <= self.seed < 2**31, "training.seed", self.seed, "in [0, 2**31)")

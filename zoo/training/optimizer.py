@@ -1,0 +1,131 @@
+"""From two small configurations, `OptimizerConfig` and `ScheduleConfig`, to one optax transformation.
+
+Every optimizer is the same chain: clip the global gradient norm, turn gradients into a direction (AdamW, Muon or
+Adafactor), add decoupled weight decay to matrices, scale by the schedule. Moments are float32. Norms, biases and
+embeddings are never decayed; which parameters are matrices is read from the table in `sharding.py`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from zoo.training.config import OptimizerConfig, ScheduleConfig
+from zoo.training.sharding import matrix_axes, path_name
+
+
+def make_schedule(config: ScheduleConfig, peak: float, num_steps: int) -> Callable[[jax.Array], jax.Array]:
+    """Return the learning rate of update number `step`, counted from 0.
+
+    The warm-up climbs from peak / (warmup_steps + 1), never 0: no update is wasted. The decay reaches
+    `final_fraction` on the last update, num_steps - 1.
+    """
+    warmup = config.warmup_steps
+    start = warmup if config.name != "wsd" else max(warmup, round(num_steps * (1 - config.decay_fraction)))
+    length = max(num_steps - 1 - start, 1)
+
+    def schedule(step):
+        step = jnp.asarray(step, jnp.float32)
+        progress = jnp.clip((step - start) / length, 0.0, 1.0)
+        if config.name == "constant":
+            shape = jnp.ones_like(progress)
+        elif config.name == "cosine":
+            shape = 0.5 * (1 + jnp.cos(jnp.pi * progress))
+        else:
+            shape = 1 - progress
+        decay = shape if config.name == "constant" else shape + (1 - shape) * config.final_fraction
+        return peak * decay * jnp.minimum((step + 1) / (warmup + 1), 1.0)
+
+    return schedule
+
+
+def decay_mask(params: Any) -> Any:
+    """Return True for the parameters that are decayed: matrices and heads."""
+
+    def decays(path, x):
+        name = path_name(path)
+        return matrix_axes(name, x.ndim) is not None or name.endswith("head/kernel")
+
+    return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def muon_dimensions(params: Any) -> Any:
+    """Return optax's MuonDimensionNumbers for matrices, None for what Adam updates.
+
+    Axes that are neither contracted nor produced, the stacked layers and the experts, are a batch of matrices:
+    a query projection [L, D, N, H] is L matrices of D by N·H.
+    """
+
+    def dimensions(path, x):
+        axes = matrix_axes(path_name(path), x.ndim)
+        return axes and optax.contrib.MuonDimensionNumbers(reduction_axis=axes[0], output_axis=axes[1])
+
+    return jax.tree_util.tree_map_with_path(dimensions, params)
+
+
+def _as_matrices(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Show a transformation every matrix parameter as [layers…, inputs, outputs]: Adafactor factors those two."""
+
+    def flatten(tree):
+        def reshape(path, x):
+            axes = matrix_axes(path_name(path), x.ndim)
+            if axes is None:
+                return x
+            left, right = axes
+            return x.reshape(*x.shape[: left[0]], *(_size(x, side) for side in (left, right)))
+
+        return jax.tree_util.tree_map_with_path(reshape, tree)
+
+    def init(params):
+        return inner.init(flatten(params))
+
+    def update(updates, state, params=None):
+        flat, state = inner.update(flatten(updates), state, flatten(params))
+        return jax.tree.map(lambda new, old: new.reshape(old.shape), flat, updates), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _size(x: Any, axes: tuple[int, ...]) -> int:
+    size = 1
+    for axis in axes:
+        size *= x.shape[axis]
+    return size
+
+
+def _direction(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Return the transformation from gradients to an ascent direction of about unit size."""
+    first, second = config.betas
+    if config.name == "adamw":
+        return optax.scale_by_adam(first, second, config.epsilon, mu_dtype=jnp.float32)
+    if config.name == "muon":
+        # A learning rate of -1 makes optax's complete optimizer a plain direction: decay and schedule come after,
+        # the same for all. consistent_rms: https://arxiv.org/abs/2502.16982, section 2.2.
+        return optax.contrib.muon(
+            -1.0,
+            beta=config.momentum,
+            eps=config.epsilon,
+            mu_dtype=jnp.float32,
+            adam_b1=first,
+            adam_b2=second,
+            muon_weight_dimension_numbers=muon_dimensions,
+            consistent_rms=0.2,
+        )
+    # As in "Scaling Vision Transformers" (https://arxiv.org/abs/2106.04560): no scaling by the parameter's size, so
+    # that AdamW's learning rates carry over, and a first moment.
+    parts = [_as_matrices(optax.scale_by_factored_rms()), optax.clip_by_block_rms(1.0)]
+    if first > 0:
+        parts.append(optax.ema(first, debias=True, accumulator_dtype=jnp.float32))
+    return optax.chain(*parts)
+
+
+def make_optimizer(config: OptimizerConfig, schedule: Callable[[jax.Array], jax.Array]) -> Any:
+    """Return the optax transformation for a configuration and the schedule of its learning rate."""
+    parts = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
+    parts.append(_direction(config))
+    if config.weight_decay > 0:
+        parts.append(optax.add_decayed_weights(config.weight_decay, decay_mask))
+    parts.append(optax.scale_by_learning_rate(schedule))
+    return optax.chain(*parts)

@@ -1,0 +1,163 @@
+"""One table from parameter paths and activations to mesh axes, and the shardings that follow from it.
+
+Reading a row: `("*/query/kernel", "D -> N H")` says that the trailing dimensions of every parameter whose path
+ends so are D, N, H; those left of the arrow are contracted, those right of it are produced. `AXES` says
+which mesh axes split a dimension. Leading dimensions that a row does not name are stacked layers, never split:
+a scan slices them. The optimizer reads the same table to know matrices from the rest.
+
+The mesh axes: `data` splits the batch; `fsdp` splits the batch and the parameters; `tensor` splits heads, hidden
+units and the vocabulary; `context` splits the sequence. Several slices of machines (hybrid meshes) are left out.
+"""
+
+import math
+from fnmatch import fnmatchcase
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from zoo.training.config import MESH_AXES, MeshConfig
+
+# First match wins; `*` matches any run of characters, also `/`. "E" are experts of a mixture.
+PARAMETERS = (
+    ("*experts/down/kernel", "E F -> D"),
+    ("*experts/*/kernel", "E D -> F"),
+    ("*router/kernel", "D E"),
+    ("*/query/kernel", "D -> N H"),
+    ("*/key/kernel", "D -> K H"),
+    ("*/value/kernel", "D -> K H"),
+    ("*attention/output/kernel", "N H -> D"),
+    ("*/query/bias", "N H"),
+    ("*/key/bias", "K H"),
+    ("*/value/bias", "K H"),
+    ("*/up/kernel", "D -> F"),
+    ("*/gate/kernel", "D -> F"),
+    ("*/down/kernel", "F -> D"),
+    ("*/up/bias", "F"),
+    ("*/gate/bias", "F"),
+    ("*token/embedding", "V D"),
+    ("*/embedding", "S D"),
+    ("*head/kernel", "D V"),
+    ("*head/bias", "V"),
+    ("*norm*", "."),
+    ("*/bias", "."),
+    ("*/scale", "."),
+)
+
+# Activations are [B, T, ...]: rows over every axis that feeds batches, positions over `context`.
+AXES: dict[str, tuple[str, ...]] = {
+    "B": ("data", "fsdp"),
+    "T": ("context",),
+    "D": ("fsdp",),
+    "N": ("tensor",),
+    "K": ("tensor",),
+    "F": ("tensor",),
+    "V": ("tensor",),
+    "E": ("expert",),
+}
+
+
+def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
+    """Return a mesh with all four axes; one device is a mesh of one. Devices beyond its product stay unused."""
+    devices = jax.devices() if devices is None else devices
+    sizes = config.sizes(len(devices))
+    shape = tuple(sizes.values())
+    # Auto axes: the compiler propagates shardings from the arguments, and the attention op may go manual.
+    return jax.make_mesh(shape, MESH_AXES, (AxisType.Auto,) * len(shape), devices=devices[: math.prod(shape)])
+
+
+def path_name(path: tuple) -> str:
+    """Return a pytree key path as `decoder/attention/query/kernel`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def find_layout(path: str) -> str | None:
+    """Return the dimensions of the parameter at a path, such as "D -> N H"; None if no row matches."""
+    return next((layout for pattern, layout in PARAMETERS if fnmatchcase(path, pattern)), None)
+
+
+def matrix_axes(path: str, ndim: int) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Return the (contracted, produced) axes of a parameter that is a matrix per layer; None if it is not one.
+
+    A path that no row knows counts as a matrix over its last two axes if it is called `kernel`.
+    """
+    layout = find_layout(path)
+    if layout is None:
+        return ((ndim - 2,), (ndim - 1,)) if ndim >= 2 and path.endswith("kernel") else None
+    if "->" not in layout:
+        return None
+    left, right = (side.replace("E", "").split() for side in layout.split("->"))
+    if ndim < len(left) + len(right):
+        return None
+    start = ndim - len(left) - len(right)
+    middle = start + len(left)
+    return tuple(range(start, middle)), tuple(range(middle, ndim))
+
+
+def _fit(axes: tuple[str, ...], size: int, mesh: Mesh) -> tuple[str, ...] | str | None:
+    """Keep the axes that the mesh has and that together divide the dimension; the last go first."""
+    axes = tuple(axis for axis in axes if mesh.shape.get(axis, 1) > 1)
+    while axes and size % math.prod(mesh.shape[axis] for axis in axes):
+        axes = axes[:-1]
+    return axes if len(axes) > 1 else (axes[0] if axes else None)
+
+
+def spec_of(letters: list[str], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """Return the partition of an array whose trailing dimensions have these letters."""
+    letters = [""] * (len(shape) - len(letters)) + letters[max(0, len(letters) - len(shape)) :]
+    return PartitionSpec(*(_fit(AXES.get(x, ()), size, mesh) for x, size in zip(letters, shape, strict=True)))
+
+
+def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """Return a parameter's partition.
+
+    A path that no row knows keeps its memory small without knowing its meaning: its largest dimension that `fsdp`
+    divides is split by `fsdp` (the last of equals; never the first of three or more, which may be
+    stacked layers); vectors are replicated.
+    """
+    layout = find_layout(path)
+    if layout is not None:
+        return spec_of(layout.replace("->", "").split(), shape, mesh)
+    entries: list[Any] = [None] * len(shape)
+    fsdp = mesh.shape.get("fsdp", 1)
+    first = 1 if len(shape) > 2 else 0
+    candidates = [i for i in range(first, len(shape)) if shape[i] % fsdp == 0]
+    if fsdp > 1 and len(shape) > 1 and candidates:
+        entries[max(candidates, key=lambda i: (shape[i], i))] = "fsdp"
+    return PartitionSpec(*entries)
+
+
+def shard_parameters(params: Any, mesh: Mesh) -> Any:
+    """Return a tree of NamedShardings for a tree of arrays or shapes."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: NamedSharding(mesh, parameter_spec(path_name(path), x.shape, mesh)), params
+    )
+
+
+def shard_optimizer_state(opt_state: Any, params: Any, mesh: Mesh) -> Any:
+    """Return shardings for an optimizer state: whatever has a parameter's path and shape lies where it lies.
+
+    Moments carry their parameter's path at the end of their own (`0/mu/decoder/…/kernel`). Counters and
+    factored statistics, which have another shape, are small and replicated.
+    """
+    shapes = {path_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(params)}
+
+    def sharding(path, x):
+        keys = [path_name((key,)) for key in path]
+        for start in range(len(keys)):
+            name = "/".join(keys[start:])
+            if shapes.get(name) == x.shape:
+                return NamedSharding(mesh, parameter_spec(name, x.shape, mesh))
+        return NamedSharding(mesh, PartitionSpec())
+
+    return jax.tree_util.tree_map_with_path(sharding, opt_state)
+
+
+def shard_batch(batch: Any, mesh: Mesh) -> Any:
+    """Return shardings for a batch of [B, T, ...] arrays: rows over data and fsdp, positions over context."""
+
+    def sharding(x):
+        letters = ["B", "T"][: len(x.shape)] + [""] * (len(x.shape) - 2)
+        return NamedSharding(mesh, spec_of(letters, x.shape, mesh))
+
+    return jax.tree.map(sharding, batch)

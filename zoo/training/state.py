@@ -1,0 +1,129 @@
+"""The training state, and its initialisation directly into its shardings.
+
+The state is what the next step needs and cannot compute: there is no rng in it (a step folds its number into the
+seed) and no data position (the checkpoint holds it beside the state).
+"""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from zoo.training.protocol import Apply, Batch, Model, Params, Task
+from zoo.training.sharding import shard_optimizer_state, shard_parameters
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that a step replaces. `step` is int32, the number of updates made."""
+
+    step: jax.Array
+    params: Params
+    opt_state: Any
+
+
+def bind_apply(model: Model) -> Apply:
+    """Return the forward pass of a model as tasks call it: `apply(params, **inputs)`."""
+
+    def apply(params, **inputs):
+        return model.apply({"params": params}, **inputs)
+
+    return apply
+
+
+def _initial_parameters(model: Model, task: Task, batch: Any, rng: jax.Array) -> Params:
+    """Return the parameters of the model for the inputs that the task's loss gives it.
+
+    The task alone knows which arrays of a batch the model reads, so its loss is traced with an `apply` that
+    initialises. The compiler drops the forward pass: no parameter depends on it.
+    """
+    found: list[Params] = []
+
+    def apply(params, **inputs):
+        del params
+        output, variables = model.init_with_output(rng, **inputs)
+        found.append(variables["params"])
+        return output
+
+    task.loss(apply, {}, batch, None)
+    if not found:
+        raise ValueError(f"{type(task).__name__}.loss never called apply, so the model's inputs are unknown")
+    return jax.tree.map(lambda x: x.astype(jnp.float32), found[0])
+
+
+def _make_initialiser(model: Model, task: Task, optimizer: optax.GradientTransformation, batch: Batch):
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
+
+    def initialise(rng):
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        params = _initial_parameters(model, task, zeros, rng)
+        return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
+
+    return initialise
+
+
+def abstract_state(
+    model: Model, task: Task, optimizer: optax.GradientTransformation, batch: Batch, mesh: Mesh
+) -> TrainState:
+    """Return the state's shapes, dtypes and shardings (ShapeDtypeStructs); nothing is allocated."""
+    state = jax.eval_shape(_make_initialiser(model, task, optimizer, batch), jax.random.key(0))
+    shardings = TrainState(
+        step=NamedSharding(mesh, PartitionSpec()),
+        params=shard_parameters(state.params, mesh),
+        opt_state=shard_optimizer_state(state.opt_state, state.params, mesh),
+    )
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state, shardings
+    )
+
+
+def initialise_state(
+    model: Model,
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    batch: Batch,
+    target: TrainState,
+    seed: int,
+) -> TrainState:
+    """Return a fresh state, each array made on the devices that keep it; the same values on every mesh."""
+    shardings = jax.tree.map(lambda x: x.sharding, target)
+    initialise = jax.jit(_make_initialiser(model, task, optimizer, batch), out_shardings=shardings)
+    return initialise(jax.random.key(seed))
+
+
+def start_state(params: Params, optimizer: optax.GradientTransformation, target: TrainState) -> TrainState:
+    """Return a state at step 0 around given parameters, such as a pretrained checkpoint's.
+
+    Raises ValueError if a parameter is missing, unknown or of another shape.
+    """
+    _check_parameters(params, target.params)
+    shardings = jax.tree.map(lambda x: x.sharding, target)
+
+    def start(params):
+        params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+        return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
+
+    # jit copies: the caller's arrays are not donated with the state.
+    return jax.jit(start, out_shardings=shardings)(params)
+
+
+def _check_parameters(params: Params, target: Params) -> None:
+    def shapes(tree):
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {jax.tree_util.keystr(path, simple=True, separator="/"): x.shape for path, x in leaves}
+
+    given, wanted = shapes(params), shapes(target)
+    for path in sorted(given.keys() | wanted.keys()):
+        if given.get(path) != wanted.get(path):
+            raise ValueError(
+                f"parameter {path!r} is {given.get(path, 'absent')} in the given parameters and "
+                f"{wanted.get(path, 'absent')} in the model; load them into a model of the same configuration"
+            )
+
+
+def count_parameters(params: Params) -> int:
+    """Return the number of scalars in a tree of arrays or shapes."""
+    return sum(x.size for x in jax.tree.leaves(params))

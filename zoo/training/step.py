@@ -1,0 +1,98 @@
+"""One optimizer step as one jitted call: gradients, accumulation, update, metrics that stay on the device."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from zoo.training.protocol import Apply, Params, Task
+from zoo.training.sharding import shard_batch
+from zoo.training.state import TrainState
+
+Metrics = dict[str, jax.Array]
+
+
+def _gradients(
+    task: Task, apply: Apply, params: Params, batch: Any, rng: jax.Array
+) -> tuple[Metrics, Params]:
+    """Return metrics (with "loss") and the gradients of the mean loss per scored token."""
+
+    def loss(params):
+        value, metrics = task.loss(apply, params, batch, rng)
+        return value, {"loss": value, **metrics}
+
+    (_, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+    return {name: x.astype(jnp.float32) for name, x in metrics.items()}, gradients
+
+
+def split_batch(batch: Any, parts: int) -> Any:
+    """Reshape [B, ...] to [parts, B / parts, ...]; part i has the rows i, i + parts, ...
+
+    Taking every parts-th row keeps each row on its device: contiguous parts would each lie on a few devices.
+    """
+
+    def split(x):
+        return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+
+    return jax.tree.map(split, batch)
+
+
+def accumulate_gradients(
+    task: Task, apply: Apply, params: Params, batch: Any, rng: jax.Array, parts: int
+) -> tuple[Metrics, Params]:
+    """Return what `_gradients` gives for the whole batch, made in `parts` micro-batches one after the other.
+
+    Each is a mean over its own scored tokens, so the mean over all weighs it by their number.
+    """
+    micro = split_batch(batch, parts)
+    first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), micro)
+    shapes = jax.eval_shape(lambda b: _gradients(task, apply, params, b, rng), first)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
+
+    def body(total, xs):
+        index, part = xs
+        mesh = jax.sharding.get_abstract_mesh()
+        if not mesh.empty:
+            part = jax.lax.with_sharding_constraint(part, shard_batch(part, mesh))
+        metrics, gradients = _gradients(task, apply, params, part, jax.random.fold_in(rng, index))
+        weight = metrics["weight"]
+        return jax.tree.map(lambda t, x: t + weight * x, total, (metrics | {"weight": 1.0}, gradients)), None
+
+    (metrics, gradients), _ = jax.lax.scan(body, zeros, (jnp.arange(parts), micro))
+    weight = metrics["weight"]
+    scale = jnp.where(weight > 0, 1 / jnp.maximum(weight, 1e-30), 0)
+    metrics, gradients = jax.tree.map(lambda x: x * scale, (metrics, gradients))
+    return metrics | {"weight": weight}, gradients
+
+
+def make_train_step(
+    task: Task,
+    apply: Apply,
+    optimizer: optax.GradientTransformation,
+    schedule: Callable[[jax.Array], jax.Array],
+    *,
+    seed: int,
+    accumulate: int,
+    target: TrainState,
+) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
+    """Return the jitted `step(state, batch) -> (state, metrics)`; call it under `jax.set_mesh`.
+
+    The state is donated. Metrics are float32 scalars on the device: those of the task and loss, grad_norm (before
+    clipping) and learning_rate. The step's rng is `fold_in(seed, step)`, so a resumed run needs no rng state.
+    """
+
+    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        rng = jax.random.fold_in(jax.random.key(seed), state.step)
+        if accumulate > 1:
+            metrics, gradients = accumulate_gradients(task, apply, state.params, batch, rng, accumulate)
+        else:
+            metrics, gradients = _gradients(task, apply, state.params, batch, rng)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        metrics |= {"grad_norm": optax.global_norm(gradients), "learning_rate": schedule(state.step)}
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+    shardings = jax.tree.map(lambda x: x.sharding, target)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
