@@ -1,0 +1,23 @@
+"""The attention op, its masks and its biases. Imports JAX and NumPy alone."""
+
+from zoo.kernels.attention import attention, explain, merge
+from zoo.kernels.bias import ALiBi, DenseBias, RelativeBias
+from zoo.kernels.masks import Causal, Chunked, Dense, Full, Lengths, Mask, PrefixLM, Segments, Window
+
+__all__ = [
+    "ALiBi",
+    "Causal",
+    "Chunked",
+    "Dense",
+    "DenseBias",
+    "Full",
+    "Lengths",
+    "Mask",
+    "PrefixLM",
+    "RelativeBias",
+    "Segments",
+    "Window",
+    "attention",
+    "explain",
+    "merge",
+]

@@ -1,0 +1,264 @@
+"""The attention op: validation, the choice of a backend, and the one jitted function that all runs through.
+
+Contracts (all backends): query positions are q_offset + arange(T), however T and S align. The order is scale,
+bias, soft cap, mask. Softmax and sums are float32. A row whose keys are all masked gives 0, log-sum-exp -inf
+and zero gradient. NaN in masked values never leaks; a row that sees a non-finite vector is NaN throughout.
+"""
+
+import dataclasses
+import functools
+import logging
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zoo.kernels import dense, dropout
+from zoo.kernels.bias import ALiBi, Bias, DenseBias, RelativeBias
+from zoo.kernels.call import Call
+from zoo.kernels.masks import Full, Mask
+
+logger = logging.getLogger("zoo.kernels")
+
+BACKENDS = {"dense": dense}
+
+# An offset given as a Python integer is compiled in from this many queries on, where it lets whole blocks of
+# keys be dropped at compile time. Below, it is an argument: decoding over Python integers compiles once.
+STATIC_OFFSET_QUERIES = 128
+
+
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    mask: Mask = Full(),  # noqa: B008  (frozen and without fields)
+    bias: Bias | None = None,
+    sinks: jax.Array | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    q_offset: int | jax.Array = 0,
+    kv_positions: jax.Array | None = None,
+    dropout_rng: jax.Array | None = None,
+    dropout_rate: float = 0.0,
+    backend: str = "auto",
+    return_lse: bool = False,
+):
+    """Multi-head attention, softmax(cap(scale q·k + bias) | mask) v.
+
+    Args:
+      q: queries [B, T, N, H].
+      k: keys [B, S, K, H]; K divides N, and query head n reads key head n // (N / K).
+      v: values [B, S, K, Hv].
+      mask: which keys each query sees, in positions; see `zoo.kernels.masks`.
+      bias: added to the scaled logits; see `zoo.kernels.bias`.
+      sinks: one logit a head [N] that joins the softmax's denominator and carries no value.
+      scale: factor of the logits, a Python float; 1 / sqrt(H) by default.
+      softcap: c in c * tanh(logits / c).
+      q_offset: position of the first query: an integer, or integers of shape [] or [B]. Arrays are dynamic; a
+        Python integer is compiled in when T >= 128.
+      kv_positions: positions of the keys, [S] or [B, S]; 0 … S-1 by default. Empty cache slots take 2**29.
+      dropout_rng: key of jax.random; without one nothing is dropped.
+      dropout_rate: probability that a weight is dropped, a Python float.
+      backend: "auto", or the name of one, which then runs or raises.
+      return_lse: also return the log of the softmax's denominator, [B, T, N] float32 (sinks included).
+
+    Returns:
+      [B, T, N, Hv] in the dtype of v, or (that, log-sum-exp).
+
+    Raises:
+      ValueError: arguments that do not fit together, or an explicit backend that cannot run them.
+    """
+    call, rng = _prepare(
+        q, k, v, mask, bias, sinks, scale, softcap, q_offset, kv_positions, dropout_rng, dropout_rate
+    )
+    out, lse = _run(call, rng, choose(call, backend))
+    return (out, lse) if return_lse else out
+
+
+@functools.partial(jax.jit, static_argnames="backend")
+def _run(call: Call, rng: jax.Array | None, backend: str) -> tuple[jax.Array, jax.Array]:
+    if rng is not None:
+        batch, _, _, num_heads, _ = call.sizes
+        call = dataclasses.replace(call, dropout_seeds=dropout.seeds(rng, batch, num_heads))
+    return BACKENDS[backend].attend(call)
+
+
+def merge(*parts: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Join attention over disjoint sets of keys: (out [B, T, N, Hv], lse [B, T, N]) pairs -> one, over all keys.
+
+    A cache and the tokens of one step can so be attended to apart, and the cache is never copied. Sinks belong
+    to one part only.
+    """
+    outs, lses = zip(*parts, strict=True)
+    lse = functools.reduce(jnp.logaddexp, lses)
+    # Where no part saw a key, the difference of infinities is NaN and the weight must be zero.
+    weights = [
+        jnp.where(jnp.isneginf(part), 0, jnp.exp(part - jnp.where(jnp.isneginf(lse), 0, lse)))
+        for part in lses
+    ]
+    out = sum(weight[..., None] * out.astype(jnp.float32) for weight, out in zip(weights, outs, strict=True))
+    return out.astype(outs[0].dtype), lse
+
+
+def choose(call: Call, backend: str) -> str:
+    """The backend that runs a call: the one named, or the best that supports it. Static facts decide."""
+    if backend == "auto":
+        chosen, reason = _automatic(call)
+        _log_once(chosen, reason)
+        return chosen
+    if backend not in BACKENDS:
+        raise ValueError(f"backend={backend!r} is unknown; choose from auto, {', '.join(BACKENDS)}")
+    if (refusal := BACKENDS[backend].supports(call)) is not None:
+        raise ValueError(
+            f"backend={backend!r} cannot run this call: {refusal}; use backend='auto' or another"
+        )
+    return backend
+
+
+def _automatic(call: Call) -> tuple[str, str]:
+    return "dense", "the only backend"
+
+
+@functools.cache
+def _log_once(backend: str, reason: str) -> None:
+    logger.info("attention runs on %s: %s", backend, reason)
+
+
+def explain(q, k, v, *, backend: str = "auto", **arguments) -> str:
+    """Say which backend `attention` would run with these arguments, and why each other one would not.
+
+    Takes arrays or jax.ShapeDtypeStruct. Nothing is computed.
+    """
+    defaults = dict(
+        mask=Full(),
+        bias=None,
+        sinks=None,
+        scale=None,
+        softcap=None,
+        q_offset=0,
+        kv_positions=None,
+        dropout_rng=None,
+        dropout_rate=0.0,
+    )
+    arguments.pop("return_lse", None)
+    call, rng = _prepare(q, k, v, **(defaults | arguments))
+    chosen = choose(call, backend)
+    reason = _automatic(call)[1] if backend == "auto" else "asked for by name"
+    batch, num_queries, num_keys, num_heads, num_kv_heads = call.sizes
+    offset = "dynamic" if call.static_offset is None else call.static_offset
+    features = {"bias": call.bias, "sinks": call.sinks, "softcap": call.softcap, "dropout": rng}
+    lines = [
+        f"attention over B={batch} T={num_queries} S={num_keys} N={num_heads} K={num_kv_heads} "
+        f"H={call.q.shape[-1]} Hv={call.v.shape[-1]} {call.q.dtype} on {jax.default_backend()}",
+        f"  mask {describe(call.mask)}, q_offset {offset}",
+        "  with "
+        + (", ".join(name for name, value in features.items() if value is not None) or "nothing else"),
+        f"  runs on {chosen}: {reason}",
+    ]
+    for name, module in BACKENDS.items():
+        if name != chosen:
+            lines.append(
+                f"  not on {name}: {module.supports(call) or 'it could, but is expected to be slower'}"
+            )
+    return "\n".join(lines)
+
+
+def describe(mask: Mask) -> str:
+    """A mask as it is written, arrays by their shapes."""
+    parts = []
+    for field in dataclasses.fields(mask):
+        value = getattr(mask, field.name)
+        shaped = hasattr(value, "shape") and f"{value.dtype}{list(value.shape)}"
+        parts.append(describe(value) if isinstance(value, Mask) else shaped or repr(value))
+    joiner = {"And": " & ", "Or": " | "}.get(type(mask).__name__)
+    return f"({joiner.join(parts)})" if joiner else f"{type(mask).__name__}({', '.join(parts)})"
+
+
+def _prepare(q, k, v, mask, bias, sinks, scale, softcap, q_offset, kv_positions, dropout_rng, dropout_rate):
+    """Validate and gather the arguments into a Call; returns it and the key of the dropout, if any."""
+    q, k, v = (x if hasattr(x, "shape") and hasattr(x, "dtype") else jnp.asarray(x) for x in (q, k, v))
+    _check_arrays(q, k, v)
+    batch, num_queries, num_heads, head_size = q.shape
+    num_keys = k.shape[1]
+    if not isinstance(mask, Mask):
+        raise ValueError(
+            f"mask is {type(mask).__name__}; give a mask object such as Causal(), or Dense(array)"
+        )
+    mask.check(batch, num_heads, num_queries, num_keys)
+    if bias is not None and not isinstance(bias, DenseBias | ALiBi | RelativeBias):
+        raise ValueError(
+            f"bias is {type(bias).__name__}; give DenseBias(array), ALiBi(slopes) or RelativeBias(table)"
+        )
+    if bias is not None:
+        bias.check(batch, num_heads, num_queries, num_keys)
+    if sinks is not None and jnp.shape(sinks) != (num_heads,):
+        raise ValueError(f"sinks has shape {jnp.shape(sinks)}; give one logit a head, [{num_heads}]")
+    for name, value, low, high in (("scale", scale, -math.inf, math.inf), ("softcap", softcap, 0, math.inf)):
+        if value is not None and not (isinstance(value, int | float | np.floating) and low < value < high):
+            raise ValueError(f"{name}={value!r} is compiled in: give a Python number above {low}, or None")
+    if not isinstance(dropout_rate, int | float) or not 0 <= dropout_rate < 1:
+        raise ValueError(f"dropout_rate={dropout_rate!r} is compiled in: give a Python number in [0, 1)")
+    offset, static_offset = _check_offset(q_offset, batch, num_queries)
+    call = Call(
+        q=q, k=k, v=v, mask=mask, bias=bias, sinks=sinks, q_offset=offset, static_offset=static_offset,
+        kv_positions=_check_kv_positions(kv_positions, batch, num_keys), dropout_seeds=None,
+        scale=1 / math.sqrt(head_size) if scale is None else float(scale),
+        softcap=None if softcap is None else float(softcap), dropout_rate=float(dropout_rate),
+    )  # fmt: skip
+    return call, dropout_rng if dropout_rate > 0 else None
+
+
+def _check_arrays(q, k, v) -> None:
+    for name, array in (("q", q), ("k", k), ("v", v)):
+        if len(array.shape) != 4:
+            raise ValueError(
+                f"{name} has shape {tuple(array.shape)}; give 4 axes: [batch, length, heads, head size]"
+            )
+    shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+    if not q.shape[0] == k.shape[0] == v.shape[0]:
+        raise ValueError(f"batch sizes differ: {shapes}; the first axis must be the same")
+    if k.shape[1:3] != v.shape[1:3]:
+        raise ValueError(
+            f"keys and values differ in length or heads: {shapes}; axes 1 and 2 of k and v must be the same"
+        )
+    if q.shape[3] != k.shape[3]:
+        raise ValueError(
+            f"head sizes of queries and keys differ: {shapes}; the last axis of q and k must be the same"
+        )
+    if k.shape[2] == 0 or q.shape[2] % k.shape[2]:
+        raise ValueError(
+            f"{q.shape[2]} query heads do not divide among {k.shape[2]} key heads: {shapes}; "
+            "axis 2 of q must be a multiple of axis 2 of k"
+        )
+    if 0 in (*q.shape, *k.shape, *v.shape):
+        raise ValueError(f"an axis is empty: {shapes}; every axis needs at least one element")
+    if not q.dtype == k.dtype == v.dtype or not jnp.issubdtype(q.dtype, jnp.floating):
+        raise ValueError(
+            f"dtypes are q {q.dtype}, k {k.dtype}, v {v.dtype}; cast all three to one floating dtype"
+        )
+
+
+def _check_offset(q_offset, batch: int, num_queries: int) -> tuple[jax.Array | None, int | None]:
+    """(dynamic offset [B or 1], None) or (None, static offset)."""
+    if isinstance(q_offset, int | np.integer) and num_queries >= STATIC_OFFSET_QUERIES:
+        return None, int(q_offset)
+    array = q_offset if hasattr(q_offset, "dtype") else np.asarray(q_offset)
+    if jnp.shape(array) not in ((), (1,), (batch,)) or not jnp.issubdtype(array.dtype, jnp.integer):
+        raise ValueError(
+            f"q_offset is {array.dtype} of shape {jnp.shape(array)}; give an integer or integers [{batch}]"
+        )
+    return jnp.asarray(array, jnp.int32).reshape(-1), None
+
+
+def _check_kv_positions(kv_positions, batch: int, num_keys: int) -> jax.Array | None:
+    if kv_positions is None:
+        return None
+    shape, dtype = jnp.shape(kv_positions), jnp.asarray(kv_positions).dtype
+    if shape not in ((num_keys,), (1, num_keys), (batch, num_keys)) or not jnp.issubdtype(dtype, jnp.integer):
+        raise ValueError(
+            f"kv_positions is {dtype} of shape {shape}; give integers of shape [{num_keys}] or "
+            f"[{batch}, {num_keys}]"
+        )
+    return jnp.asarray(kv_positions, jnp.int32).reshape(-1, num_keys)

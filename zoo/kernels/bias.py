@@ -1,0 +1,134 @@
+"""Numbers added to the attention logits: a dense array, ALiBi, or T5's bucketed relative bias.
+
+ALiBi and relative bias depend on key position - query position alone. Where both run without gaps, all T x S
+values repeat the T + S - 1 of one diagonal vector; backends carry that vector and spread it block by block
+(`toeplitz`), so that neither the bias nor its gradient ever takes O(T * S) memory.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zoo.kernels.masks import check_broadcast
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DenseBias:
+    """A float array added to the logits: [T, S], or [B, N, T, S] where any axis may be 1."""
+
+    array: jax.Array
+
+    def check(self, batch: int, num_heads: int, num_queries: int, num_keys: int) -> None:
+        """Raise ValueError unless the array fits the call."""
+        check_broadcast("DenseBias(array)", self.array, (batch, num_heads, num_queries, num_keys))
+        if not jnp.issubdtype(self.array.dtype, jnp.floating):
+            raise ValueError(
+                f"DenseBias(array) has dtype {self.array.dtype}; give floats, or mask=Dense(array) for bool"
+            )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ALiBi:
+    """-slope * |key position - query position| for each head (Press et al. 2022). slopes [N]."""
+
+    slopes: jax.Array
+
+    def check(self, batch: int, num_heads: int, num_queries: int, num_keys: int) -> None:
+        """Raise ValueError unless there is a slope for each head."""
+        if jnp.shape(self.slopes) != (num_heads,):
+            raise ValueError(
+                f"ALiBi(slopes) has shape {jnp.shape(self.slopes)}; give one slope a head, [{num_heads}]"
+            )
+
+    def evaluate(self, relative) -> jax.Array:
+        """The bias at each key position - query position: int [...] -> float32 [N, ...]."""
+        slopes = jnp.asarray(self.slopes).astype(jnp.float32)
+        return -slopes.reshape((-1,) + (1,) * jnp.ndim(relative)) * jnp.abs(relative).astype(jnp.float32)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RelativeBias:
+    """A learned bias for each head and bucket of relative positions (Raffel et al. 2020). table [num_buckets, N]."""
+
+    table: jax.Array
+    bidirectional: bool = dataclasses.field(default=True, metadata={"static": True})
+    max_distance: int = dataclasses.field(default=128, metadata={"static": True})
+
+    def check(self, batch: int, num_heads: int, num_queries: int, num_keys: int) -> None:
+        """Raise ValueError unless the table fits the heads and the buckets the distance."""
+        shape = jnp.shape(self.table)
+        if len(shape) != 2 or shape[1] != num_heads:
+            raise ValueError(f"RelativeBias(table) has shape {shape}; give [num_buckets, {num_heads}]")
+        exact = shape[0] // (4 if self.bidirectional else 2)
+        if exact < 1 or self.max_distance <= exact:
+            raise ValueError(
+                f"RelativeBias needs at least {4 if self.bidirectional else 2} buckets and a max_distance "
+                f"above {exact}, got {shape[0]} buckets and max_distance={self.max_distance}"
+            )
+
+    def evaluate(self, relative) -> jax.Array:
+        """The bias at each key position - query position: int [...] -> float32 [N, ...]."""
+        buckets = relative_bucket(relative, self.table.shape[0], self.bidirectional, self.max_distance)
+        return jnp.moveaxis(self.table.astype(jnp.float32)[buckets], -1, 0)
+
+
+Bias = DenseBias | ALiBi | RelativeBias
+
+
+def relative_bucket(relative, num_buckets: int, bidirectional: bool, max_distance: int) -> jax.Array:
+    """T5's bucket of each key position - query position, int32 of the same shape.
+
+    Half of the buckets hold one distance each, the others grow by a constant ratio up to `max_distance` and
+    beyond. If bidirectional, the upper half of all buckets is for keys after the query; else those share the
+    bucket of distance 0.
+    """
+    relative = jnp.asarray(relative).astype(jnp.int32)
+    if bidirectional:
+        num_buckets //= 2
+        offset, distance = jnp.where(relative > 0, num_buckets, 0), jnp.abs(relative)
+    else:
+        offset, distance = 0, jnp.maximum(-relative, 0)
+    exact = num_buckets // 2
+    # First distance of each wide bucket, in float64: a float32 logarithm can miss a boundary that is a whole number.
+    steps = np.arange(1, num_buckets - exact) / (num_buckets - exact)
+    first = np.ceil(exact * np.power(max_distance / exact, steps) - 1e-9).astype(np.int32)
+    wide = exact + jnp.searchsorted(first, distance, side="right", method="compare_all").astype(jnp.int32)
+    return (offset + jnp.where(distance < exact, distance, wide)).astype(jnp.int32)
+
+
+def alibi_slopes(num_heads: int) -> np.ndarray:
+    """The published slopes, a geometric sequence, float32 [N]; past a power of two, every other of the next."""
+    power = 2 ** math.floor(math.log2(num_heads))
+    slopes = [2.0 ** (-8.0 * (i + 1) / power) for i in range(power)]
+    slopes += [2.0 ** (-4.0 * (2 * i + 1) / power) for i in range(num_heads - power)]
+    return np.asarray(slopes, np.float32)
+
+
+def toeplitz(diagonals: jax.Array, num_rows: int, num_columns: int) -> jax.Array:
+    """Spread [..., T + S - 1] over [..., T, S]: entry (t, s) is diagonals[s - t + T - 1].
+
+    The vector, one element longer than a row's stride, is repeated and read with that stride: a copy, no gather.
+    """
+    leading, length = diagonals.shape[:-1], num_rows + num_columns
+    padded = jnp.pad(diagonals, [(0, 0)] * len(leading) + [(0, 1)])
+    flat = jnp.broadcast_to(padded[..., None, :], (*leading, num_rows, length)).reshape(
+        *leading, num_rows * length
+    )
+    rows = flat[..., : num_rows * (length - 1)].reshape(*leading, num_rows, length - 1)
+    return rows[..., num_rows - 1 :]
+
+
+def diagonal_sums(block: jax.Array) -> jax.Array:
+    """The transpose of `toeplitz`: [..., T, S] -> sums of the diagonals [..., T + S - 1]."""
+    *leading, num_rows, num_columns = block.shape
+    length = num_rows + num_columns
+    rows = jnp.pad(block, [(0, 0)] * len(leading) + [(0, 0), (num_rows - 1, 0)])
+    flat = rows.reshape(*leading, num_rows * (length - 1))
+    flat = jnp.pad(flat, [(0, 0)] * len(leading) + [(0, num_rows)])
+    return flat.reshape(*leading, num_rows, length).sum(-2)[..., :-1]

@@ -1,0 +1,75 @@
+"""One attention call as backends receive it: arrays as leaves, settings as static structure."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zoo.kernels.bias import Bias
+from zoo.kernels.masks import Clause, Frame, Mask, normalise
+
+
+def _static():
+    return dataclasses.field(metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Call:
+    """The arguments of `attention` in one pytree. What is static here is compiled in.
+
+    Attributes:
+      q: [B, T, N, H].  k: [B, S, K, H].  v: [B, S, K, Hv].
+      mask, bias: objects.  sinks: [N] or None.
+      q_offset: int32 [B or 1] or None where `static_offset` holds it.
+      kv_positions: int32 [B or 1, S], or None for 0 … S-1.
+      dropout_seeds: uint32 [B, N, 2], or None without dropout. Two words a head, so that a shard
+        drops what the whole would.
+      scale, softcap, dropout_rate: Python floats.
+    """
+
+    q: jax.Array
+    k: jax.Array
+    v: jax.Array
+    mask: Mask
+    bias: Bias | None
+    sinks: jax.Array | None
+    q_offset: jax.Array | None
+    kv_positions: jax.Array | None
+    dropout_seeds: jax.Array | None
+    static_offset: int | None = _static()
+    scale: float = _static()
+    softcap: float | None = _static()
+    dropout_rate: float = _static()
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int, int]:
+        """B, T, S, N, K."""
+        return (*self.q.shape[:2], self.k.shape[1], self.q.shape[2], self.k.shape[2])
+
+    @property
+    def accumulator(self) -> jnp.dtype:
+        """The dtype of logits, softmax and sums: float32, or float64 for float64 inputs."""
+        return jnp.promote_types(self.q.dtype, jnp.float32)
+
+    def frame(self) -> Frame:
+        """Positions of rows and columns; in NumPy where known."""
+        _, num_queries, num_keys, _, _ = self.sizes
+        rows = np.arange(num_queries, dtype=np.int32)[None]
+        query = rows + (np.int32(self.static_offset) if self.q_offset is None else self.q_offset[:, None])
+        return Frame(query=query, key=self.kv_positions, num_keys=num_keys)
+
+    def clauses(self) -> tuple[Clause, ...]:
+        """The mask's normal form for this call."""
+        return normalise(self.mask, self.frame())
+
+
+def split_nonfinite(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """An array with zeros for NaN and infinity, and which vectors of the last axis held one.
+
+    A masked value enters products with weight zero, and 0 * NaN is NaN. So products see zeros instead, and
+    rows that do attend to such a vector are made NaN afterwards (`poison`).
+    """
+    finite = jnp.isfinite(x)
+    return jnp.where(finite, x, jnp.zeros_like(x)), ~finite.all(-1)

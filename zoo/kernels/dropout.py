@@ -1,0 +1,29 @@
+"""Which attention weights are dropped: a hash of (seed, row, column), so any block can be made alone, twice.
+
+A counter-based generator would do, but threefry costs ten times the softmax; two rounds of a 32-bit integer
+mixer (the constants are "lowbias32", Wellons 2018) are ample for dropout. The pattern depends on neither the
+backend nor its blocks.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def seeds(key: jax.Array, batch: int, num_heads: int) -> jax.Array:
+    """Two words for each sequence and head, uint32 [B, N, 2], from a key of jax.random."""
+    return jax.random.bits(key, (batch, num_heads, 2), jnp.uint32)
+
+
+def keep(seed: jax.Array, rows: jax.Array, columns: jax.Array, rate: float) -> jax.Array:
+    """Which weights survive, bool [..., R, C], from seed [..., 2], rows [R] and columns [C] (array indices)."""
+    hashed_rows = _mix(rows.astype(jnp.uint32) + seed[..., 0, None])
+    hashed_columns = _mix(columns.astype(jnp.uint32) + seed[..., 1, None])
+    bits = _mix(hashed_rows[..., :, None] + hashed_columns[..., None, :])
+    return bits >= np.uint32(min(round(rate * 2**32), 2**32 - 1))
+
+
+def _mix(x: jax.Array) -> jax.Array:
+    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
+    x = (x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B)
+    return x ^ (x >> np.uint32(16))

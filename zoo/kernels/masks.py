@@ -1,0 +1,353 @@
+# ruff: noqa: D102  (every `clauses` and `check` does what the base class says)
+"""Which keys a query may see: mask objects, their algebra, and the normal form that backends read.
+
+Masks are pytrees with static structure and dynamic leaves, combined with `&` and `|`. `normalise` rewrites any
+of them as a disjunction of `Clause`s; a clause is a conjunction of one interval of key positions a query row,
+equal segment ids and, for what has no structure, slices of a dense array. Intervals and ids are O(T + S)
+however large T * S is.
+
+Whatever is known in Python stays in NumPy through the normal form, so that a backend can tell at trace time
+which blocks of keys no query reaches. Scheduling blocks is in `schedule.py`, evaluating T x S in `dense.py`.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Positions lie strictly between these, so that -FAR and FAR can mean "nowhere" without overflow.
+FAR = np.int32(2**30)
+
+
+class Mask:
+    """A set of (query, key) pairs. `a & b` is the intersection and `a | b` the union."""
+
+    def __and__(self, other: "Mask") -> "Mask":
+        return And(self, _as_mask(other))
+
+    def __or__(self, other: "Mask") -> "Mask":
+        return Or(self, _as_mask(other))
+
+    def clauses(self, frame: "Frame") -> "tuple[Clause, ...]":
+        """The mask as a disjunction of clauses."""
+        raise NotImplementedError
+
+    def check(self, batch: int, num_heads: int, num_queries: int, num_keys: int) -> None:
+        """Raise ValueError unless every array fits the call."""
+
+
+def _as_mask(value) -> Mask:
+    if not isinstance(value, Mask):
+        raise ValueError(
+            f"a mask combines with masks only, got {type(value).__name__}; wrap an array in Dense(array)"
+        )
+    return value
+
+
+def _pytree(*meta_fields: str):
+    """Make a frozen dataclass and a pytree of a class; `meta_fields` are static, the others are leaves."""
+
+    def decorate(cls):
+        cls = dataclasses.dataclass(frozen=True)(cls)
+        names = [field.name for field in dataclasses.fields(cls)]
+        data_fields = [name for name in names if name not in meta_fields]
+        return jax.tree_util.register_dataclass(cls, data_fields=data_fields, meta_fields=list(meta_fields))
+
+    return decorate
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Frame:
+    """Where the rows and columns of one attention call lie.
+
+    Attributes:
+      query: positions of the queries, int32 [B or 1, T]; NumPy when known at trace time.
+      key: positions of the keys, int32 [B or 1, S], or None for 0, 1, … S-1.
+      num_keys: S.
+    """
+
+    query: np.ndarray | jax.Array
+    key: jax.Array | None
+    num_keys: int
+
+    @property
+    def key_positions(self) -> np.ndarray | jax.Array:
+        """Positions of the keys, [B or 1, S]."""
+        return np.arange(self.num_keys, dtype=np.int32)[None] if self.key is None else self.key
+
+
+@_pytree()
+class Clause:
+    """The pairs that satisfy every condition held; None and () stand for no condition.
+
+    Attributes:
+      low, high: first and last key position a row sees, int32 [..., T]; low > high for a row that sees none.
+      end: keys at array index `end` and beyond are out, int32 [..., 1].
+      segments: pairs of ids ([..., T], [..., S]) that must be equal.
+      dense: bool arrays, broadcastable to [..., T, S], that must be true.
+    """
+
+    low: np.ndarray | jax.Array | None = None
+    high: np.ndarray | jax.Array | None = None
+    end: np.ndarray | jax.Array | None = None
+    segments: tuple = ()
+    dense: tuple = ()
+
+    def meet(self, other: "Clause") -> "Clause":
+        """The conjunction of two clauses."""
+        return Clause(
+            low=_meet("maximum", self.low, other.low),
+            high=_meet("minimum", self.high, other.high),
+            end=_meet("minimum", self.end, other.end),
+            segments=self.segments + other.segments,
+            dense=self.dense + other.dense,
+        )
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the clause holds no condition at all."""
+        return self.low is self.high is self.end is None and not self.segments and not self.dense
+
+    def keep(self, positions, indices):
+        """Which of the pairs are allowed, bool [..., T, S], or None for all.
+
+        Args:
+          positions: key positions [..., S].
+          indices: array indices of the same keys [S].
+        """
+        keys = positions[..., None, :]
+        parts = [] if self.low is None else [self.low[..., :, None] <= keys]
+        parts += [] if self.high is None else [keys <= self.high[..., :, None]]
+        parts += [] if self.end is None else [indices[None, :] < self.end[..., :, None]]
+        parts += [q_ids[..., :, None] == kv_ids[..., None, :] for q_ids, kv_ids in self.segments]
+        parts += self.dense
+        return functools.reduce(lambda a, b: a & b, parts) if parts else None
+
+
+def keep(clauses: tuple[Clause, ...], positions, indices):
+    """Which pairs a disjunction allows, bool [..., T, S], or None for all. Arguments as in `Clause.keep`."""
+    parts = [clause.keep(positions, indices) for clause in clauses]
+    return None if any(part is None for part in parts) else functools.reduce(lambda a, b: a | b, parts)
+
+
+def is_static(*arrays) -> bool:
+    """Whether all of the arrays that are present are known at trace time."""
+    return all(array is None or isinstance(array, np.ndarray | np.generic) for array in arrays)
+
+
+def _meet(function: str, a, b):
+    """NumPy or JAX `function` of two arrays of which either may be absent."""
+    if a is None or b is None:
+        return b if a is None else a
+    return getattr(np if is_static(a, b) else jnp, function)(a, b)
+
+
+def _per_batch(value) -> np.ndarray | jax.Array:
+    """A count (scalar or [B]) as int32 [B or 1, 1]; a Python integer stays in NumPy."""
+    if isinstance(value, int | np.integer):
+        return np.full((1, 1), value, np.int32)
+    return jnp.asarray(value).astype(jnp.int32).reshape(-1, 1)
+
+
+@_pytree()
+class Full(Mask):
+    """Every query sees every key."""
+
+    def clauses(self, frame):
+        return (Clause(),)
+
+
+@_pytree()
+class Causal(Mask):
+    """A query sees keys at its own position and before."""
+
+    def clauses(self, frame):
+        return (Clause(high=frame.query),)
+
+
+@_pytree("left", "right")
+class Window(Mask):
+    """A query at q sees keys from q - left to q + right; None leaves that side open."""
+
+    left: int | None
+    right: int | None
+
+    def __post_init__(self):
+        for name in ("left", "right"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 0):
+                raise ValueError(
+                    f"Window({name}={value!r}) counts keys: give an integer >= 0, or None for no limit"
+                )
+
+    def clauses(self, frame):
+        low = None if self.left is None else frame.query - np.int32(self.left)
+        high = None if self.right is None else frame.query + np.int32(self.right)
+        return (Clause(low=low, high=high),)
+
+
+@_pytree("size")
+class Chunked(Mask):
+    """A query sees the keys of its own chunk: positions from a multiple of `size` up to the next."""
+
+    size: int
+
+    def __post_init__(self):
+        if not isinstance(self.size, int) or self.size < 1:
+            raise ValueError(f"Chunked({self.size!r}) takes the length of a chunk: give an integer >= 1")
+
+    def clauses(self, frame):
+        low = frame.query // np.int32(self.size) * np.int32(self.size)
+        return (Clause(low=low, high=low + np.int32(self.size - 1)),)
+
+
+@_pytree()
+class PrefixLM(Mask):
+    """Causal, and every key at a position below `length` (scalar or [B]) is seen by all."""
+
+    length: int | jax.Array
+
+    def clauses(self, frame):
+        return (Clause(high=_meet("maximum", frame.query, _per_batch(self.length) - np.int32(1))),)
+
+    def check(self, batch, num_heads, num_queries, num_keys):
+        _check_count("PrefixLM(length)", self.length, batch)
+
+
+@_pytree()
+class Lengths(Mask):
+    """Queries at array index >= q see nothing and keys at array index >= kv are unseen. Scalars or [B]; None: all.
+
+    Alone among the structured masks this one speaks of array indices, not of positions: it marks padding.
+    """
+
+    q: int | jax.Array | None = None
+    kv: int | jax.Array | None = None
+
+    def clauses(self, frame):
+        clause = Clause()
+        if self.q is not None:
+            length, rows = _per_batch(self.q), np.arange(frame.query.shape[1], dtype=np.int32)[None]
+            where = np.where if is_static(length) else jnp.where
+            clause = clause.meet(Clause(high=where(rows < length, FAR, -FAR)))
+        if self.kv is not None:
+            length = _per_batch(self.kv)
+            # With default positions index and position are one, and the interval says it all.
+            clause = clause.meet(
+                Clause(high=length - np.int32(1)) if frame.key is None else Clause(end=length)
+            )
+        return (clause,)
+
+    def check(self, batch, num_heads, num_queries, num_keys):
+        _check_count("Lengths(q)", self.q, batch)
+        _check_count("Lengths(kv)", self.kv, batch)
+
+
+@_pytree()
+class Segments(Mask):
+    """A query sees the keys whose id equals its own: packed documents. q_ids [B or 1, T], kv_ids [B or 1, S].
+
+    Without kv_ids, keys carry the ids of the queries (self-attention).
+    """
+
+    q_ids: jax.Array
+    kv_ids: jax.Array | None = None
+
+    def clauses(self, frame):
+        return (Clause(segments=((self.q_ids, self.q_ids if self.kv_ids is None else self.kv_ids),)),)
+
+    def check(self, batch, num_heads, num_queries, num_keys):
+        if self.kv_ids is None and num_queries != num_keys:
+            raise ValueError(
+                f"Segments(q_ids) alone needs as many keys as queries, got {num_keys} and {num_queries}; "
+                "give kv_ids of shape [B, S] as well"
+            )
+        for name, ids, length in (("q_ids", self.q_ids, num_queries), ("kv_ids", self.kv_ids, num_keys)):
+            if ids is not None and (
+                jnp.ndim(ids) != 2 or ids.shape[0] not in (1, batch) or ids.shape[1] != length
+            ):
+                raise ValueError(
+                    f"Segments({name}) has shape {jnp.shape(ids)}; give [{batch} or 1, {length}]"
+                )
+            if ids is not None and not jnp.issubdtype(ids.dtype, jnp.integer):
+                raise ValueError(f"Segments({name}) has dtype {ids.dtype}; give integers")
+
+
+@_pytree()
+class Dense(Mask):
+    """A bool array, true where a query sees a key: [T, S], or [B, N, T, S] where any axis may be 1."""
+
+    array: jax.Array
+
+    def clauses(self, frame):
+        return (Clause(dense=(self.array.reshape((1,) * (4 - self.array.ndim) + self.array.shape),)),)
+
+    def check(self, batch, num_heads, num_queries, num_keys):
+        check_broadcast("Dense(array)", self.array, (batch, num_heads, num_queries, num_keys))
+        if self.array.dtype != bool:
+            raise ValueError(
+                f"Dense(array) has dtype {self.array.dtype}; give bool, true where a query sees a key "
+                "(numbers to add to the logits are bias=DenseBias(array))"
+            )
+
+
+@_pytree()
+class And(Mask):
+    """Intersection; write `a & b`."""
+
+    left: Mask
+    right: Mask
+
+    def clauses(self, frame):
+        return tuple(a.meet(b) for a in self.left.clauses(frame) for b in self.right.clauses(frame))
+
+    def check(self, *sizes):
+        self.left.check(*sizes)
+        self.right.check(*sizes)
+
+
+@_pytree()
+class Or(Mask):
+    """Union; write `a | b`."""
+
+    left: Mask
+    right: Mask
+
+    def clauses(self, frame):
+        return self.left.clauses(frame) + self.right.clauses(frame)
+
+    def check(self, *sizes):
+        self.left.check(*sizes)
+        self.right.check(*sizes)
+
+
+def normalise(mask: Mask, frame: Frame) -> tuple[Clause, ...]:
+    """The mask as a disjunction of clauses: a single clause without conditions when it allows every pair."""
+    clauses = mask.clauses(frame)
+    return (Clause(),) if any(clause.is_full for clause in clauses) else clauses
+
+
+def check_broadcast(name: str, array, shape: tuple[int, int, int, int]) -> None:
+    """Raise ValueError unless an array of 2 or 4 axes broadcasts to [B, N, T, S]."""
+    actual = jnp.shape(array)
+    fits = len(actual) in (2, 4) and all(a in (1, b) for a, b in zip(actual[::-1], shape[::-1], strict=False))
+    if not fits:
+        batch, num_heads, num_queries, num_keys = shape
+        raise ValueError(
+            f"{name} has shape {actual}; give [{num_queries}, {num_keys}] or "
+            f"[{batch}, {num_heads}, {num_queries}, {num_keys}], where any axis may be 1"
+        )
+
+
+def _check_count(name: str, value, batch: int) -> None:
+    if value is None or isinstance(value, int | np.integer):
+        return
+    if jnp.shape(value) not in ((), (1,), (batch,)) or not jnp.issubdtype(
+        jnp.asarray(value).dtype, jnp.integer
+    ):
+        raise ValueError(
+            f"{name} is {jnp.asarray(value).dtype} of shape {jnp.shape(value)}; "
+            f"give an integer or integers of shape [{batch}]"
+        )
