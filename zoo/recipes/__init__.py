@@ -1,0 +1,11 @@
+"""Recipes: one function a run. `RECIPES` maps the names on the command line to them; the first is the default."""
+
+from zoo.recipes.run import Recipe
+from zoo.recipes.tiny import bert_tiny, gpt_tiny, translate_dates
+
+RECIPES: dict[str, Recipe] = {
+    "gpt-tiny": gpt_tiny,
+    "bert-tiny": bert_tiny,
+    "translate-dates": translate_dates,
+}
+DEFAULT = next(iter(RECIPES))

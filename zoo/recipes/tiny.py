@@ -1,0 +1,127 @@
+"""Three runs for a laptop: one a family, minutes on two CPU cores, on data that every installation can make."""
+
+from zoo.config import (
+    AttentionConfig,
+    EmbeddingConfig,
+    LanguageModelHead,
+    LearnedPositions,
+    MlpConfig,
+    NormConfig,
+    RelativeBiasConfig,
+    RotaryConfig,
+    StackConfig,
+    TransformerConfig,
+)
+from zoo.data import DataConfig, TokenizerConfig
+from zoo.recipes.run import Run, fast_dtype, fast_layers
+from zoo.tasks.causal_lm import CausalLMConfig
+from zoo.tasks.masked_lm import MaskedLMConfig
+from zoo.tasks.sequence_to_sequence import SequenceToSequenceConfig
+from zoo.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
+
+_RMS = NormConfig(kind="rms", epsilon=1e-6, bias=False)
+
+
+def gpt_tiny() -> Run:
+    """A GPT that writes Python: next-token prediction on the standard library's sources and documentation.
+
+    `python train.py` on 2 CPU cores: not yet measured.
+    """
+    vocab_size, width = 4096, 256
+    return Run(
+        model=TransformerConfig(
+            embedding=EmbeddingConfig(width=width, vocab_size=vocab_size),
+            decoder=StackConfig(
+                num_layers=6,
+                width=width,
+                causal=True,
+                attention=AttentionConfig(num_heads=4, head_size=64, rotary=RotaryConfig()),
+                mlp=MlpConfig(hidden_size=4 * width, activation="relu_squared"),
+                norm=_RMS,
+            ),
+            head=LanguageModelHead(),
+        ),
+        task=CausalLMConfig(sequence_length=256, batch_size=16, stride=128),
+        data=DataConfig(name="zoo_stdlib", tokenizer=TokenizerConfig(vocab_size=vocab_size)),
+        optimizer=OptimizerConfig(name="muon", learning_rate=3e-3, weight_decay=0.1),
+        schedule=ScheduleConfig(name="linear", warmup_steps=30, final_fraction=0.05),
+        training=TrainingConfig(num_steps=800, evaluate_every=400, checkpoint_every=200),
+        compute_dtype=fast_dtype(),
+        layers=fast_layers(),
+        folder="runs/gpt-tiny",
+    )
+
+
+def bert_tiny() -> Run:
+    """A BERT that fills gaps: masked-token prediction on the standard library's sources and documentation.
+
+    `python train.py bert-tiny` on 2 CPU cores: not yet measured.
+    """
+    vocab_size, width, length = 4096, 192, 128
+    return Run(
+        model=TransformerConfig(
+            embedding=EmbeddingConfig(
+                width=width, vocab_size=vocab_size, positions=LearnedPositions(max_length=length), norm=NormConfig()
+            ),
+            encoder=StackConfig(
+                num_layers=4,
+                width=width,
+                attention=AttentionConfig(
+                    num_heads=3, head_size=64, biases=("query", "key", "value", "output")
+                ),
+                mlp=MlpConfig(hidden_size=4 * width, activation="gelu", bias=True),
+                norm=NormConfig(),
+            ),
+            head=LanguageModelHead(bias=True, transform="gelu"),
+        ),
+        task=MaskedLMConfig(sequence_length=length, batch_size=32),
+        data=DataConfig(name="zoo_stdlib", tokenizer=TokenizerConfig(vocab_size=vocab_size)),
+        optimizer=OptimizerConfig(name="muon", learning_rate=3e-3, weight_decay=0.1),
+        schedule=ScheduleConfig(name="linear", warmup_steps=30, final_fraction=0.05),
+        training=TrainingConfig(num_steps=600, evaluate_every=300, checkpoint_every=200),
+        compute_dtype=fast_dtype(),
+        layers=fast_layers(),
+        folder="runs/bert-tiny",
+    )
+
+
+def translate_dates() -> Run:
+    """A T5 that reads dates: "samedi 21 novembre 2026" to "2026-11-21", from the locale data of Babel.
+
+    `python train.py translate-dates` on 2 CPU cores: not yet measured.
+    """
+    vocab_size, width = 512, 128
+    attention = AttentionConfig(num_heads=4, head_size=32)
+    stack = StackConfig(
+        num_layers=2,
+        width=width,
+        attention=attention,
+        mlp=MlpConfig(hidden_size=4 * width, activation="relu"),
+        norm=_RMS,
+        position_bias=RelativeBiasConfig(),
+    )
+    return Run(
+        model=TransformerConfig(
+            embedding=EmbeddingConfig(width=width, vocab_size=vocab_size),
+            encoder=stack,
+            decoder=StackConfig(
+                num_layers=2,
+                width=width,
+                causal=True,
+                attention=attention,
+                cross_attention=attention,
+                mlp=stack.mlp,
+                norm=_RMS,
+                position_bias=RelativeBiasConfig(),
+            ),
+            head=LanguageModelHead(),
+        ),
+        task=SequenceToSequenceConfig(source_length=48, target_length=16, batch_size=64),
+        data=DataConfig(name="zoo_dates", tokenizer=TokenizerConfig(vocab_size=vocab_size)),
+        optimizer=OptimizerConfig(name="muon", learning_rate=3e-3, weight_decay=0.0),
+        schedule=ScheduleConfig(name="linear", warmup_steps=50, final_fraction=0.02),
+        training=TrainingConfig(num_steps=1500, evaluate_every=500, checkpoint_every=500),
+        compute_dtype="float32",
+        layers=fast_layers(),
+        folder="runs/translate-dates",
+    )
