@@ -1,12 +1,12 @@
 """Sources to batches: packed rows to train on, windows to score, padded pairs.
 
-Documents are tokenised as they are reached and remembered, so a second epoch costs no tokenising. Every batch is
-a dict of int32 arrays (float32 weights) of one fixed shape. A document is bos, its tokens, eos.
+Documents are tokenised as they are reached and remembered, so a second epoch costs no tokenising. Every batch
+is a dict of arrays of one fixed shape. A document is bos, its tokens, eos.
 
-Moving batches to devices is left to training; the iterators may be driven from a thread of its own, one at a time.
+Moving batches to devices is left to training; one thread at a time may drive an iterator, whichever it is.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -23,37 +23,43 @@ SHUFFLED_BATCHES = 64
 REMEMBERED_TOKENS = 1 << 28
 
 
-class TokenizedDocuments:
-    """`source` as token arrays: `self[index]` -> int32 [length], bos first and eos last."""
+def read_field(example: dict[str, Any], key: str) -> str:
+    """`example[key]`, or ValueError with the text fields there are."""
+    value = example.get(key)
+    if not isinstance(value, str):
+        texts = ", ".join(name for name, value in example.items() if isinstance(value, str)) or "none"
+        raise ValueError(
+            f"documents have no text field {key!r}; they have {texts}: set data.text_key, or data.source_key "
+            "and data.target_key"
+        )
+    return value
 
-    def __init__(self, source: Source, tokenizer: Tokenizer, text_key: str = "text"):
-        self._source, self._tokenizer, self._text_key = source, tokenizer, text_key
-        self._remembered: dict[int, np.ndarray] = {}
+
+class TokenizedFields:
+    """Fields of `source` as tokens: `self[index]` -> one int32 [length] a key, bos first and eos last."""
+
+    def __init__(self, source: Source, tokenizer: Tokenizer, keys: tuple[str, ...]):
+        self._source, self._tokenizer, self._keys = source, tokenizer, keys
+        self._remembered: dict[int, list[np.ndarray]] = {}
         self._room = REMEMBERED_TOKENS
 
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        tokens = self._remembered.get(index)
-        if tokens is None:
-            text = read_field(self._source[index], self._text_key)
-            ids = [self._tokenizer.bos_id, *self._tokenizer.encode(text), self._tokenizer.eos_id]
-            tokens = np.array(ids, np.int32)
-            if tokens.size <= self._room:
-                self._room -= tokens.size
-                self._remembered[index] = tokens
-        return tokens
+    def __getitem__(self, index: int) -> list[np.ndarray]:
+        fields = self._remembered.get(index)
+        if fields is None:
+            example = self._source[index]
+            fields = [self._tokenize(read_field(example, key)) for key in self._keys]
+            size = sum(tokens.size for tokens in fields)
+            if size <= self._room:
+                self._room -= size
+                self._remembered[index] = fields
+        return fields
 
-
-def read_field(example: dict[str, Any], key: str) -> str:
-    """`example[key]`, or ValueError with the text fields there are."""
-    value = example.get(key)
-    if not isinstance(value, str):
-        texts = [name for name, value in example.items() if isinstance(value, str)]
-        raise ValueError(f"documents have no text field {key!r}; they have {', '.join(texts) or 'none'}: "
-                         "set data.text_key, or data.source_key and data.target_key")  # fmt: skip
-    return value
+    def _tokenize(self, text: str) -> np.ndarray:
+        ids = [self._tokenizer.bos_id, *self._tokenizer.encode(text), self._tokenizer.eos_id]
+        return np.array(ids, np.int32)
 
 
 def packed_batches(
@@ -69,15 +75,16 @@ def packed_batches(
 ) -> "PackedBatches":
     """Endless training batches of documents laid end to end and cut into rows, without padding.
 
-    Every epoch draws the documents in a new order, a function of `seed` and the epoch alone. `batch_size` is this
-    process's; process i of n reads every n-th document from the i-th.
+    Every epoch draws the documents in a new order, a function of `seed` and the epoch alone. `batch_size` is
+    this process's; process i of n reads every n-th document from the i-th.
 
-    Yields {"tokens", "segment_ids", "positions"}, each int32 [B, T + 1]: row[:-1] is the input and row[1:] the
-    target, where both have one segment id. Segments count from 1 in each row; positions restart with each.
+    Yields {"tokens", "segment_ids", "positions"}, each int32 [B, T + 1]: row[:-1] is the input and row[1:]
+    the target wherever both have one segment id. Segments count from 1 in each row; positions restart with
+    each.
     """
     _check_positive(sequence_length=sequence_length, batch_size=batch_size)
     _check_process(process_index, process_count, len(source))
-    documents = grain.MapDataset.source(TokenizedDocuments(source, tokenizer, text_key))
+    documents = grain.MapDataset.source(TokenizedFields(source, tokenizer, (text_key,)))
     documents = documents[process_index::process_count].seed(seed).shuffle().repeat()
     return PackedBatches(documents, row_length=sequence_length + 1, batch_size=batch_size, seed=seed)
 
@@ -85,15 +92,17 @@ def packed_batches(
 class PackedBatches(grain.DatasetIterator):
     """The iterator of `packed_batches`; its state is four integers.
 
-    It packs a window of `SHUFFLED_BATCHES` batches at once, and deals its rows in an order drawn for that window. The
-    state says where the window starts and how many batches of it are out, so restoring repeats one window's packing.
+    It packs a window of `SHUFFLED_BATCHES` batches at once, and deals its rows in an order drawn for that
+    window. The state says where the window starts and how many of its batches are out, so restoring repeats
+    one window's packing and no more.
     """
 
     def __init__(self, documents: grain.MapDataset, *, row_length: int, batch_size: int, seed: int):
         super().__init__()
         self._documents = documents
         self._row_length, self._batch_size, self._seed = row_length, batch_size, seed
-        self._start = self._end = (0, 0)  # (document, offset in it) where the window starts, and where the next does
+        # (document, offset in it) of the window's first token, and of the next window's.
+        self._start = self._end = (0, 0)
         self._window_index, self._num_given = 0, 0
         self._window: Batch | None = None
 
@@ -113,7 +122,7 @@ class PackedBatches(grain.DatasetIterator):
         missing = num_rows * self._row_length
         (document, offset), pieces = self._start, []
         while missing:
-            tokens = self._documents[document]
+            (tokens,) = self._documents[document]
             piece = tokens[offset : offset + missing]
             pieces.append(piece)
             missing -= piece.size
@@ -152,8 +161,168 @@ def _lay_rows(pieces: list[np.ndarray], row_length: int) -> Batch:
     return {
         "tokens": tokens.reshape(-1, row_length),
         "segment_ids": np.cumsum(starts, axis=1, dtype=np.int32),
-        "positions": columns - np.maximum.accumulate(np.where(starts, columns, 0), axis=1).astype(np.int32),
+        "positions": columns - np.maximum.accumulate(np.where(starts, columns, 0), axis=1, dtype=np.int32),
     }
+
+
+def scored_windows(
+    source: Source,
+    tokenizer: Tokenizer,
+    *,
+    sequence_length: int,
+    batch_size: int,
+    stride: int | None = None,
+    text_key: str = "text",
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """One pass in which every token of every document, and its eos, is a scored target exactly once.
+
+    A document longer than a row is read through windows. Each scores `stride` new targets (default T: no
+    window sees another's targets), the rest of it is context, so a smaller stride scores nearer to a model
+    that sees everything before, for T / stride times the work. Short windows share rows, as segments.
+
+    Yields "tokens", "segment_ids" (0 = padding) and "positions" as `packed_batches` does, and "weights",
+    float32 [B, T]: 1 where tokens[:, 1:] is scored. The last batch is padded with zeros. Each of several
+    processes gets the same number of batches.
+    """
+    _check_positive(sequence_length=sequence_length, batch_size=batch_size)
+    _check_process(process_index, process_count, len(source))
+    stride = sequence_length if stride is None else stride
+    if not 1 <= stride <= sequence_length:
+        raise ValueError(f"stride={stride} must lie in 1 to sequence_length={sequence_length}")
+    documents = TokenizedFields(source, tokenizer, (text_key,))
+    windows = (
+        window
+        for index in range(len(documents))
+        for window in _cut_windows(documents[index][0], sequence_length, stride)
+    )
+    rows = _fill_rows(windows, sequence_length + 1)
+    blank = {name: np.zeros_like(value) for name, value in _join_windows([], sequence_length + 1).items()}
+    return _deal_batches(rows, blank, batch_size, process_index, process_count)
+
+
+Window = tuple[np.ndarray, int]  # its tokens, and how many of the last of them are scored
+
+
+def _cut_windows(tokens: np.ndarray, length: int, stride: int) -> Iterator[Window]:
+    """Windows of at most `length` + 1 tokens whose scored ends cover tokens[1:] exactly once."""
+    start, scored = 0, 1
+    while scored < tokens.size:
+        window = tokens[start : start + length + 1]
+        yield window, start + window.size - scored
+        scored = start + window.size
+        start = scored - 1 + stride - length
+
+
+def _fill_rows(windows: Iterable[Window], row_length: int) -> Iterator[Batch]:
+    """Lay windows into rows: a full one alone, short ones side by side while they fit."""
+    shared: list[Window] = []
+    room = row_length
+    for window in windows:
+        size = window[0].size
+        if size == row_length:
+            yield _join_windows([window], row_length)
+            continue
+        if size > room:
+            yield _join_windows(shared, row_length)
+            shared, room = [], row_length
+        shared.append(window)
+        room -= size
+    if shared:
+        yield _join_windows(shared, row_length)
+
+
+def _join_windows(windows: list[Window], row_length: int) -> Batch:
+    row = {name: np.zeros(row_length, np.int32) for name in ("tokens", "segment_ids", "positions")}
+    weights = np.zeros(row_length, np.float32)
+    end = 0
+    for segment_id, (tokens, num_scored) in enumerate(windows, 1):
+        start, end = end, end + tokens.size
+        row["tokens"][start:end] = tokens
+        row["segment_ids"][start:end] = segment_id
+        row["positions"][start:end] = np.arange(tokens.size)
+        weights[end - num_scored : end] = 1.0
+    return {**row, "weights": weights[1:]}
+
+
+def pair_batches(
+    source: Source,
+    tokenizer: Tokenizer,
+    *,
+    source_length: int,
+    target_length: int,
+    batch_size: int,
+    seed: int | None,
+    source_key: str = "source",
+    target_key: str = "target",
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """Sequence-to-sequence batches: endless and newly shuffled each epoch by `seed`, or one ordered pass if
+    None.
+
+    Yields int32 "input_ids" and "input_segment_ids" [B, S] (tokens, eos), "target_ids" and
+    "target_segment_ids" [B, T + 1] (bos, tokens, eos); segment ids are 1, and 0 on padding. An input over S
+    or a target over T tokens, eos included, loses its end but keeps eos. In the one pass the last batch is
+    padded with blank rows, and each of several processes gets the same number of batches. The endless one is
+    a grain.DatasetIterator.
+    """
+    _check_positive(source_length=source_length, target_length=target_length, batch_size=batch_size)
+    _check_process(process_index, process_count, len(source))
+    pairs = TokenizedFields(source, tokenizer, (source_key, target_key))
+
+    def make_row(index: int) -> Batch:
+        inputs, targets = pairs[index]
+        input_ids, input_segment_ids = _pad(inputs[1:], source_length)
+        target_ids, target_segment_ids = _pad(targets, target_length + 1)
+        return {
+            "input_ids": input_ids,
+            "input_segment_ids": input_segment_ids,
+            "target_ids": target_ids,
+            "target_segment_ids": target_segment_ids,
+        }
+
+    if seed is None:
+        blank = {name: np.zeros_like(value) for name, value in make_row(0).items()}
+        rows = map(make_row, range(len(source)))
+        return _deal_batches(rows, blank, batch_size, process_index, process_count)
+    indices = grain.MapDataset.range(process_index, len(source), process_count)
+    shuffled = indices.seed(seed).shuffle().repeat().map(make_row).batch(batch_size)
+    # No threads of grain's own: training drives the iterator from one.
+    return iter(shuffled.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
+
+
+def _pad(tokens: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """`tokens` in `length` places with zeros behind, and 1 where there is a token."""
+    padded, segment_ids = np.zeros(length, np.int32), np.zeros(length, np.int32)
+    kept = min(tokens.size, length)
+    padded[:kept] = tokens[:kept]
+    padded[kept - 1] = tokens[-1]
+    segment_ids[:kept] = 1
+    return padded, segment_ids
+
+
+def _deal_batches(
+    rows: Iterable[Batch], blank: Batch, batch_size: int, process_index: int, process_count: int
+) -> Iterator[Batch]:
+    """Deal `rows` to the processes in turn; all get equally many batches, the missing rows `blank`."""
+    mine: list[Batch] = []
+    num_dealt = 0
+    for row in rows:
+        if num_dealt % process_count == process_index:
+            mine.append(row)
+        num_dealt += 1
+        # Give a batch only once every process has its rows for it.
+        if num_dealt % (process_count * batch_size) == 0:
+            yield _stack(mine)
+            mine = []
+    if num_dealt % (process_count * batch_size):
+        yield _stack(mine + [blank] * (batch_size - len(mine)))
+
+
+def _stack(rows: list[Batch]) -> Batch:
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def _check_positive(**numbers: int) -> None:
@@ -164,7 +333,9 @@ def _check_positive(**numbers: int) -> None:
 
 def _check_process(process_index: int, process_count: int, num_documents: int) -> None:
     if not 0 <= process_index < process_count:
-        raise ValueError(f"process_index={process_index} must lie in 0 to process_count - 1 = {process_count - 1}")
+        raise ValueError(f"process_index={process_index} must lie in 0 to {process_count - 1}, one a process")
     if num_documents < process_count:
-        raise ValueError(f"{num_documents} documents cannot be shared by {process_count} processes: "
-                         "give more documents, or start fewer processes")  # fmt: skip
+        raise ValueError(
+            f"{num_documents} documents cannot be shared by {process_count} processes: give more documents, "
+            "or start fewer processes"
+        )

@@ -27,8 +27,8 @@ class TokenizerConfig:
     def __post_init__(self):
         if self.vocab_size < SMALLEST_VOCABULARY:
             raise ValueError(
-                f"tokenizer.vocab_size={self.vocab_size} is too small: 256 byte tokens, 5 special tokens and the "
-                f"characters themselves need at least {SMALLEST_VOCABULARY}"
+                f"tokenizer.vocab_size={self.vocab_size} is too small: 256 byte tokens, 5 special tokens and "
+                f"the characters themselves need at least {SMALLEST_VOCABULARY}"
             )
         if self.max_piece_length < 1:
             raise ValueError(f"tokenizer.max_piece_length={self.max_piece_length} must be at least 1")
@@ -41,11 +41,12 @@ class DataConfig:
     """One dataset, and its tokenizer."""
 
     name: str = "zoo_stdlib"
-    """A TFDS name ("imdb_reviews", "wikipedia/20230601.en") or an embedded set, built at first use: zoo_stdlib
-    (the running Python's documentation and sources) or zoo_dates (dates in many locales, and as ISO 8601)."""
+    """A TFDS name ("imdb_reviews", "wikipedia/20230601.en"), or an embedded set, built at first use:
+    zoo_stdlib (the running Python's documentation and sources), zoo_dates (days in many languages, and as
+    ISO 8601)."""
     path: str | None = None
-    """Your own text instead of `name`: a .txt, .jsonl or .tsv file, a folder of text files (one document each),
-    or a folder that holds train.* and validation.*."""
+    """Your own text instead of `name`: a .txt, .jsonl or .tsv file, a folder of text files (one document
+    each), or a folder that holds train.* and validation.*."""
     directory: str | None = None
     """Where prepared TFDS data is kept. Absent: $ZOO_DATA_DIR, else ~/.cache/zoo/tfds."""
     train_split: str = "train"
@@ -74,9 +75,9 @@ class DataConfig:
             if not getattr(self, field):
                 raise ValueError(f"data.{field} is empty; leave it out to get its default")
         if self.source_key == self.target_key:
-            raise ValueError(f"data.source_key and data.target_key are both {self.source_key!r}; they must differ")
+            raise ValueError(f"data.source_key and data.target_key are both {self.source_key!r}: name two")
         if self.path is not None and (self.train_split, self.validation_split) != ("train", "validation"):
             raise ValueError(
-                f"data.train_split and data.validation_split name TFDS splits, but data.path={self.path!r} is a "
-                "local file: use data.validation_fraction, or a folder with train.* and validation.*"
+                f"data.train_split and data.validation_split name TFDS splits, but data.path={self.path!r} "
+                "is local: use data.validation_fraction, or a folder with train.* and validation.*"
             )

@@ -1,8 +1,8 @@
 """Text to token ids and back: byte-pair encoding by SentencePiece, with bytes to fall back on.
 
-`decode(encode(text)) == text` for every text that UTF-8 can hold. SentencePiece alone is not lossless: it writes
-spaces as "▁", drops line ends at the end of a training sentence, and cuts at NUL. So line ends travel as "␤", and
-the few characters with a meaning of their own travel behind an escape character.
+`decode(encode(text)) == text` for every text that UTF-8 can hold. SentencePiece alone is not lossless: it
+writes spaces as "▁", drops line ends at the end of a training sentence, and cuts at NUL. So line ends travel
+as "␤", and the few characters with a meaning of their own travel behind an escape character.
 """
 
 import contextlib
@@ -45,10 +45,10 @@ class Tokenizer:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
             raise ValueError(f"these {len(model)} bytes are not a SentencePiece model: {error}") from None
-        ids = self._processor.pad_id(), self._processor.bos_id(), self._processor.eos_id(), self._processor.unk_id()
-        if ids != (PAD_ID, BOS_ID, EOS_ID, UNK_ID) or self._processor.piece_to_id("<mask>") != MASK_ID:
-            raise ValueError(f"this SentencePiece model has other special ids {ids}: it was not trained by zoo")
         self.vocab_size: int = self._processor.get_piece_size()
+        special = [self._processor.id_to_piece(i) for i in range(min(MASK_ID + 1, self.vocab_size))]
+        if special != ["<pad>", "<s>", "</s>", "<unk>", "<mask>"]:
+            raise ValueError(f"this SentencePiece model starts with {special}: it was not trained by zoo")
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, without special tokens."""
@@ -59,8 +59,10 @@ class Tokenizer:
         ids = np.asarray(ids if isinstance(ids, np.ndarray | list) else list(ids), np.int64).reshape(-1)
         outside = ids[(ids < 0) | (ids >= self.vocab_size)]
         if outside.size:
-            raise ValueError(f"token id {outside[0]} is outside the vocabulary of {self.vocab_size} (0 to "
-                             f"{self.vocab_size - 1}): is this another model's tokenizer?")  # fmt: skip
+            raise ValueError(
+                f"token id {outside[0]} is outside the vocabulary of {self.vocab_size} (0 to "
+                f"{self.vocab_size - 1}): is this another model's tokenizer?"
+            )
         return _unescape(self._processor.decode(ids[ids > MASK_ID].tolist()))
 
     def piece(self, token_id: int) -> str:
@@ -111,7 +113,8 @@ class Tokenizer:
         return Tokenizer, (self._model,)
 
     def __repr__(self) -> str:
-        return f"Tokenizer(vocab_size={self.vocab_size}, sha256={hashlib.sha256(self._model).hexdigest()[:12]})"
+        digest = hashlib.sha256(self._model).hexdigest()[:12]
+        return f"Tokenizer(vocab_size={self.vocab_size}, sha256={digest})"
 
 
 def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
@@ -132,8 +135,8 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
         fits = re.search(r"<=\s*(\d+)", str(error))
         mend = f"at most {fits[1]}" if fits else "a smaller one"
         raise ValueError(
-            f"tokenizer.vocab_size={config.vocab_size} is too large for {sum(map(len, sentences))} characters of "
-            f"training text: choose {mend} ({error})"
+            f"tokenizer.vocab_size={config.vocab_size} is too large for {sum(map(len, sentences))} "
+            f"characters of training text: choose {mend} ({error})"
         ) from None
     return Tokenizer(model.getvalue())
 

@@ -1,8 +1,8 @@
 """zoo_stdlib: the running Python's own standard library as text, English documentation and source code.
 
-One document a module, and one for each topic of `help()`; files are read as UTF-8 or whatever they declare, with
-"\\n" line ends. Left out: tests, tables of characters, what depends on the platform, and the packages
-that distributions split off (tkinter, idlelib, venv, …), so that two installations of one Python agree.
+One document a module, and one for each topic of `help()`; files are decoded as they declare, with line feeds
+for line ends. Left out: tests, tables of characters, what depends on the platform, and the packages that
+distributions split off (tkinter, idlelib, venv, …), so that two installations of one Python agree.
 
 The split is by file. All topics come from one file, and repeat one another, so they go to train together.
 """
@@ -42,9 +42,9 @@ def list_modules(library: Path) -> list[str]:
     for path in library.rglob("*.py"):
         parts = path.relative_to(library).parts
         top = parts[0].removesuffix(".py")
-        if top in _SKIPPED_PACKAGES or _SKIPPED_FOLDERS.intersection(parts) or top.startswith("_sysconfigdata"):
+        if top in _SKIPPED_PACKAGES or _SKIPPED_FOLDERS.intersection(parts):
             continue
-        # Whatever else was put into the folder, site customisations for instance, is not the library.
+        # Whatever else is in the folder, the build's configuration for instance, is not the library.
         if top in sys.stdlib_module_names:
             names.append("/".join(parts))
     return sorted(names)
@@ -83,8 +83,8 @@ class ZooStdlib(tfds.core.GeneratorBasedBuilder):
     """The running Python's standard library: {"text", "name"}."""
 
     VERSION = tfds.core.Version(".".join(map(str, sys.version_info[:3])))
-    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="edition_1", version=VERSION)]  # noqa: RUF012 (TFDS's own form)
-    # TFDS looks beside the code for checksums of downloads, and to do so imports a package it does not depend on.
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="edition_1", version=VERSION)]  # noqa: RUF012
+    # TFDS looks beside the code for checksums of downloads, through a package that it does not require.
     code_path = None
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -97,7 +97,7 @@ class ZooStdlib(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager):
         del dl_manager  # nothing is downloaded
-        return {"train": self._generate_examples("train"), "validation": self._generate_examples("validation")}
+        return {split: self._generate_examples(split) for split in ("train", "validation")}
 
     def _generate_examples(self, split):
         library = Path(sysconfig.get_path("stdlib"))
