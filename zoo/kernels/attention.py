@@ -14,14 +14,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoo.kernels import dense, dropout
+from zoo.kernels import blockwise, dense, dropout
 from zoo.kernels.bias import ALiBi, Bias, DenseBias, RelativeBias
 from zoo.kernels.call import Call
 from zoo.kernels.masks import Full, Mask
 
 logger = logging.getLogger("zoo.kernels")
 
-BACKENDS = {"dense": dense}
+BACKENDS = {"dense": dense, "blockwise": blockwise}
+
+# Beyond this many logits a head, `blockwise` is the faster one.
+MAX_DENSE_LOGITS = 384 * 384
 
 # An offset given as a Python integer is compiled in from this many queries on, where it lets whole blocks of
 # keys be dropped at compile time. Below, it is an argument: decoding over Python integers compiles once.
@@ -86,10 +89,10 @@ def _run(call: Call, rng: jax.Array | None, backend: str) -> tuple[jax.Array, ja
 
 
 def merge(*parts: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """Join attention over disjoint sets of keys: (out [B, T, N, Hv], lse [B, T, N]) pairs -> one, over all keys.
+    """Join attention over disjoint sets of keys: pairs (out [B, T, N, Hv], lse [B, T, N]) -> one pair.
 
-    A cache and the tokens of one step can so be attended to apart, and the cache is never copied. Sinks belong
-    to one part only.
+    A cache and the tokens of one step can so be attended to apart, and the cache is never copied. Sinks
+    belong to one part only.
     """
     outs, lses = zip(*parts, strict=True)
     lse = functools.reduce(jnp.logaddexp, lses)
@@ -118,7 +121,11 @@ def choose(call: Call, backend: str) -> str:
 
 
 def _automatic(call: Call) -> tuple[str, str]:
-    return "dense", "the only backend"
+    """The fastest backend for these shapes, and why."""
+    _, num_queries, num_keys, _, _ = call.sizes
+    if num_queries * num_keys > MAX_DENSE_LOGITS:
+        return "blockwise", f"T x S = {num_queries * num_keys} logits a head are more than {MAX_DENSE_LOGITS}"
+    return "dense", f"T x S = {num_queries * num_keys} logits a head are at most {MAX_DENSE_LOGITS}"
 
 
 @functools.cache

@@ -54,7 +54,10 @@ class ALiBi:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RelativeBias:
-    """A learned bias for each head and bucket of relative positions (Raffel et al. 2020). table [num_buckets, N]."""
+    """A learned bias for each head and bucket of relative positions (Raffel et al. 2020).
+
+    table [num_buckets, N].
+    """
 
     table: jax.Array
     bidirectional: bool = dataclasses.field(default=True, metadata={"static": True})
@@ -95,7 +98,7 @@ def relative_bucket(relative, num_buckets: int, bidirectional: bool, max_distanc
     else:
         offset, distance = 0, jnp.maximum(-relative, 0)
     exact = num_buckets // 2
-    # First distance of each wide bucket, in float64: a float32 logarithm can miss a boundary that is a whole number.
+    # First distance of each wide bucket, in float64: a float32 logarithm can miss a boundary.
     steps = np.arange(1, num_buckets - exact) / (num_buckets - exact)
     first = np.ceil(exact * np.power(max_distance / exact, steps) - 1e-9).astype(np.int32)
     wide = exact + jnp.searchsorted(first, distance, side="right", method="compare_all").astype(jnp.int32)
@@ -103,7 +106,7 @@ def relative_bucket(relative, num_buckets: int, bidirectional: bool, max_distanc
 
 
 def alibi_slopes(num_heads: int) -> np.ndarray:
-    """The published slopes, a geometric sequence, float32 [N]; past a power of two, every other of the next."""
+    """The published slopes, a geometric sequence, float32 [N]; beyond a power of two, those between."""
     power = 2 ** math.floor(math.log2(num_heads))
     slopes = [2.0 ** (-8.0 * (i + 1) / power) for i in range(power)]
     slopes += [2.0 ** (-4.0 * (2 * i + 1) / power) for i in range(num_heads - power)]
@@ -113,7 +116,7 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
 def toeplitz(diagonals: jax.Array, num_rows: int, num_columns: int) -> jax.Array:
     """Spread [..., T + S - 1] over [..., T, S]: entry (t, s) is diagonals[s - t + T - 1].
 
-    The vector, one element longer than a row's stride, is repeated and read with that stride: a copy, no gather.
+    The vector, one element longer than the stride, is repeated and read with that stride: a copy, no gather.
     """
     leading, length = diagonals.shape[:-1], num_rows + num_columns
     padded = jnp.pad(diagonals, [(0, 0)] * len(leading) + [(0, 1)])

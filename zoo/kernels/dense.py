@@ -1,4 +1,4 @@
-"""The reference backend: all T x S logits at once, in plain JAX, for any input and any order of differentiation.
+"""The reference backend: all T x S logits at once, in plain JAX, differentiable to any order.
 
 Every other backend must agree with this one; this one must agree with the float64 oracle in tests/kernels.
 """
@@ -104,7 +104,7 @@ def evaluate_bias(call: Call) -> jax.Array:
 
 
 def diagonals(call: Call) -> jax.Array:
-    """A structured bias at every distance from the last query to the first key on, float32 [B or 1, N, T + S - 1]."""
+    """A structured bias at each key - query distance, ascending, float32 [B or 1, N, T + S - 1]."""
     frame, (_, num_queries, num_keys, _, _) = call.frame(), call.sizes
     relative = np.arange(num_queries + num_keys - 1, dtype=np.int32)[None] - frame.query[:, -1:]
     return jnp.moveaxis(call.bias.evaluate(relative), 0, 1)

@@ -16,7 +16,7 @@ def seeds(key: jax.Array, batch: int, num_heads: int) -> jax.Array:
 
 
 def keep(seed: jax.Array, rows: jax.Array, columns: jax.Array, rate: float) -> jax.Array:
-    """Which weights survive, bool [..., R, C], from seed [..., 2], rows [R] and columns [C] (array indices)."""
+    """Which weights survive, bool [..., R, C], from seed [..., 2] and array indices: rows [R], columns [C]."""
     hashed_rows = _mix(rows.astype(jnp.uint32) + seed[..., 0, None])
     hashed_columns = _mix(columns.astype(jnp.uint32) + seed[..., 1, None])
     bits = _mix(hashed_rows[..., :, None] + hashed_columns[..., None, :])

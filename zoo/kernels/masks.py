@@ -1,9 +1,9 @@
 # ruff: noqa: D102  (every `clauses` and `check` does what the base class says)
 """Which keys a query may see: mask objects, their algebra, and the normal form that backends read.
 
-Masks are pytrees with static structure and dynamic leaves, combined with `&` and `|`. `normalise` rewrites any
-of them as a disjunction of `Clause`s; a clause is a conjunction of one interval of key positions a query row,
-equal segment ids and, for what has no structure, slices of a dense array. Intervals and ids are O(T + S)
+Masks are pytrees with static structure and dynamic leaves, combined with `&` and `|`. `normalise` rewrites
+any of them as a disjunction of `Clause`s; a clause is a conjunction of one interval of key positions a query
+row, equal segment ids and, for what has no structure, slices of a dense array. Intervals and ids are O(T + S)
 however large T * S is.
 
 Whatever is known in Python stays in NumPy through the normal form, so that a backend can tell at trace time
@@ -218,7 +218,7 @@ class PrefixLM(Mask):
 
 @_pytree()
 class Lengths(Mask):
-    """Queries at array index >= q see nothing and keys at array index >= kv are unseen. Scalars or [B]; None: all.
+    """Queries at array index >= q see nothing, keys at index >= kv are unseen; scalars or [B], None for all.
 
     Alone among the structured masks this one speaks of array indices, not of positions: it marks padding.
     """

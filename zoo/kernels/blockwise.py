@@ -1,0 +1,273 @@
+"""Attention in O(T + S) memory in plain JAX: an online softmax over blocks, and its exact gradient.
+
+One key head at a time (its blocks stay in cache), each block of queries visits only the blocks of keys that the
+mask leaves alive, and the backward pass recomputes the weights from the saved log-sum-exp. The method is that of
+FlashAttention-2 (Dao 2023). Particular to XLA: the softmax's denominator comes out of the same product as the
+output, from a column of ones beside v. Not here: forward-mode and second derivatives, for which see `dense`.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from zoo.kernels.call import Call, split_nonfinite
+from zoo.kernels.schedule import plan
+from zoo.kernels.tiles import At, DropoutTiles, Grid, MaskTiles, bias_tiles, prepare_bias
+
+LOWEST = -1e30  # stands for -inf where a difference of infinities would be NaN
+
+
+def supports(call: Call) -> str | None:
+    """Why this backend cannot run the call; None when it can. It always can."""
+    return None
+
+
+def attend(call: Call, block_sizes: tuple[int, int] | None = None) -> tuple[jax.Array, jax.Array]:
+    """Attention output [B, T, N, Hv] in v's dtype, and log-sum-exp [B, T, N] in float32."""
+    _, num_queries, num_keys, _, _ = call.sizes
+    grid = Grid.cut(num_queries, num_keys, block_sizes or default_block_sizes(num_queries, num_keys))
+    inputs = (call.q, call.k, call.v, prepare_bias(call, grid), call.sinks)
+    rest = dataclasses.replace(call, q=None, k=None, v=None, bias=None, sinks=None)
+    return _attend(inputs, rest, grid)
+
+
+def default_block_sizes(num_queries: int, num_keys: int) -> tuple[int, int]:
+    """Rows and columns of a block, by measurement on CPUs with 2 MB of L2 cache a core."""
+    return min(256, num_queries), min(512, num_keys)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _attend(inputs, rest: Call, grid: Grid):
+    return _forward(inputs, rest, grid)[0]
+
+
+def _forward(inputs, rest: Call, grid: Grid):
+    problem = Problem(inputs, rest, grid)
+    q, bad_query = split_nonfinite(problem.call.q)
+    k, bad_key = split_nonfinite(problem.call.k)
+    v, bad_value = split_nonfinite(problem.call.v)
+    ones, bad = jnp.ones(bad_key.shape, v.dtype), (bad_key | bad_value).astype(v.dtype)
+    values = jnp.concatenate([v, ones[..., None], bad[..., None]], -1)
+    blocks = problem.split_queries(problem.prescale(q)), problem.split_keys(k), problem.split_keys(values)
+    out, lse = problem.each_head(functools.partial(_forward_head, problem), blocks)
+    out, lse = problem.join_queries(out), problem.join_queries(lse)
+    out = jnp.where((bad_query & ~jnp.isneginf(lse))[..., None], jnp.nan, out)
+    return (out, lse), (inputs, rest, out, lse)
+
+
+def _forward_head(problem: "Problem", head, blocks):
+    """One key head and its group of query heads: blocks of q, k, v -> blocks of output and log-sum-exp."""
+    q, k, v = blocks
+    grid = problem.grid
+
+    def attend_row(row):
+        at = problem.locate(head, row)
+
+        def visit(key, carry, masked):
+            largest, total, acc = carry
+            here = dataclasses.replace(at, key=key)
+            logits, _ = problem.logits(_dot(q[row], k[key].T), here, masked, transposed=False)
+            new_largest = jnp.maximum(largest, logits.max(-1))
+            weights = jnp.exp(logits - new_largest[:, None])
+            decay = jnp.exp(largest - new_largest)
+            if problem.dropout is not None:
+                total = total * decay + weights.sum(-1)
+                weights = problem.dropout(weights, here, transposed=False)
+            acc = acc * decay[:, None] + _dot(weights.astype(v.dtype), v[key])
+            return new_largest, total, acc
+
+        rows = jnp.zeros(grid.block_q, problem.accumulator)
+        carry = rows + LOWEST, rows, jnp.zeros((grid.block_q, v.shape[-1]), problem.accumulator)
+        return _normalise(problem, at, *problem.by_query.loop(at.batch, at.query, visit, carry))
+
+    return lax.map(attend_row, jnp.arange(q.shape[0]))
+
+
+def _normalise(problem: "Problem", at: At, largest, total, acc):
+    """Divide by the softmax's denominator; rows without keys give 0, rows that saw a non-finite vector NaN."""
+    out, bad = acc[:, :-2], acc[:, -1] > 0
+    total = acc[:, -2] if problem.dropout is None else total
+    if problem.call.sinks is not None:
+        sink = problem.call.sinks[at.head].astype(total.dtype)
+        new_largest = jnp.maximum(largest, sink)
+        decay = jnp.exp(largest - new_largest)
+        largest, total, out = new_largest, total * decay + jnp.exp(sink - new_largest), out * decay[:, None]
+    safe_total = jnp.where(total > 0, total, 1)
+    out = jnp.where(bad[:, None], jnp.nan, out / safe_total[:, None])
+    lse = jnp.where(total > 0, largest + jnp.log(safe_total), -jnp.inf)
+    return out.astype(problem.call.v.dtype), lse.astype(jnp.float32)
+
+
+def _backward(grid: Grid, residuals, cotangents):
+    inputs, rest, out, lse = residuals
+    grad_out, grad_lse = cotangents
+    problem = Problem(inputs, rest, grid)
+    q, k, v = (split_nonfinite(x)[0] for x in inputs[:3])
+    # Rows that saw nothing have no gradient, whatever reaches them from above.
+    empty = jnp.isneginf(lse)
+    grad_out = jnp.where(empty[..., None], 0, grad_out)
+    grad_lse = jnp.where(empty, 0, grad_lse)
+    # A row made NaN and then dropped has a zero cotangent, and must not bring its NaN back.
+    products = jnp.where(
+        grad_out == 0, 0, grad_out.astype(problem.accumulator) * out.astype(problem.accumulator)
+    )
+    delta = products.sum(-1) - grad_lse
+    finite_lse = jnp.where(empty, -LOWEST, lse)  # exp(logits - this) is 0
+    blocks = (
+        *(problem.split_queries(x) for x in (problem.prescale(q), grad_out, finite_lse, delta)),
+        *(problem.split_keys(x) for x in (k, v)),
+    )
+    zeros = None if problem.bias is None else problem.bias.zeros()
+    (dq, dk, dv), dbias = problem.each_head(
+        functools.partial(_backward_head, problem), blocks, carry=(zeros,)
+    )
+    dq = problem.join_queries(dq) * problem.call.scale
+    dk, dv = problem.join_keys(dk) * problem.logit_scale, problem.join_keys(dv)
+    gradients = (dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype))
+    dbias = None if dbias is None else jax.tree.map(lambda g, x: g.astype(x.dtype), dbias, inputs[3])
+    dsinks = None
+    if inputs[4] is not None:
+        weight = jnp.exp(inputs[4].astype(lse.dtype) - finite_lse)
+        dsinks = -(weight * delta).sum((0, 1)).astype(inputs[4].dtype)
+    return (*gradients, dbias, dsinks), None
+
+
+def _backward_head(problem: "Problem", head, blocks, dbias):
+    """One key head: blocks of (q, grad_out, lse, delta, k, v) and the bias's gradient so far -> gradients.
+
+    Logits are computed transposed, [block_k, block_q]: two of the three gradient products then need no transpose.
+    """
+    q, grad_out, lse, delta, k, v = blocks
+
+    def visit_column(carry, key):
+        def visit(row, carry, masked):
+            dq, dk, dv, dbias = carry
+            here = dataclasses.replace(problem.locate(head, row), key=key)
+            logits, slope = problem.logits(_dot(k[key], q[row].T), here, masked, transposed=True)
+            weights = jnp.exp(logits - lse[row][None, :])
+            grad_weights = _dot(v[key], grad_out[row].T)
+            dropped = weights
+            if problem.dropout is not None:
+                grad_weights = problem.dropout(grad_weights, here, transposed=True)
+                dropped = problem.dropout(weights, here, transposed=True)
+            grad_logits = weights * (grad_weights - delta[row][None, :])
+            grad_logits = grad_logits if slope is None else grad_logits * slope
+            dbias = dbias if dbias is None else problem.bias.add(dbias, grad_logits, here)
+            grad_logits = grad_logits.astype(q.dtype)
+            dv = dv + _dot(dropped.astype(q.dtype), grad_out[row])
+            dk = dk + _dot(grad_logits, q[row])
+            dq = dq.at[row].add(_dot(grad_logits.T, k[key]))
+            return dq, dk, dv, dbias
+
+        dq, dbias = carry
+        carry = dq, *(jnp.zeros(x.shape[1:], problem.accumulator) for x in (k, v)), dbias
+        for_group = functools.partial(problem.by_key.loop, problem.locate(head, 0).batch, key)
+        num_blocks = problem.grid.num_query_blocks
+        dq, dk, dv, dbias = lax.fori_loop(
+            0,
+            problem.group,
+            lambda g, carry: for_group(lambda i, c, masked: visit(g * num_blocks + i, c, masked), carry),
+            carry,
+        )
+        return (dq, dbias), (dk, dv)
+
+    dq = jnp.zeros(q.shape, problem.accumulator)
+    (dq, dbias), (dk, dv) = lax.scan(visit_column, (dq, dbias), jnp.arange(k.shape[0]))
+    return (dq, dk, dv), dbias
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
+    """A product of two matrices, accumulated in float32 (without which bfloat16 leaves the matrix units)."""
+    return jnp.dot(a, b, preferred_element_type=jnp.promote_types(a.dtype, jnp.float32))
+
+
+class Problem:
+    """One call cut into blocks: how arrays are split, where blocks lie, and the logits of any block."""
+
+    def __init__(self, inputs, rest: Call, grid: Grid):
+        q, k, v, bias, sinks = inputs
+        self.call = dataclasses.replace(rest, q=q, k=k, v=v, sinks=sinks)
+        self.grid, self.accumulator = grid, self.call.accumulator
+        self.group = q.shape[2] // k.shape[2]
+        # Heads in sequence keep their blocks in a CPU's cache; an accelerator wants them at once.
+        self.sequential = jax.default_backend() == "cpu" or bias is not None
+        self.mask = MaskTiles(self.call, grid)
+        self.bias = bias_tiles(bias, self.call, grid)
+        self.dropout = None if self.call.dropout_seeds is None else DropoutTiles(self.call, grid)
+        kinds = self.mask.kinds(per_batch=self.sequential)
+        self.by_query, self.by_key = plan(kinds), plan(kinds.swapaxes(1, 2))
+        # Scaling q instead of the logits saves a pass, but must not round what the caller gave in few bits.
+        exact = q.dtype == self.accumulator or math.frexp(abs(self.call.scale))[0] == 0.5
+        self.query_scale, self.logit_scale = (self.call.scale, 1.0) if exact else (1.0, self.call.scale)
+
+    def prescale(self, q: jax.Array) -> jax.Array:
+        """The part of the scale that goes into the queries."""
+        return q * jnp.asarray(self.query_scale, q.dtype)
+
+    def locate(self, head, row) -> At:
+        """The address of a row of blocks in a key head's group: `head` counts B * K, `row` counts N / K * I."""
+        batch, key_head = jnp.divmod(head, self.call.k.shape[2])
+        member, query = jnp.divmod(row, self.grid.num_query_blocks)
+        return At(batch=batch, head=key_head * self.group + member, query=query, key=0)
+
+    def logits(self, products: jax.Array, at: At, masked: bool, transposed: bool):
+        """Scale, bias, soft cap and mask of a block of q·k, and the soft cap's derivative (None without one)."""
+        logits = products if self.logit_scale == 1.0 else products * self.logit_scale
+        if self.bias is not None:
+            logits = logits + self.bias(at, transposed).astype(logits.dtype)
+        slope = None
+        if self.call.softcap is not None:
+            capped = jnp.tanh(logits / self.call.softcap)
+            logits, slope = capped * self.call.softcap, 1 - capped * capped
+        allowed = self.mask(at) if masked else None
+        if allowed is not None:
+            allowed = allowed.T if transposed else allowed
+            logits = jnp.where(allowed, logits, -jnp.inf)
+            slope = slope if slope is None else jnp.where(allowed, slope, 0)
+        return logits, slope
+
+    def each_head(self, function, blocks, carry=()):
+        """Map `function(head, blocks, *carry)` over the B * K key heads; with a carry, fold it through them."""
+        heads = jnp.arange(jax.tree.leaves(blocks)[0].shape[0])
+        if self.sequential:
+            if not carry:
+                return lax.map(lambda x: function(*x), (heads, blocks))
+            step = lambda carry, x: function(*x, carry)[::-1]  # noqa: E731
+            carry, results = lax.scan(step, *carry, (heads, blocks))
+            return results, carry
+        return jax.vmap(lambda head, blocks: function(head, blocks, *carry))(heads, blocks)
+
+    def split_queries(self, x: jax.Array) -> jax.Array:
+        """[B, T, N, …] -> [B * K, N / K * I, block_q, …]."""
+        x = jnp.moveaxis(_pad_length(x, self.grid.num_queries), 2, 1)
+        rows = self.group * self.grid.num_query_blocks
+        return x.reshape(-1, rows, self.grid.block_q, *x.shape[3:])
+
+    def split_keys(self, x: jax.Array) -> jax.Array:
+        """[B, S, K, …] -> [B * K, J, block_k, …]."""
+        x = jnp.moveaxis(_pad_length(x, self.grid.num_keys), 2, 1)
+        return x.reshape(-1, self.grid.num_key_blocks, self.grid.block_k, *x.shape[3:])
+
+    def join_queries(self, x: jax.Array) -> jax.Array:
+        """[B * K, N / K * I, block_q, …] -> [B, T, N, …]."""
+        batch, num_queries, _, num_heads, _ = self.call.sizes
+        x = x.reshape(batch, num_heads, self.grid.num_queries, *x.shape[3:])
+        return jnp.moveaxis(x[:, :, :num_queries], 1, 2)
+
+    def join_keys(self, x: jax.Array) -> jax.Array:
+        """[B * K, J, block_k, …] -> [B, S, K, …]."""
+        batch, _, num_keys, _, num_kv_heads = self.call.sizes
+        x = x.reshape(batch, num_kv_heads, self.grid.num_keys, *x.shape[3:])
+        return jnp.moveaxis(x[:, :, :num_keys], 1, 2)
+
+
+def _pad_length(x: jax.Array, length: int) -> jax.Array:
+    widths = [(0, 0), (0, length - x.shape[1])] + [(0, 0)] * (x.ndim - 2)
+    return jnp.pad(x, widths) if length > x.shape[1] else x
