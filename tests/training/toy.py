@@ -1,12 +1,35 @@
-"""A language model and a task small enough to compile in a second, with the real parameter names."""
+"""A language model and a task that compile in seconds, with the parameter paths and shapes of the real ones.
 
-import flax.linen as nn
+The model is plain JAX: training asks for `init_with_output` and `apply` and nothing else.
+"""
+
+import dataclasses
+import math
+
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-VOCAB, WIDTH, HEADS, LAYERS, LENGTH = 16, 16, 4, 2, 12
+VOCAB, WIDTH, HIDDEN, HEADS, LAYERS, LENGTH = 16, 16, 32, 4, 2, 12
+SHAPES = {
+    "embedder": {"token": {"embedding": (VOCAB, WIDTH)}},
+    "decoder": {
+        "attention_norm": {"scale": (LAYERS, WIDTH)},
+        "attention": {
+            "query": {"kernel": (LAYERS, WIDTH, HEADS, WIDTH // HEADS)},
+            "key": {"kernel": (LAYERS, WIDTH, HEADS // 2, WIDTH // HEADS)},
+            "value": {"kernel": (LAYERS, WIDTH, HEADS // 2, WIDTH // HEADS)},
+            "output": {"kernel": (LAYERS, HEADS, WIDTH // HEADS, WIDTH)},
+        },
+        "mlp": {
+            "up": {"kernel": (LAYERS, WIDTH, HIDDEN), "bias": (LAYERS, HIDDEN)},
+            "down": {"kernel": (LAYERS, HIDDEN, WIDTH)},
+        },
+    },
+    "final_norm": {"scale": (WIDTH,)},
+    "head": {"kernel": (WIDTH, VOCAB)},
+}
 
 
 @flax.struct.dataclass
@@ -14,79 +37,43 @@ class Output:
     logits: jax.Array
 
 
-class Projection(nn.Module):
-    shape: tuple
-    axes: int = 1
-
-    @nn.compact
-    def __call__(self, x):
-        kernel = self.param("kernel", nn.initializers.normal(0.2), self.shape)
-        return jnp.tensordot(x, kernel, self.axes)
+def rms_norm(x, scale):
+    return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6) * (1 + scale)
 
 
-class Attention(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        size = WIDTH // HEADS
-        q, k, v = (Projection((WIDTH, HEADS, size), name=name)(x) for name in ("query", "key", "value"))
-        scores = jnp.einsum("btnh,bsnh->bnts", q, k) / size**0.5
-        length = x.shape[1]
-        causal = jnp.arange(length)[:, None] >= jnp.arange(length)[None]
-        weights = jax.nn.softmax(jnp.where(causal, scores, -1e9))
-        mixed = jnp.einsum("bnts,bsnh->btnh", weights, v)
-        return Projection((HEADS, size, WIDTH), axes=2, name="output")(mixed)
+def attend(x, p):
+    q, k, v = (jnp.einsum("btd,dnh->btnh", x, p[name]["kernel"]) for name in ("query", "key", "value"))
+    k, v = (jnp.repeat(y, HEADS // y.shape[2], axis=2) for y in (k, v))
+    scores = jnp.einsum("btnh,bsnh->bnts", q, k) / math.sqrt(q.shape[-1])
+    causal = jnp.arange(x.shape[1])[:, None] >= jnp.arange(x.shape[1])
+    weights = jax.nn.softmax(jnp.where(causal, scores, -1e9))
+    return jnp.einsum("bnts,bsnh,nhd->btd", weights, v, p["output"]["kernel"])
 
 
-class Mlp(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        hidden = jax.nn.gelu(Projection((WIDTH, 4 * WIDTH), name="up")(x))
-        return Projection((4 * WIDTH, WIDTH), name="down")(hidden)
-
-
-class Layer(nn.Module):
-    dropout: float
-
-    @nn.compact
-    def __call__(self, x, rng):
-        x = x + Attention(name="attention")(nn.RMSNorm(name="attention_norm")(x))
-        hidden = Mlp(name="mlp")(nn.RMSNorm(name="mlp_norm")(x))
-        if rng is not None and self.dropout:
-            keep = jax.random.bernoulli(jax.random.fold_in(rng, 7), 1 - self.dropout, hidden.shape)
-            hidden = hidden * keep / (1 - self.dropout)
-        return x + hidden, None
-
-
-class Embedder(nn.Module):
-    @nn.compact
-    def __call__(self, ids):
-        return nn.Embed(VOCAB, WIDTH, name="token")(ids)
-
-
-class Decoder(nn.Module):
-    dropout: float
-
-    @nn.compact
-    def __call__(self, x, rng):
-        stack = nn.scan(
-            Layer,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=nn.broadcast,
-            length=LAYERS,
-        )
-        return stack(self.dropout, name="layers")(x, rng)[0]
-
-
-class Toy(nn.Module):
+@dataclasses.dataclass(frozen=True)
+class Toy:
     dropout: float = 0.0
 
-    @nn.compact
-    def __call__(self, input_ids, dropout_rng=None):
-        x = Embedder(name="embedder")(input_ids)
-        x = Decoder(self.dropout, name="decoder")(x, dropout_rng)
-        x = nn.RMSNorm(name="final_norm")(x)
-        return Output(logits=Projection((WIDTH, VOCAB), name="head")(x))
+    def init_with_output(self, rng, **inputs):
+        shapes, structure = jax.tree.flatten(SHAPES, is_leaf=lambda x: isinstance(x, tuple))
+        sizes = [math.prod(shape) for shape in shapes]
+        flat = jnp.split(0.2 * jax.random.normal(rng, (sum(sizes),)), np.cumsum(sizes)[:-1])
+        params = structure.unflatten([x.reshape(shape) for x, shape in zip(flat, shapes, strict=True)])
+        variables = {"params": params}
+        return self.apply(variables, **inputs), variables
+
+    def apply(self, variables, input_ids, dropout_rng=None):
+        params = variables["params"]
+
+        def layer(x, p):
+            x = x + attend(rms_norm(x, p["attention_norm"]["scale"]), p["attention"])
+            hidden = jax.nn.relu(x @ p["mlp"]["up"]["kernel"] + p["mlp"]["up"]["bias"])
+            if dropout_rng is not None and self.dropout:
+                hidden = hidden * jax.random.bernoulli(dropout_rng, 1 - self.dropout, hidden.shape)
+            return x + hidden @ p["mlp"]["down"]["kernel"], None
+
+        x, _ = jax.lax.scan(layer, params["embedder"]["token"]["embedding"][input_ids], params["decoder"])
+        return Output(logits=rms_norm(x, params["final_norm"]["scale"]) @ params["head"]["kernel"])
 
 
 class Batches:

@@ -1,8 +1,9 @@
 """Checkpoints: Orbax, written in the background, committed whole or not at all, restored onto any mesh.
 
-A step's folder has four items: `params` and `optimizer` (plain nested trees), `position` (JSON: the step, the tokens
-seen, where the data stands) and `run` (JSON: the resolved configuration). Parameters lie apart from moments so
-that evaluation reads them alone. Orbax writes beside the final name and renames: an unfinished save is never seen.
+A step's folder has four items: `params` and `optimizer` (plain nested trees), `position` (JSON: the step, the
+tokens seen, where the data stands) and `run` (JSON: the resolved configuration). Parameters lie apart from
+moments so that evaluation reads them alone. Orbax writes beside the final name and renames: an unfinished
+save is never seen.
 """
 
 import base64
@@ -24,6 +25,16 @@ from zoo.training.sharding import make_mesh, shard_parameters
 from zoo.training.state import TrainState
 
 CHECKPOINTS = "checkpoints"
+
+
+class DiskFullError(OSError):
+    """No more can be written; what was committed before is whole."""
+
+    def __init__(self, message: str):
+        super().__init__(errno.ENOSPC, message)
+
+    def __str__(self) -> str:
+        return self.strerror
 
 
 def encode_data_state(state: Any) -> dict[str, Any]:
@@ -103,7 +114,7 @@ class Checkpoints:
     def save(self, state: TrainState, position: dict[str, Any], resolved: Any) -> None:
         """Copy the state to the host and write it in the background; waits for the save before this one.
 
-        Raises OSError with a clear line if the disk is full, also for the save before.
+        Raises DiskFullError, also for the save before.
         """
         step = position["step"]
         with self._clear_errors(f"saving step {step}"):
@@ -140,7 +151,7 @@ class Checkpoints:
         return TrainState(step=counter, params=restored.params, opt_state=restored.optimizer)
 
     def restore_params(self, step: int, mesh: Mesh) -> Params:
-        """Return the parameters of a step, sharded by the table; their shapes are read from the checkpoint."""
+        """Return the parameters of a step, sharded by the table; the checkpoint knows their shapes."""
         metadata = self._manager.item_metadata(step)["params"]
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), metadata.tree)
         target = jax.tree.map(
@@ -161,8 +172,9 @@ class Checkpoints:
             self._remove_unfinished()
             steps = self._whole_steps()
             intact = f"step {steps[-1]} is intact" if steps else "no earlier checkpoint was written"
-            message = f"disk full while {what} in {self.folder}: {intact}; free space and run the same command again"
-            raise OSError(errno.ENOSPC, message) from error
+            raise DiskFullError(
+                f"disk full while {what} in {self.folder}: {intact}; free space and run the command again"
+            ) from error
 
     def _whole_steps(self) -> list[int]:
         return sorted(int(path.name) for path in self.folder.glob("*") if path.name.isdigit())

@@ -1,4 +1,4 @@
-"""The settings of a training run, as frozen dataclasses; the standard library alone, so that --help is fast."""
+"""The settings of a training run as frozen dataclasses, from the standard library alone: --help is fast."""
 
 import dataclasses
 import math
@@ -17,11 +17,11 @@ class OptimizerConfig:
     """How gradients become updates."""
 
     name: Literal["adamw", "muon", "adafactor"] = "adamw"
-    """adamw; muon (matrices by orthogonalised momentum, the rest by Adam); adafactor (factored second moment)."""
+    """adamw; muon (orthogonalised momentum for matrices, Adam for the rest); adafactor (factored moments)."""
     learning_rate: float = 3e-4
     """Peak learning rate. Muon's updates are scaled to AdamW's size, so one value serves either."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """Decay rates of Adam's first and second moment; Adafactor keeps a first moment if the first is above 0."""
+    """Decay rates of Adam's two moments; Adafactor uses the first, and keeps no first moment if it is 0."""
     momentum: float = 0.95
     """Muon: decay rate of the momentum (Nesterov)."""
     epsilon: float = 1e-8
@@ -48,7 +48,7 @@ class ScheduleConfig:
     """How the learning rate changes over a run, as a fraction of its peak."""
 
     name: Literal["constant", "cosine", "linear", "wsd"] = "cosine"
-    """After the warm-up: constant; cosine or linear decay; wsd (stable at the peak, linear decay at the end)."""
+    """After the warm-up: constant; cosine or linear decay; wsd (the peak, then linear decay at the end)."""
     warmup_steps: int = 100
     """Steps of linear warm-up; the step after them has the peak. 0 starts at the peak."""
     decay_fraction: float = 0.2

@@ -1,8 +1,9 @@
 """From two small configurations, `OptimizerConfig` and `ScheduleConfig`, to one optax transformation.
 
-Every optimizer is the same chain: clip the global gradient norm, turn gradients into a direction (AdamW, Muon or
-Adafactor), add decoupled weight decay to matrices, scale by the schedule. Moments are float32. Norms, biases and
-embeddings are never decayed; which parameters are matrices is read from the table in `sharding.py`.
+Every optimizer is the same chain: clip the global gradient norm, turn gradients into a direction (AdamW, Muon
+or Adafactor), add decoupled weight decay to matrices, scale by the schedule. Moments are float32. Norms,
+biases and embeddings are never decayed; which parameters are matrices is read from the table in
+`sharding.py`.
 """
 
 from collections.abc import Callable
@@ -54,8 +55,8 @@ def decay_mask(params: Any) -> Any:
 def muon_dimensions(params: Any) -> Any:
     """Return optax's MuonDimensionNumbers for matrices, None for what Adam updates.
 
-    Axes that are neither contracted nor produced, the stacked layers and the experts, are a batch of matrices:
-    a query projection [L, D, N, H] is L matrices of D by N·H.
+    Axes that are neither contracted nor produced, the stacked layers and the experts, are a batch of
+    matrices: a query projection [L, D, N, H] is L matrices of D by N·H.
     """
 
     def dimensions(path, x):
@@ -66,7 +67,7 @@ def muon_dimensions(params: Any) -> Any:
 
 
 def _as_matrices(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Show a transformation every matrix parameter as [layers…, inputs, outputs]: Adafactor factors those two."""
+    """Show every matrix to a transformation as [layers…, inputs, outputs]: Adafactor factors those two."""
 
     def flatten(tree):
         def reshape(path, x):
@@ -101,8 +102,8 @@ def _direction(config: OptimizerConfig) -> optax.GradientTransformation:
     if config.name == "adamw":
         return optax.scale_by_adam(first, second, config.epsilon, mu_dtype=jnp.float32)
     if config.name == "muon":
-        # A learning rate of -1 makes optax's complete optimizer a plain direction: decay and schedule come after,
-        # the same for all. consistent_rms: https://arxiv.org/abs/2502.16982, section 2.2.
+        # A learning rate of -1 makes optax's complete optimizer a plain direction: decay and schedule come
+        # after, the same for all. consistent_rms: https://arxiv.org/abs/2502.16982, section 2.2.
         return optax.contrib.muon(
             -1.0,
             beta=config.momentum,
@@ -113,8 +114,8 @@ def _direction(config: OptimizerConfig) -> optax.GradientTransformation:
             muon_weight_dimension_numbers=muon_dimensions,
             consistent_rms=0.2,
         )
-    # As in "Scaling Vision Transformers" (https://arxiv.org/abs/2106.04560): no scaling by the parameter's size, so
-    # that AdamW's learning rates carry over, and a first moment.
+    # As in "Scaling Vision Transformers" (https://arxiv.org/abs/2106.04560): no scaling by the parameter's
+    # size, so that AdamW's learning rates carry over, and a first moment.
     parts = [_as_matrices(optax.scale_by_factored_rms()), optax.clip_by_block_rms(1.0)]
     if first > 0:
         parts.append(optax.ema(first, debias=True, accumulator_dtype=jnp.float32))

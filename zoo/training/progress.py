@@ -1,33 +1,138 @@
-"""What a run says while it runs."""
+"""What a run says while it runs: a live line in a terminal, plain lines elsewhere, scalars for TensorBoard.
+
+Times are shown here and nowhere else: metrics.csv must be the same for every run of the same configuration.
+"""
 
 import sys
 import time
+from pathlib import Path
 from typing import Any
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as Bar
+
+from zoo.training.flops import memory_in_use
+
+REFRESH_SECONDS = {True: 0.5, False: 10.0}  # in a terminal, elsewhere
 
 
 class Progress:
-    """Prints a line every few seconds."""
+    """Use as a context manager around the steps. Only the first process of several speaks."""
 
-    def __init__(self, num_steps: int, step: int):
-        self.num_steps = num_steps
-        self._start = self._last = time.monotonic()
-        self._step = step
+    def __init__(self, num_steps: int, step: int, *, flops_per_step: float = 0.0, peak: float | None = None):
+        """`flops_per_step` are the model's for the global batch, `peak` the FLOP/s of one device."""
+        self._num_steps = num_steps
+        self._flops, self._peak = flops_per_step, peak
+        self._devices = max(jax.sharding.get_abstract_mesh().size, 1)
+        self._console = Console(stderr=True, quiet=jax.process_index() != 0, highlight=False)
+        self._live = self._console.is_terminal
+        self._step, self._tokens, self._since = step, None, time.monotonic()
+        self._seconds: float | None = None  # of one step, smoothed
+        self._bar = Bar(
+            TextColumn("[bold]step {task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[text]}"),
+            console=self._console,
+            auto_refresh=False,
+            disable=not self._live,
+        )
+        self._line = self._bar.add_task("train", total=num_steps, completed=step, text="compiling")
 
-    def __enter__(self):
+    def __enter__(self) -> "Progress":
+        self._bar.start()
         return self
 
-    def __exit__(self, *_):
-        pass
+    def __exit__(self, *_) -> None:
+        self._bar.stop()
 
-    def show_step(self, step: int, tokens: int, values: dict[str, Any]) -> None:
+    def restart_clock(self) -> None:
+        """Begin a new window: what came before it (compilation, an evaluation, a save) was no step."""
+        self._tokens, self._since = None, time.monotonic()
+
+    def show_step(self, step: int, tokens: int, values: dict[str, Any]) -> dict[str, float] | None:
+        """Tell a finished step; returns speeds for TensorBoard each time the display was renewed."""
         now = time.monotonic()
-        if now - self._last > 5 or step == self.num_steps:
-            rate = (now - self._last) / max(step - self._step, 1)
-            self.say(f"step {step}/{self.num_steps}  loss {values['loss']:.4f}  {1e3 * rate:.1f} ms/step")
-            self._last, self._step = now, step
+        if self._tokens is None:  # the first step of a window only starts its clock
+            self._step, self._tokens, self._since = step, tokens, now
+            return None
+        done = step - self._step
+        if (now - self._since < REFRESH_SECONDS[self._live] and step != self._num_steps) or not done:
+            return None
+        seconds = (now - self._since) / done
+        rate = (tokens - self._tokens) / (now - self._since) / self._devices
+        self._seconds = seconds if self._seconds is None else 0.7 * self._seconds + 0.3 * seconds
+        self._step, self._tokens, self._since = step, tokens, now
+        speeds = {"step_seconds": seconds, "tokens_per_second_per_device": rate}
+        if self._flops and self._peak:
+            speeds["mfu"] = self._flops / seconds / (self._peak * self._devices)
+        self._show(step, self._describe(step, values, speeds))
+        return speeds
 
     def show_evaluation(self, step: int, values: dict[str, float]) -> None:
-        self.say(f"step {step}  " + "  ".join(f"{k} {v:.4g}" for k, v in values.items()))
+        """Tell the results of an evaluation."""
+        results = "  ".join(
+            f"{name.removeprefix('validation_')} {value:.4g}" for name, value in values.items()
+        )
+        self.say(f"step {step}/{self._num_steps}  validation: {results}")
 
     def say(self, line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
+        """Print a line above the live one."""
+        self._console.print(line, markup=False, soft_wrap=True)
+
+    def _describe(self, step: int, values: dict[str, Any], speeds: dict[str, float]) -> str:
+        memory = memory_in_use(jax.local_devices()[0]) / 2**30
+        left = (self._num_steps - step) * (self._seconds or 0)
+        per_device = "/device" if self._devices > 1 else ""
+        parts = [
+            f"loss {values['loss']:.4f}",
+            f"{1e3 * speeds['step_seconds']:.1f} ms/step",
+            f"{speeds['tokens_per_second_per_device']:,.0f} tokens/s{per_device}",
+        ]
+        if "mfu" in speeds:
+            parts.append(f"MFU {100 * speeds['mfu']:.1f} %")
+        return "  ".join([*parts, f"{memory:.1f} GiB", f"{_clock(left)} left"])
+
+    def _show(self, step: int, text: str) -> None:
+        if self._live:
+            self._bar.update(self._line, completed=step, text=text)
+            self._bar.refresh()
+        else:
+            self.say(f"step {step}/{self._num_steps}  {text}")
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+class Scalars:
+    """TensorBoard files of a run, at most about a thousand points a curve; silent if not wanted."""
+
+    def __init__(self, folder: Path, step: int, num_steps: int, wanted: bool):
+        self._every = max(1, num_steps // 1000)
+        self._writer = None
+        if wanted and jax.process_index() == 0:
+            from tensorboardX import SummaryWriter  # 0.3 s that a run without it need not pay
+
+            # Points after the restored step are hidden: they will be written again.
+            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1, flush_secs=30)
+
+    def write(self, step: int, values: dict[str, Any], group: str = "train") -> None:
+        """Write a step's values under a group; train values only every so many steps."""
+        if self._writer is None or (group == "train" and step % self._every):
+            return
+        for name, value in values.items():
+            self._writer.add_scalar(f"{group}/{name}", float(value), step)
+
+    def close(self) -> None:
+        """Write what is buffered."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+def say_plainly(line: str) -> None:
+    """Print a line to the error stream, where progress goes, before there is a Progress."""
+    print(line, file=sys.stderr, flush=True)

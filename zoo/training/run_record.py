@@ -65,8 +65,8 @@ def check_same_run(saved: Any, wanted: Any, folder: Path, free: tuple[str, ...] 
     if difference is not None:
         field, old, new = difference
         raise ValueError(
-            f"{folder} was trained with {field} = {old!r}, this run has {field} = {new!r}: set it back to go on with "
-            f"the old run, or choose another folder (or remove that one) to start anew"
+            f"{folder} was trained with {field} = {old!r}, this run has {field} = {new!r}: set it back to go "
+            f"on with the old run, or choose another folder (or remove that one) to start anew"
         )
 
 

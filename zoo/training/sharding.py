@@ -1,12 +1,13 @@
 """One table from parameter paths and activations to mesh axes, and the shardings that follow from it.
 
-Reading a row: `("*/query/kernel", "D -> N H")` says that the trailing dimensions of every parameter whose path
-ends so are D, N, H; those left of the arrow are contracted, those right of it are produced. `AXES` says
-which mesh axes split a dimension. Leading dimensions that a row does not name are stacked layers, never split:
-a scan slices them. The optimizer reads the same table to know matrices from the rest.
+Reading a row: `("*/query/kernel", "D -> N H")` says that the trailing dimensions of every parameter whose
+path ends so are D, N, H; those left of the arrow are contracted, those right of it are produced. `AXES` says
+which mesh axes split a dimension. Leading dimensions that a row does not name are stacked layers, never
+split: a scan slices them. The optimizer reads the same table to know matrices from the rest.
 
-The mesh axes: `data` splits the batch; `fsdp` splits the batch and the parameters; `tensor` splits heads, hidden
-units and the vocabulary; `context` splits the sequence. Several slices of machines (hybrid meshes) are left out.
+The mesh axes: `data` splits the batch; `fsdp` splits the batch and the parameters; `tensor` splits heads,
+hidden units and the vocabulary; `context` splits the sequence. Several slices of machines (hybrid meshes) are
+left out.
 """
 
 import math
@@ -58,7 +59,7 @@ AXES: dict[str, tuple[str, ...]] = {
 
 
 def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
-    """Return a mesh with all four axes; one device is a mesh of one. Devices beyond its product stay unused."""
+    """Return a mesh with all four axes; one device is a mesh of one. Devices beyond it stay unused."""
     devices = jax.devices() if devices is None else devices
     sizes = config.sizes(len(devices))
     shape = tuple(sizes.values())
@@ -77,7 +78,7 @@ def find_layout(path: str) -> str | None:
 
 
 def matrix_axes(path: str, ndim: int) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Return the (contracted, produced) axes of a parameter that is a matrix per layer; None if it is not one.
+    """Return the (contracted, produced) axes of a parameter that is a matrix per layer; None for others.
 
     A path that no row knows counts as a matrix over its last two axes if it is called `kernel`.
     """
@@ -111,8 +112,8 @@ def spec_of(letters: list[str], shape: tuple[int, ...], mesh: Mesh) -> Partition
 def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """Return a parameter's partition.
 
-    A path that no row knows keeps its memory small without knowing its meaning: its largest dimension that `fsdp`
-    divides is split by `fsdp` (the last of equals; never the first of three or more, which may be
+    A path that no row knows keeps its memory small without knowing its meaning: its largest dimension that
+    `fsdp` divides is split by `fsdp` (the last of equals; never the first of three or more, which may be
     stacked layers); vectors are replicated.
     """
     layout = find_layout(path)

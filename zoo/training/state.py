@@ -1,7 +1,7 @@
 """The training state, and its initialisation directly into its shardings.
 
-The state is what the next step needs and cannot compute: there is no rng in it (a step folds its number into the
-seed) and no data position (the checkpoint holds it beside the state).
+The state is what the next step needs and cannot compute: there is no rng in it (a step folds its number into
+the seed) and no data position (the checkpoint holds it beside the state).
 """
 
 from typing import Any

@@ -79,8 +79,9 @@ def make_train_step(
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
     """Return the jitted `step(state, batch) -> (state, metrics)`; call it under `jax.set_mesh`.
 
-    The state is donated. Metrics are float32 scalars on the device: those of the task and loss, grad_norm (before
-    clipping) and learning_rate. The step's rng is `fold_in(seed, step)`, so a resumed run needs no rng state.
+    The state is donated. Metrics are float32 scalars on the device: those of the task and loss, grad_norm
+    (before clipping) and learning_rate. The step's rng is `fold_in(seed, step)`, so a resumed run needs no
+    rng state.
     """
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:

@@ -1,7 +1,7 @@
 """Stopping on request: SIGTERM and SIGINT ask once, politely; a second one stops at once.
 
-A signal during a step is seen after it. A signal during an evaluation breaks the evaluation off, for an evaluation
-changes nothing and may take longer than the time that a machine gives before it kills.
+A signal during a step is seen after it. A signal during an evaluation breaks the evaluation off, for an
+evaluation changes nothing and may take longer than the time that a machine gives before it kills.
 """
 
 import signal
@@ -12,7 +12,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(SystemExit):
-    """Training was asked to stop, saved what it had, and can go on later. Left alone, the process exits with 0."""
+    """Training was asked to stop, and saved what it had. Left alone, the process exits with 0."""
 
     def __init__(self, step: int):
         super().__init__(0)
