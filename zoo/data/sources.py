@@ -5,6 +5,7 @@ is downloaded here; a public set must have been prepared, and the error says how
 """
 
 import dataclasses
+import difflib
 import functools
 import os
 from collections.abc import Sequence
@@ -13,10 +14,12 @@ from typing import Any
 
 from zoo.data.builders import EMBEDDED, prepare
 from zoo.data.config import DataConfig
+from zoo.data.local import read_splits
 
 Source = Sequence[dict[str, Any]]
 
 _HELD_BYTES = 1 << 27
+_RANDOM_ACCESS = ("array_record", "parquet", "riegeli")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,12 +43,19 @@ def open_dataset(config: DataConfig) -> Dataset:
     prepared, missing, empty or malformed.
     """
     if config.path is not None:
-        from zoo.data.local import read_splits
-
-        return _checked(Dataset(name=config.path, splits=read_splits(config)))
-    builder = _open_builder(config)
-    names = {"train": config.train_split, "validation": config.validation_split}
-    return _checked(Dataset(name=config.name, splits={k: _TfdsSource(builder, v) for k, v in names.items()}))
+        return Dataset(name=config.path, splits=dict(read_splits(config)))
+    directory = data_directory(config)
+    if config.name in EMBEDDED:
+        builder = prepare(config.name, directory)
+    else:
+        builder = _find_prepared(config.name, _search_path(config))
+    splits = {"train": config.train_split, "validation": config.validation_split}
+    return Dataset(
+        name=config.name,
+        splits={
+            name: _TfdsSource(builder, _check_split(builder, name, split)) for name, split in splits.items()
+        },
+    )
 
 
 def data_directory(config: DataConfig) -> Path:
@@ -54,11 +64,73 @@ def data_directory(config: DataConfig) -> Path:
     return Path(chosen).expanduser().resolve()
 
 
-def _open_builder(config: DataConfig):
-    directory = data_directory(config)
-    if config.name in EMBEDDED:
-        return prepare(config.name, directory)
-    raise ValueError(f"unknown dataset {config.name!r}")
+def _search_path(config: DataConfig) -> list[Path]:
+    """Where to look for a public set: zoo's own folder, then TFDS's, or `config.directory` alone."""
+    import tensorflow_datasets as tfds
+
+    own = data_directory(config)
+    return [own] if config.directory else [own, Path(tfds.core.constants.DATA_DIR).expanduser()]
+
+
+def _find_prepared(name: str, directories: list[Path]):
+    """The builder of a public set as it was written to disk; the code that wrote it is not needed."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.read_only_builder import builder_from_files
+
+    for directory in directories:
+        try:
+            builder = builder_from_files(name, data_dir=directory)
+        except tfds.core.DatasetNotFoundError:
+            continue
+        if builder.info.file_format.value not in _RANDOM_ACCESS:
+            raise ValueError(
+                f"TFDS set {name!r} in {str(directory)!r} is written as {builder.info.file_format.value}, "
+                f"which cannot be read at random without TensorFlow. {_how_to_prepare(name, directory)}"
+            )
+        return builder
+    raise _not_found(name, directories)
+
+
+def _not_found(name: str, directories: list[Path]) -> Exception:
+    import tensorflow_datasets as tfds
+
+    folders = " or ".join(repr(str(directory)) for directory in directories)
+    known = tfds.list_builders(with_community_datasets=False)
+    if name.partition("/")[0].partition(":")[0] in known:
+        return FileNotFoundError(
+            f"TFDS set {name!r} is not prepared in {folders}. {_how_to_prepare(name, directories[0])}"
+        )
+    prepared = {entry.name for folder in directories if folder.is_dir() for entry in folder.iterdir()}
+    nearest = difflib.get_close_matches(name, {*known, *EMBEDDED, *prepared}, n=3, cutoff=0.5)
+    return ValueError(
+        f"unknown dataset {name!r}: not embedded ({', '.join(EMBEDDED)}), not prepared in {folders}, and not "
+        f"a name that TFDS knows without TensorFlow. Nearest: {', '.join(nearest) or 'none'}. Your own text "
+        "goes into data.path"
+    )
+
+
+def _how_to_prepare(name: str, directory: Path) -> str:
+    return (
+        'Where there is a network, run: python -c "import tensorflow_datasets as tfds; '
+        f"tfds.builder('{name}', data_dir='{directory}', file_format='array_record').download_and_prepare()\""
+    )
+
+
+def _check_split(builder, name: str, split: str) -> str:
+    """`split` itself; ValueError where the set has no such split, or nothing in it."""
+    known = ", ".join(builder.info.splits)
+    try:
+        num_examples = builder.info.splits[split].num_examples
+    except (KeyError, ValueError):
+        raise ValueError(
+            f"dataset {builder.name!r} has no split {split!r}; it has {known}: set data.{name}_split to one, or "
+            "to a slice such as 'train[99%:]'"
+        ) from None
+    if not num_examples:
+        raise ValueError(
+            f"split {split!r} of dataset {builder.name!r} is empty: set data.{name}_split ({known})"
+        )
+    return split
 
 
 class _TfdsSource:
@@ -77,7 +149,8 @@ class _TfdsSource:
 
     @functools.cached_property
     def _held(self) -> list[bytes] | None:
-        if self._builder.info.splits[self._split].num_bytes > _HELD_BYTES:
+        info = self._builder.info
+        if info.file_format.value != "array_record" or info.splits[self._split].num_bytes > _HELD_BYTES:
             return None
         return self._records.data_source.__getitems__(range(len(self)))
 
@@ -97,7 +170,3 @@ class _TfdsSource:
 def _as_text(example: dict[str, Any]) -> dict[str, Any]:
     # TFDS gives text as bytes.
     return {key: value.decode() if isinstance(value, bytes) else value for key, value in example.items()}
-
-
-def _checked(dataset: Dataset) -> Dataset:
-    return dataset

@@ -133,10 +133,10 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
         )
     except RuntimeError as error:
         fits = re.search(r"<=\s*(\d+)", str(error))
-        mend = f"at most {fits[1]}" if fits else "a smaller one"
+        mend = f"at most {fits[1]}" if fits else f"a smaller one ({error})"
         raise ValueError(
             f"tokenizer.vocab_size={config.vocab_size} is too large for {sum(map(len, sentences))} "
-            f"characters of training text: choose {mend} ({error})"
+            f"characters of training text: choose {mend}"
         ) from None
     return Tokenizer(model.getvalue())
 

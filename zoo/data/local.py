@@ -1,0 +1,159 @@
+"""Your own text: a .txt, .jsonl or .tsv file, a folder of text files, or one with train.* and validation.*.
+
+Everything is read and checked when it is opened, so that a bad line is named before any work begins.
+Documents are held out by a hash of their text: the same ones whatever their order, and equal texts together.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from zoo.data.config import DataConfig
+
+Example = dict[str, str]
+
+_SUFFIXES = (".txt", ".jsonl", ".tsv")
+_KINDS = "a .txt, .jsonl or .tsv file, or a folder of text files"
+
+
+def read_splits(config: DataConfig) -> dict[str, list[Example]]:
+    """The examples of "train" and "validation" at `config.path`.
+
+    Raises FileNotFoundError where there is nothing, ValueError (with file and line) for what cannot be read.
+    """
+    path = Path(config.path or "").expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"data.path={str(path)!r} does not exist; give {_KINDS}")
+    if path.is_dir() and (files := _find_split_files(path)):
+        return {split: _read_file(file, config) for split, file in files.items()}
+    examples = _read_folder(path, config) if path.is_dir() else _read_file(path, config)
+    return _hold_out(examples, config)
+
+
+def _find_split_files(folder: Path) -> dict[str, Path]:
+    """The train.* and validation.* of a folder that is split already; empty if it has neither."""
+    found = {}
+    for split in ("train", "validation"):
+        files = [
+            folder / f"{split}{suffix}" for suffix in _SUFFIXES if (folder / f"{split}{suffix}").is_file()
+        ]
+        if len(files) > 1:
+            raise ValueError(
+                f"{str(folder)!r} holds both {files[0].name} and {files[1].name}: keep one of them"
+            )
+        if files:
+            found[split] = files[0]
+    if len(found) == 1:
+        (split,) = found
+        other = "validation" if split == "train" else "train"
+        raise ValueError(
+            f"{str(folder)!r} holds {found[split].name} but no {other}.*: add it, or give the file itself as "
+            "data.path"
+        )
+    return found
+
+
+def _read_folder(folder: Path, config: DataConfig) -> list[Example]:
+    """Each file under `folder` that is not hidden is one document, under its relative name."""
+    examples = []
+    for path in sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        if path.is_file() and not any(part.startswith(".") for part in parts):
+            text = _read_text(path)
+            if text.strip():
+                examples.append({config.text_key: text, "name": "/".join(parts)})
+    if not examples:
+        raise ValueError(f"{str(folder)!r} holds no text files: put some in, one document each")
+    return examples
+
+
+def _read_file(path: Path, config: DataConfig) -> list[Example]:
+    """The examples of one file, at least one."""
+    readers = {".txt": _read_pieces, ".jsonl": _read_jsonl, ".tsv": _read_tsv}
+    reader = readers.get(path.suffix)
+    if reader is None:
+        raise ValueError(f"{str(path)!r} is a {path.suffix or 'nameless'} file; give {_KINDS}")
+    text = _read_text(path)
+    if not text.strip():
+        raise ValueError(f"{str(path)!r} is empty: there is nothing to train on")
+    return list(reader(path, text, config))
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{str(path)!r} is not UTF-8 text (byte {error.start} is {error.object[error.start]:#04x}): "
+            "convert it, or leave it out"
+        ) from None
+
+
+def _read_pieces(path: Path, text: str, config: DataConfig) -> Iterator[Example]:
+    """A long text as documents of some kB, cut at line ends, so that a share of it can be held out."""
+    length = max(256, min(4096, len(text) // 32))
+    for index, piece in enumerate(re.findall(rf"[\s\S]{{{length}}}[^\n]{{0,{length}}}\n?|[\s\S]+", text)):
+        yield {config.text_key: piece, "name": f"{path.name}:{index}"}
+
+
+def _read_lines(text: str) -> Iterator[tuple[int, str]]:
+    """The lines that are not blank, numbered from 1. Only line feeds end one: U+2028 may stand in a text."""
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield number, line.rstrip("\r")
+
+
+def _read_jsonl(path: Path, text: str, config: DataConfig) -> Iterator[Example]:
+    """One JSON object a line, with the text field, or both fields of a pair."""
+    for number, line in _read_lines(text):
+        where = f"{str(path)!r} line {number}"
+        try:
+            example = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where} is not JSON: {error.msg} at column {error.colno}") from None
+        if not isinstance(example, dict):
+            raise ValueError(f"{where} is a JSON {type(example).__name__}, not an object with fields")
+        fields = {key for key, value in example.items() if isinstance(value, str)}
+        if config.text_key not in fields and not {config.source_key, config.target_key} <= fields:
+            raise ValueError(
+                f"{where} has no text field {config.text_key!r}, nor the pair {config.source_key!r} and "
+                f"{config.target_key!r}; it has {', '.join(sorted(fields)) or 'none'}: set data.text_key, or "
+                "data.source_key and data.target_key"
+            )
+        yield example
+
+
+def _read_tsv(path: Path, text: str, config: DataConfig) -> Iterator[Example]:
+    """Two columns a line, input and output, with a tab between; no header and no quoting."""
+    for number, line in _read_lines(text):
+        columns = line.split("\t")
+        if len(columns) != 2 or not all(column.strip() for column in columns):
+            raise ValueError(
+                f"{str(path)!r} line {number} is {line[:60]!r}, not an input, one tab and its output"
+            )
+        yield {config.source_key: columns[0], config.target_key: columns[1]}
+
+
+def _hold_out(examples: list[Example], config: DataConfig) -> dict[str, list[Example]]:
+    """Hold out the examples whose text's hash is low, and at least one text."""
+    keys = [_hash(example, config) for example in examples]
+    lowest, highest = min(keys), max(keys)
+    if lowest == highest:
+        raise ValueError(
+            f"data.path={config.path!r} holds a single document: nothing is left to hold out. Give more, or "
+            "a folder with train.* and validation.*"
+        )
+    splits: dict[str, list[Example]] = {"train": [], "validation": []}
+    for key, example in zip(keys, examples, strict=True):
+        # Few documents may all fall on one side; the lowest and the highest hash never do.
+        is_held_out = key == lowest or (key < config.validation_fraction and key != highest)
+        splits["validation" if is_held_out else "train"].append(example)
+    return splits
+
+
+def _hash(example: Example, config: DataConfig) -> float:
+    """A number in [0, 1) drawn from the document, or from a pair's input."""
+    text = example.get(config.text_key) or example.get(config.source_key) or ""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
