@@ -11,6 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zoo.training.config import MeshConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
+from zoo.training.loop import train
+
 VOCAB, WIDTH, HIDDEN, HEADS, LAYERS, LENGTH = 16, 16, 32, 4, 2, 12
 SHAPES = {
     "embedder": {"token": {"embedding": (VOCAB, WIDTH)}},
@@ -128,3 +131,28 @@ class Counting:
         batch = next(self.batches("validation"))
         loss, metrics = jax.jit(lambda p, b: self.loss(apply, p, b, None))(params, batch)
         return {"loss": float(loss), "accuracy": float(metrics["accuracy"])}
+
+
+def run_toy(
+    folder, *, mesh=None, optimizer=None, schedule=None, model=None, task=None, resolved=None, **training
+):
+    """Call `train` with small settings; keyword arguments that are left are TrainingConfig's."""
+    settings = {"num_steps": 12, "evaluate_every": 5, "checkpoint_every": 4, "tensorboard": False, **training}
+    return train(
+        model or Toy(dropout=0.1),
+        task or Counting(),
+        folder,
+        optimizer=OptimizerConfig(**{"learning_rate": 1e-2, **(optimizer or {})}),
+        schedule=ScheduleConfig(**{"warmup_steps": 3, **(schedule or {})}),
+        mesh=MeshConfig(**(mesh or {"data": 1})),
+        training=TrainingConfig(**settings),
+        resolved=resolved,
+        compute_dtype="float32",
+    )
+
+
+def assert_same_bits(left, right):
+    left, right = (jax.tree_util.tree_leaves_with_path(tree) for tree in (left, right))
+    assert [path for path, _ in left] == [path for path, _ in right]
+    for (path, x), (_, y) in zip(left, right, strict=True):
+        assert np.array_equal(np.asarray(x), np.asarray(y)), jax.tree_util.keystr(path)

@@ -85,7 +85,16 @@ class Checkpoints:
             enable_async_checkpointing=True,
         )
         with self._clear_errors("opening"):
-            self._manager = ocp.CheckpointManager(self.folder, options=options)
+            self._manager = ocp.CheckpointManager(
+                self.folder,
+                options=options,
+                item_handlers={
+                    "params": ocp.StandardCheckpointHandler(),
+                    "optimizer": ocp.StandardCheckpointHandler(),
+                    "position": ocp.JsonCheckpointHandler(),
+                    "run": ocp.JsonCheckpointHandler(),
+                },
+            )
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -192,7 +201,7 @@ def load_params(folder: str | Path, step: int | None = None, mesh: Mesh | None =
     root = Path(folder)
     steps = sorted(int(path.name) for path in (root / CHECKPOINTS).glob("*") if path.name.isdigit())
     if not steps or (step is not None and step not in steps):
-        wanted = "a checkpoint" if step is None else f"a checkpoint of step {step}"
+        wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
         have = f"it has steps {', '.join(map(str, steps))}" if steps else "train it first"
         raise ValueError(f"{folder} has no {wanted}: {have}")
     step = steps[-1] if step is None else step

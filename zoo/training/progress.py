@@ -58,7 +58,11 @@ class Progress:
             self._step, self._tokens, self._since = step, tokens, now
             return None
         done = step - self._step
-        if (now - self._since < REFRESH_SECONDS[self._live] and step != self._num_steps) or not done:
+        # The last step ends a short window only if no other was ever shown: few steps make a poor mean.
+        enough = done and step == self._num_steps and self._seconds is None
+        if now - self._since < REFRESH_SECONDS[self._live] and not enough:
+            if self._live and step == self._num_steps:
+                self._bar.update(self._line, completed=step, refresh=True)
             return None
         seconds = (now - self._since) / done
         rate = (tokens - self._tokens) / (now - self._since) / self._devices

@@ -91,7 +91,7 @@ def make_train_step(
         else:
             metrics, gradients = _gradients(task, apply, state.params, batch, rng)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        metrics |= {"grad_norm": optax.global_norm(gradients), "learning_rate": schedule(state.step)}
+        metrics |= {"grad_norm": optax.tree.norm(gradients), "learning_rate": schedule(state.step)}
         params = optax.apply_updates(state.params, updates)
         return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
 

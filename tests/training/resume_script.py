@@ -1,0 +1,31 @@
+"""A run as a process, for tests that kill it: `resume_script.py FOLDER CACHE SECONDS_PER_BATCH`."""
+
+import sys
+import time
+
+import jax
+from toy import Batches, Counting, run_toy
+
+SETTINGS = {"num_steps": 40, "evaluate_every": 10, "checkpoint_every": 3, "mesh": {"data": 1, "fsdp": 2}}
+
+
+class SlowBatches(Batches):
+    seconds = 0.0
+
+    def __next__(self):
+        time.sleep(self.seconds)
+        return super().__next__()
+
+
+class SlowCounting(Counting):
+    def batches(self, split):
+        return SlowBatches(self.batch_size, self.seed if split == "train" else self.seed + 1000)
+
+
+if __name__ == "__main__":
+    folder, cache, seconds = sys.argv[1:]
+    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    SlowBatches.seconds = float(seconds)
+    run_toy(folder, task=SlowCounting(), **SETTINGS)

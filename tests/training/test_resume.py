@@ -1,0 +1,127 @@
+"""An interrupted run ends in the same bits as one that never stopped: parameters, moments and metrics.csv."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from resume_script import SETTINGS
+from toy import Batches, Counting, assert_same_bits, run_toy
+
+from zoo.training.checkpoint import load_params
+from zoo.training.metrics import read_metrics
+from zoo.training.stopping import Stopped
+
+pytestmark = pytest.mark.usefixtures("compile_cache")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Return (folder, final state) of a run that was not interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, run_toy(folder)
+
+
+class Interrupting(Counting):
+    """Sends this process a signal when a batch is drawn or an evaluation begins; once."""
+
+    def __init__(self, at_batch=None, at_evaluation=None, number=signal.SIGTERM):
+        super().__init__()
+        self.at_batch, self.at_evaluation, self.number = at_batch, at_evaluation, number
+        self.evaluations = 0
+
+    def batches(self, split):
+        task = self
+
+        class Interrupted(Batches):
+            def __next__(self):
+                if split == "train" and self.index == task.at_batch:
+                    task.at_batch = None
+                    os.kill(os.getpid(), task.number)
+                return super().__next__()
+
+        return Interrupted(self.batch_size, self.seed if split == "train" else self.seed + 1000)
+
+    def evaluate(self, apply, params):
+        self.evaluations += 1
+        if self.evaluations == self.at_evaluation:
+            os.kill(os.getpid(), self.number)
+            time.sleep(5)
+            raise AssertionError("the signal did not break the evaluation off")
+        return super().evaluate(apply, params)
+
+
+@pytest.mark.parametrize(
+    "interrupt",
+    [{"at_batch": 6}, {"at_batch": 10, "number": signal.SIGINT}, {"at_evaluation": 1}, {"at_evaluation": 3}],
+    ids=str,
+)
+def test_signal_saves_and_the_next_call_goes_on(whole, tmp_path, capfd, interrupt):
+    folder, state = whole
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped) as stopped:
+        run_toy(tmp_path, task=Interrupting(**interrupt))
+    assert stopped.value.code == 0
+    assert signal.getsignal(signal.SIGTERM) == handler
+    assert "run the same command again to go on" in capfd.readouterr().err
+    params, step = load_params(tmp_path)
+    assert step == stopped.value.step > 0
+    resumed = run_toy(tmp_path)
+    assert f"going on from step {step}" in capfd.readouterr().err
+    assert_same_bits(resumed, state)
+    assert (tmp_path / "metrics.csv").read_bytes() == (folder / "metrics.csv").read_bytes()
+
+
+def test_metrics_hold_every_step_and_only_what_steps_compute(whole):
+    folder, _ = whole
+    rows = read_metrics(folder / "metrics.csv")
+    assert [int(row["step"]) for row in rows] == list(range(1, 13))
+    assert [int(row["step"]) for row in rows if "validation_loss" in row] == [5, 10, 12]
+    header = (folder / "metrics.csv").read_text().splitlines()[0]
+    assert header == "step,tokens,loss,grad_norm,learning_rate,accuracy,validation_loss,validation_accuracy"
+    assert all(float(a["tokens"]) < float(b["tokens"]) for a, b in zip(rows, rows[1:], strict=False))
+    assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
+
+
+def test_a_finished_run_is_returned_as_it_is(whole):
+    folder, state = whole
+    before = (folder / "metrics.csv").read_bytes()
+    assert_same_bits(run_toy(folder), state)
+    assert (folder / "metrics.csv").read_bytes() == before
+
+
+def _wait_for_step(folder: Path, step: int, process: subprocess.Popen) -> None:
+    """Return once the process has logged a step of its own, or ended."""
+    end = time.monotonic() + 120
+    while time.monotonic() < end and process.poll() is None:
+        rows = read_metrics(folder / "metrics.csv")
+        if rows and int(rows[-1]["step"]) >= step:
+            return
+        time.sleep(0.01)
+
+
+def test_sigkill_at_random_points(tmp_path, compile_cache):
+    reference = run_toy(tmp_path / "whole", **SETTINGS)
+    folder = tmp_path / "killed"
+    script = Path(__file__).with_name("resume_script.py")
+    root = str(Path(__file__).parents[2])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, str(script), str(folder), str(compile_cache)]
+    chance = random.Random(0)
+    reached = []
+    for kill in range(4):
+        process = subprocess.Popen([*command, "0.02"], env=environment, stderr=subprocess.PIPE)
+        _wait_for_step(folder, 8 * kill + 1, process)
+        time.sleep(chance.uniform(0, 0.3))  # within a few steps of three saves and an evaluation
+        process.kill()
+        process.communicate()
+        reached.append(len(read_metrics(folder / "metrics.csv")))
+        assert process.returncode == -signal.SIGKILL, "the run ended before it was killed"
+    assert reached == sorted(reached) and reached[-1] > reached[0]
+    resumed = run_toy(folder, **SETTINGS)
+    assert_same_bits(resumed, reference)
+    assert (folder / "metrics.csv").read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()
