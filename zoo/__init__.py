@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from zoo.config import TransformerConfig
     from zoo.kernels.attention import attention
+    from zoo.pretrained import load
     from zoo.transformer import Transformer
 
 _HOME = {
     "attention": "zoo.kernels.attention",
+    "load": "zoo.pretrained",
     "Transformer": "zoo.transformer",
     "TransformerConfig": "zoo.config",
 }
-__all__ = ["Transformer", "TransformerConfig", "attention"]
+__all__ = ["Transformer", "TransformerConfig", "attention", "load"]
 __version__ = "0.1.0"
 
 

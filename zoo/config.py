@@ -190,7 +190,9 @@ class AttentionConfig:
     """Multi-head attention with grouped key/value heads."""
 
     num_heads: int
+    """Query heads, N."""
     head_size: int
+    """Size of each head's queries, keys and values, H."""
     num_kv_heads: int | None = None
     """Key/value heads (grouped-query attention); None gives every query head its own."""
     biases: tuple[BiasSlot, ...] = ()
@@ -283,9 +285,12 @@ class MlpConfig:
     """The feed-forward branch: down(act(up(x))), or down(act(gate(x)) * up(x)) when gated (Shazeer 2020)."""
 
     hidden_size: int
+    """Width between the two maps, F; each expert's, with experts."""
     activation: Activation = "gelu"
     gated: bool = False
+    """Multiply by a second, activated map of the input."""
     bias: bool = False
+    """Learned offsets in both maps."""
     experts: ExpertsConfig | None = None
 
     def __post_init__(self):
@@ -298,7 +303,9 @@ class StackConfig:
     """A stack of blocks: attention, optional cross-attention, and an MLP, each with its residual and norms."""
 
     num_layers: int
+    """Blocks, L."""
     width: int
+    """Size of the hidden states between blocks, D."""
     attention: AttentionConfig
     mlp: MlpConfig
     cross_attention: AttentionConfig | None = None
@@ -417,7 +424,9 @@ class EmbeddingConfig:
     scale: float = 1.0
     """Multiplies token vectors (sqrt(width) in Gemma and Marian)."""
     norm: NormConfig | None = None
+    """Normalise the sum."""
     dropout: float = 0.0
+    """Rate at which entries are dropped in training."""
 
     def __post_init__(self):
         _positive(self, "width", "scale")

@@ -246,7 +246,9 @@ class Rotation:
         """Angles of `positions`, in float32: bfloat16 cannot tell positions above 256 apart."""
         frequencies, factor = rotary_frequencies(config, head_size, positions.max() + 1)
         angles = positions[..., None].astype(jnp.float32) * frequencies
-        return cls(jnp.cos(angles) * factor, jnp.sin(angles) * factor, config.pairing == "interleaved")
+        # The barrier keeps XLA from fusing, that is recomputing, them in every layer and head that reads them.
+        cosine, sine = lax.optimization_barrier((jnp.cos(angles) * factor, jnp.sin(angles) * factor))
+        return cls(cosine, sine, config.pairing == "interleaved")
 
     def __call__(self, x: Float[Array, "B T N H"]) -> Float[Array, "B T N H"]:
         """Rotate the leading 2R dimensions of each head."""

@@ -4,35 +4,22 @@ A recipe returns a `Run`; the command line overrides its fields; every checkpoin
 alone is enough to go on, evaluate or sample.
 """
 
-import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import cattrs
 import jax
 import jax.numpy as jnp
-from cattrs.strategies import configure_tagged_union
 
-from zoo.config import (
-    AlibiConfig,
-    ClassifierHead,
-    EmbeddingHead,
-    Head,
-    LanguageModelHead,
-    LearnedPositions,
-    RelativeBiasConfig,
-    RotaryScaling,
-    SinusoidalPositions,
-    TokenHead,
-    TransformerConfig,
-)
+from zoo.config import LearnedPositions, TransformerConfig
 from zoo.data import DataConfig, Dataset, Tokenizer, fit_tokenizer, open_dataset
+from zoo.serialization import from_dict
 from zoo.tasks.causal_lm import CausalLMConfig
 from zoo.tasks.masked_lm import MaskedLMConfig
 from zoo.tasks.sequence_to_sequence import SequenceToSequenceConfig
 from zoo.training.config import MeshConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
+from zoo.training.run_record import read_run
 from zoo.transformer import Remat, Transformer
 
 TaskConfig = CausalLMConfig | MaskedLMConfig | SequenceToSequenceConfig
@@ -86,48 +73,19 @@ class Run:
             return longest if both else own
         return self.task.sequence_length
 
-    def as_dict(self) -> dict[str, Any]:
-        """The run as JSON-able dicts; a choice between classes is tagged with the class's name under "kind"."""
-        return _converter().unstructure(self, unstructure_as=Run)
-
     @classmethod
-    def from_dict(cls, resolved: dict[str, Any]) -> "Run":
-        """The run that `as_dict` gave.
+    def load(cls, folder: str | Path) -> "Run":
+        """The run that a folder was trained with, wherever the folder is now.
 
         Raises:
-            ValueError: a field that this version of zoo does not know, or a value it refuses.
+            ValueError: no run folder, or one written by another version of zoo.
         """
-        try:
-            return _converter().structure(resolved, cls)
-        except cattrs.BaseValidationError as error:
-            messages = "; ".join(cattrs.transform_error(error))
-            raise ValueError(f"this run was written by another version of zoo: {messages}") from None
+        return replace(from_dict(cls, read_run(folder), f"{folder}/run.json"), folder=str(folder))
 
     def make_model(self) -> Transformer:
         """The module, with this run's dtype and execution."""
         dtype = jnp.dtype(self.compute_dtype)
         return Transformer(self.model, dtype=dtype, layers=self.layers, remat=self.remat)
-
-
-@functools.cache
-def _converter() -> cattrs.Converter:
-    converter = cattrs.Converter(forbid_extra_keys=True)
-    unions = (
-        TaskConfig,
-        Head,
-        RotaryScaling,
-        LearnedPositions | SinusoidalPositions,
-        RelativeBiasConfig | AlibiConfig,
-    )
-    for union in unions:
-        configure_tagged_union(union, converter, tag_name="kind")
-        write, read = converter.get_unstructure_hook(union), converter.get_structure_hook(union)
-        # cattrs tags unions of classes; None beside them is read and written as itself.
-        converter.register_unstructure_hook(union | None, lambda value, write=write: value and write(value))
-        converter.register_structure_hook(
-            union | None, lambda value, _, read=read, union=union: value and read(value, union)
-        )
-    return converter
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from zoo.data import Dataset, Tokenizer, packed_batches, scored_windows
+from zoo.generate import Sampling, generate
 from zoo.tasks.losses import Scorer, cross_entropy
 
 
@@ -78,3 +80,18 @@ class CausalLM:
             "tokens": scored["weight"],
             "bytes": float(num_bytes),
         }
+
+    def respond(self, apply, params, prompt: str, *, max_new_tokens: int, sampling: Sampling, seed: int) -> str:
+        """`prompt` and its continuation, up to the end of a document."""
+        ids = np.array([[self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]], np.int32)
+        generated = generate(
+            apply,
+            params,
+            ids,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            seed=seed,
+            eos_token_id=self.tokenizer.eos_id,
+            pad_token_id=self.tokenizer.pad_id,
+        )
+        return self.tokenizer.decode(np.asarray(generated.sequences)[0])

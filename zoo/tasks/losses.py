@@ -18,9 +18,11 @@ def cross_entropy(
         The mean, and {"weight": number of positions, "accuracy": share whose likeliest token is right}.
     """
     logits = logits.astype(jnp.float32)
-    picked = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
+    # A masked sum, not an indexed read: its gradient fuses with the softmax, where a read's is a scatter.
+    is_target = targets[..., None] == jnp.arange(logits.shape[-1], dtype=targets.dtype)
+    picked = jnp.sum(jnp.where(is_target, logits, 0.0), -1)
     nats = jax.nn.logsumexp(logits, axis=-1) - picked
-    # Greater than any other logit, or equal to the greatest: the target is an argmax. Cheaper than argmax itself.
+    # The target is likeliest where it equals the greatest; cheaper than argmax.
     right = picked >= logits.max(-1)
     weight = weights.sum()
     count = jnp.maximum(weight, 1.0)

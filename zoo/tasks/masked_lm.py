@@ -7,10 +7,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from zoo.data import Dataset, Tokenizer, packed_batches, scored_windows
+from zoo.generate import Sampling
 from zoo.tasks.losses import Scorer, cross_entropy
+
+MASK = "<mask>"
+"""What a prompt writes where a token is hidden."""
 
 EVALUATION_SEED = 1
 """The held-out tokens that are hidden are the same in every evaluation."""
@@ -81,6 +86,27 @@ class MaskedLM:
             "accuracy": scored["accuracy"],
             "tokens": scored["weight"],
         }
+
+    def respond(self, apply, params, prompt: str, *, max_new_tokens: int, sampling: Sampling, seed: int) -> str:
+        """`prompt` with each `<mask>` filled by one token; the sampling chooses it, a number of tokens has no use."""
+        del max_new_tokens
+        parts = [self.tokenizer.encode(part) for part in prompt.split(MASK)]
+        if len(parts) == 1:
+            raise ValueError(f"the prompt {prompt!r} has nothing to fill; write {MASK} where a token is missing")
+        ids = [self.tokenizer.bos_id, *parts[0]]
+        for part in parts[1:]:
+            ids += [self.tokenizer.mask_id, *part]
+        ids.append(self.tokenizer.eos_id)
+        if len(ids) > self.config.sequence_length:
+            raise ValueError(
+                f"the prompt has {len(ids)} tokens and this model reads {self.config.sequence_length}; shorten it"
+            )
+        row = np.array(ids, np.int32)
+        logits = apply(params, input_ids=row[None]).logits[0]
+        special = [self.tokenizer.pad_id, self.tokenizer.bos_id, self.tokenizer.eos_id,
+                   self.tokenizer.unk_id, self.tokenizer.mask_id]  # fmt: skip
+        chosen = sampling.choose(logits.at[:, np.array(special)].set(-jnp.inf), jax.random.key(seed))
+        return self.tokenizer.decode(np.where(row == self.tokenizer.mask_id, np.asarray(chosen), row))
 
     def _hide(self, tokens: Int[Array, "B T"], candidates: Bool[Array, "B T"], rng: Array):
         """The corrupted tokens, and which of them are to be predicted (Devlin et al. 2019, section 3.1)."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zoo.data import Dataset, Tokenizer, pair_batches
-from zoo.generate import generate
+from zoo.generate import GREEDY, Sampling, generate
 from zoo.tasks.losses import Scorer, cross_entropy
 
 
@@ -18,9 +18,9 @@ class SequenceToSequenceConfig:
     """Read a source, write its target."""
 
     source_length: int = 64
-    """Longest source in tokens, S; longer pairs are an error."""
+    """Tokens of a source, S, its end token included; a longer source loses its end."""
     target_length: int = 32
-    """Longest target in tokens, T, the end token included."""
+    """Tokens of a target, T, its end token included; a longer target loses its end."""
     batch_size: int = 64
     """Pairs a step over all devices, B."""
 
@@ -93,8 +93,18 @@ class SequenceToSequence:
             "tokens": scored["weight"],
         }
 
-    def translate(self, apply, params, input_ids: np.ndarray, attention_mask: np.ndarray) -> list[str]:
-        """Greedy outputs of encoded sources [B, S] as text."""
+    def respond(self, apply, params, prompt: str, *, max_new_tokens: int, sampling: Sampling, seed: int) -> str:
+        """The target that the model writes for one source."""
+        ids = np.array([[*self.tokenizer.encode(prompt), self.tokenizer.eos_id]], np.int32)
+        if ids.shape[1] > self.config.source_length:
+            raise ValueError(
+                f"the prompt has {ids.shape[1]} tokens and this model reads {self.config.source_length}; shorten it"
+            )
+        options: dict[str, Any] = dict(max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
+        return self.translate(apply, params, ids, np.ones_like(ids), **options)[0]
+
+    def translate(self, apply, params, input_ids: np.ndarray, attention_mask: np.ndarray, **options) -> list[str]:
+        """What the model writes for encoded sources [B, S], as text; greedy unless `options` say otherwise."""
         # A row without a source (padding of the last batch) still needs a token to attend to.
         attention_mask = np.maximum(attention_mask, ~attention_mask.any(-1, keepdims=True))
         generated = generate(
@@ -102,7 +112,7 @@ class SequenceToSequence:
             params,
             input_ids,
             attention_mask,
-            max_new_tokens=self.config.target_length,
+            **({"max_new_tokens": self.config.target_length, "sampling": GREEDY} | options),
             eos_token_id=self.tokenizer.eos_id,
             pad_token_id=self.tokenizer.pad_id,
             decoder_start_token_id=self.tokenizer.bos_id,

@@ -1,0 +1,63 @@
+"""The jobs behind the two scripts: train and report, score, answer a prompt."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from zoo.generate import Sampling
+from zoo.recipes.report import show_next, show_results, show_sample
+from zoo.recipes.run import Run, prepare
+from zoo.serialization import as_dict
+from zoo.training.checkpoint import load_params
+from zoo.training.loop import train
+from zoo.training.metrics import read_metrics
+from zoo.training.state import bind_apply, count_parameters
+
+
+def train_and_report(run: Run, console: Console) -> None:
+    """Train in the run's folder, going on from its newest checkpoint, and print results, a sample and what is next."""
+    prepared = prepare(run)
+    state = train(
+        prepared.model,
+        prepared.task,
+        run.folder,
+        optimizer=run.optimizer,
+        schedule=run.schedule,
+        mesh=run.mesh,
+        training=run.training,
+        resolved=as_dict(run),
+    )
+    prefix = "validation_"
+    last = read_metrics(Path(run.folder) / "metrics.csv")[-1]
+    results = {name.removeprefix(prefix): float(x) for name, x in last.items() if name.startswith(prefix)}
+    show_results(console, run, prepared, results, with_baselines=True)
+    show_sample(console, run, prepared, bind_apply(prepared.model), state.params)
+    show_next(console, run)
+
+
+def score(run: Run, step: int | None, console: Console) -> None:
+    """Print a checkpoint's held-out results and a sample."""
+    params, step = load_params(run.folder, step)
+    prepared = prepare(run)
+    apply = bind_apply(prepared.model)
+    console.print(f"{run.folder}, step {step}: {run.model.family}, {count_parameters(params):,} parameters")
+    results = prepared.task.evaluate(apply, params)
+    show_results(console, run, prepared, results, with_baselines=False)
+    show_sample(console, run, prepared, apply, params)
+
+
+def answer(run: Run, wanted: Any, console: Console) -> None:
+    """Print what a checkpoint makes of the prompt of a `zoo.cli.Evaluation`."""
+    sampling = Sampling(temperature=wanted.temperature, top_k=wanted.top_k, top_p=wanted.top_p)
+    params, _ = load_params(run.folder, wanted.step)
+    prepared = prepare(run)
+    text = prepared.task.respond(
+        bind_apply(prepared.model),
+        params,
+        wanted.prompt,
+        max_new_tokens=wanted.max_new_tokens,
+        sampling=sampling,
+        seed=wanted.seed,
+    )
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
