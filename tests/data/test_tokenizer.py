@@ -11,7 +11,26 @@ from hypothesis import strategies as st
 
 from zoo.data import Tokenizer, TokenizerConfig, fit_tokenizer, train_tokenizer
 
-WORDS = "the quick brown fox jumps over a lazy dog while seven wizards vex my sphinx of black quartz".split()
+WORDS = [
+    "the",
+    "quick",
+    "brown",
+    "fox",
+    "jumps",
+    "over",
+    "a",
+    "lazy",
+    "dog",
+    "while",
+    "seven",
+    "wizards",
+    "vex",
+    "my",
+    "sphinx",
+    "of",
+    "black",
+    "quartz",
+]
 TEXTS = [f"{WORDS[i % 18]} {WORDS[i * 7 % 17]} in {1990 + i % 40}\n" for i in range(200)]
 SMALL = TokenizerConfig(vocab_size=320)
 
@@ -19,7 +38,9 @@ SMALL = TokenizerConfig(vocab_size=320)
 SPECIAL = "\u2581\u2424\x10\x00\n\r\t \u2028\x85\u2585\ufeff<s></s><pad>\u2047eznsé中🎉"
 
 
-@given(st.text() | st.text(alphabet=SPECIAL) | st.lists(st.sampled_from(["  ", "\n", "\x10", "x"])).map("".join))
+@given(
+    st.text() | st.text(alphabet=SPECIAL) | st.lists(st.sampled_from(["  ", "\n", "\x10", "x"])).map("".join)
+)
 @example("\u2581\u2424\x10\x10s\x00 <s> <mask> <0x0A> </s> <unk> \u2047 \u2585")
 @example(" \n\n  x\r\n\t  ")
 @settings(max_examples=300, deadline=None)
@@ -101,7 +122,11 @@ def test_save_load_bytes_and_pickle_keep_it(tokenizer, tmp_path):
     path.write_bytes(b"an older one")
     tokenizer.save(path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["tokenizer.model"]
-    copies = (Tokenizer.load(path), Tokenizer.from_bytes(tokenizer.to_bytes()), pickle.loads(pickle.dumps(tokenizer)))
+    copies = (
+        Tokenizer.load(path),
+        Tokenizer.from_bytes(tokenizer.to_bytes()),
+        pickle.loads(pickle.dumps(tokenizer)),
+    )
     for copy in copies:
         assert copy == tokenizer
         assert copy.encode("x = 1\n") == tokenizer.encode("x = 1\n")
@@ -154,5 +179,7 @@ def test_training_is_silent():
         "from zoo.data import TokenizerConfig, train_tokenizer\n"
         f"train_tokenizer({TEXTS}, TokenizerConfig(vocab_size=320))\n"
     )
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True
+    )
     assert (done.stdout, done.stderr) == ("", "")

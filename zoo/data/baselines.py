@@ -21,8 +21,9 @@ _LARGEST_ORDER = 7
 def ngram_bits_per_byte(train: Iterable[str], heldout: Iterable[str], order: int = 5) -> float:
     """Bits per UTF-8 byte of `heldout` under a Kneser-Ney byte model of `train`."""
     heldout = [text.encode() for text in heldout]
+    num_bytes = _count(heldout)
     model = KneserNey.fit([text.encode() for text in train], order)
-    return float(-model.log2_probabilities(heldout).sum() / _count(heldout))
+    return float(-model.log2_probabilities(heldout).sum() / num_bytes)
 
 
 def xz_bits_per_byte(texts: Iterable[str]) -> float:
@@ -130,12 +131,13 @@ def _look_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray, *, missin
 def _discounts(counts: np.ndarray) -> np.ndarray:
     """What is taken off a count of 0, 1, 2, and 3 or more: Chen and Goodman's equation 26."""
     n = np.bincount(np.minimum(counts, 5), minlength=5)[:5].astype(float)
-    if not n[1:].all():
-        # Too little text for the estimate, which divides by each: absolute discounting.
-        return np.array([0.0, 0.5, 0.5, 0.5])
-    ratio = n[1] / (n[1] + 2 * n[2])
-    estimates = [k - (k + 1) * ratio * n[k + 1] / n[k] for k in (1, 2, 3)]
-    return np.array([0.0, *np.clip(estimates, 0.0, [1.0, 2.0, 3.0])])
+    if n[1:].all():
+        ratio = n[1] / (n[1] + 2 * n[2])
+        estimates = [k - (k + 1) * ratio * n[k + 1] / n[k] for k in (1, 2, 3)]
+        if all(0 < estimate < k for k, estimate in enumerate(estimates, 1)):
+            return np.array([0.0, *estimates])
+    # Too little text for the estimate. Half a count always leaves something for what was never seen.
+    return np.array([0.0, 0.5, 0.5, 0.5])
 
 
 def _count(documents: Sequence[bytes]) -> int:

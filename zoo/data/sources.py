@@ -123,8 +123,8 @@ def _check_split(builder, name: str, split: str) -> str:
         num_examples = builder.info.splits[split].num_examples
     except (KeyError, ValueError):
         raise ValueError(
-            f"dataset {builder.name!r} has no split {split!r}; it has {known}: set data.{name}_split to one, or "
-            "to a slice such as 'train[99%:]'"
+            f"dataset {builder.name!r} has no split {split!r}; it has {known}: set data.{name}_split to one, "
+            "or to a slice such as 'train[99%:]'"
         ) from None
     if not num_examples:
         raise ValueError(

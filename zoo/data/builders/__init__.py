@@ -5,7 +5,7 @@ config the edition of the rules below it, so a change of either makes a new fold
 
 `prepare` writes into a folder of its own and renames it into place when it is complete: a process that is
 killed leaves nothing half-made behind, and of two processes that build at once the second finds the first's
-work, which holds the same bytes, and drops its own.
+work, which holds the same examples, and drops its own.
 """
 
 import contextlib

@@ -1,0 +1,171 @@
+"""The embedded sets: what is in them, that they repeat, and that a killed build leaves nothing half-made."""
+
+import datetime
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+from zoo.data import DataConfig, open_dataset
+from zoo.data.builders import dates, stdlib
+
+BUILD = """
+from zoo.data import DataConfig, open_dataset
+open_dataset(DataConfig(name="zoo_stdlib", directory={!r}))
+"""
+
+
+def examples(source):
+    return [source[i] for i in range(len(source))]
+
+
+class TestStdlib:
+    def test_sizes_and_fields(self, stdlib):
+        train, validation = (examples(stdlib.split(split)) for split in ("train", "validation"))
+        sizes = [sum(len(document["text"].encode()) for document in split) for split in (train, validation)]
+        assert sizes[0] > 6_000_000
+        assert 300_000 < sizes[1] < 700_000
+        assert all(
+            set(document) == {"text", "name"} and document["text"].strip() for document in train + validation
+        )
+        names = [document["name"] for document in train + validation]
+        assert {"json/decoder.py", "asyncio/base_events.py", "pydoc_data/topics.py:compound"} <= set(names)
+        assert len(set(names)) == len(names)
+
+    def test_no_file_and_no_text_is_on_both_sides(self, stdlib):
+        train, validation = (examples(stdlib.split(split)) for split in ("train", "validation"))
+        for part in (lambda d: d["text"], lambda d: d["name"].partition(":")[0]):
+            assert not {part(d) for d in train} & {part(d) for d in validation}
+        assert not any(d["name"].startswith("pydoc_data/topics.py") for d in validation)
+
+    def test_topics_do_not_repeat_one_another(self, stdlib):
+        texts = [d["text"].strip() for d in examples(stdlib.split("train")) if "topics.py:" in d["name"]]
+        assert len(texts) > 30
+        assert sum(text in other for text in texts for other in texts) == len(texts)
+
+    def test_what_differs_between_installations_is_left_out(self, tmp_path):
+        kept = ["ast.py", "json/tool.py", "unittest/case.py"]
+        dropped = [
+            *(
+                "test/test_ast.py",
+                "unittest/test/case.py",
+                "idlelib/run.py",
+                "tkinter/font.py",
+                "encodings/cp437.py",
+            ),
+            *(
+                "site-packages/numpy.py",
+                "sitecustomize.py",
+                "_sysconfigdata__linux.py",
+                "json/__pycache__/tool.py",
+            ),
+            *("json/notes.txt", "config-3.11/python-config.py"),
+        ]
+        for name in kept + dropped:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(f"# {name}")
+        assert stdlib.list_modules(tmp_path) == kept
+        found = list(stdlib.read_documents(tmp_path))
+        assert found == [{"name": name, "text": f"# {name}"} for name in kept]
+
+    def test_source_files_are_decoded_as_they_declare(self, tmp_path):
+        (tmp_path / "ast.py").write_bytes("# coding: latin-1\r\nx = 'é'\r\n".encode("latin-1"))
+        assert next(stdlib.read_documents(tmp_path))["text"] == "# coding: latin-1\nx = 'é'\n"
+
+    def test_a_second_build_holds_the_same_examples_in_the_same_order(self, stdlib, tmp_path):
+        # Not the same file: protobuf writes the fields of an example in an order of its own.
+        subprocess.run([sys.executable, "-W", "error", "-c", BUILD.format(str(tmp_path))], check=True)
+        version = ".".join(map(str, sys.version_info[:3]))
+        assert (tmp_path / "zoo_stdlib" / "edition_1" / version / "dataset_info.json").exists()
+        again = open_dataset(DataConfig(name="zoo_stdlib", directory=str(tmp_path)))
+        for split in ("train", "validation"):
+            assert examples(again.split(split)) == examples(stdlib.split(split))
+
+
+class TestDates:
+    def test_every_day_is_once_on_one_side(self):
+        sides = {split: list(dates.write_days(split)) for split in ("train", "validation")}
+        targets = {split: [e["target"] for e in side] for split, side in sides.items()}
+        assert 60_000 < len(targets["train"]) < 100_000
+        assert 2_000 < len(targets["validation"]) < 2_500
+        days = sorted(targets["train"] + targets["validation"])
+        assert days == sorted(set(days))
+        assert (days[0], days[-1]) == ("1900-01-01", "2099-12-31")
+        for side in sides.values():
+            by_locale = {locale: sum(e["locale"] == locale for e in side) for locale in dates.LOCALES}
+            assert min(by_locale.values()) > 0.7 * len(side) / len(dates.LOCALES)
+
+    def test_no_text_could_mean_two_days(self):
+        # Over every locale and format, also those that were not drawn for the day.
+        meaning = {}
+        for year in (1907, 2012):
+            day = datetime.date(year, 1, 1)
+            while day.year == year:
+                for locale in dates.LOCALES:
+                    for style in dates.FORMATS:
+                        text = dates.format_date(day, style, locale)
+                        assert str(year) in text
+                        assert meaning.setdefault(text, day) == day
+                day += datetime.timedelta(days=1)
+        assert len(set(dates.LOCALES)) >= 8
+        assert any(re.search("[а-я]", text) for text in meaning)
+        assert any(re.search("[一-龯]", text) for text in meaning)
+
+    def test_the_example_of_the_docstring(self):
+        day = datetime.date(2026, 11, 21)
+        assert dates.format_date(day, "full", "fr") == "samedi 21 novembre 2026"
+
+    def test_it_opens_by_name(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(dates, "LAST", datetime.date(1900, 12, 31))
+        dataset = open_dataset(DataConfig(name="zoo_dates", directory=str(tmp_path)))
+        train, validation = (examples(dataset.split(split)) for split in ("train", "validation"))
+        assert train == list(dates.write_days("train"))
+        assert validation == list(dates.write_days("validation"))
+        assert len(train) + len(validation) == 365
+
+
+class TestPreparation:
+    def test_a_build_killed_at_any_moment_is_made_good_by_the_next(self, tmp_path):
+        command = [sys.executable, "-c", BUILD.format(str(tmp_path))]
+        for seconds in (0.0, 0.3, 0.8):
+            process = subprocess.Popen(command)
+            # From when it starts to write, so that the moments differ whatever the machine.
+            deadline = time.monotonic() + 60
+            while (
+                process.poll() is None
+                and not list(tmp_path.glob(".building-*"))
+                and time.monotonic() < deadline
+            ):
+                time.sleep(0.01)
+            time.sleep(seconds)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            complete = list(tmp_path.glob("zoo_stdlib/edition_1/*"))
+            assert all((folder / "dataset_info.json").exists() for folder in complete)
+        subprocess.run(command, check=True)
+        dataset = open_dataset(DataConfig(name="zoo_stdlib", directory=str(tmp_path)))
+        assert len(dataset.split("validation")) > 10
+
+    def test_two_processes_may_build_at_once(self, tmp_path):
+        command = [sys.executable, "-W", "error", "-c", BUILD.format(str(tmp_path))]
+        processes = [subprocess.Popen(command) for _ in range(2)]
+        assert [process.wait() for process in processes] == [0, 0]
+        assert not list(tmp_path.glob(".building-*"))
+        assert len(list(tmp_path.glob("zoo_stdlib/edition_1/*"))) == 1
+
+    def test_old_remains_are_cleared_and_young_ones_kept(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(dates, "LAST", datetime.date(1900, 12, 31))
+        old, young = tmp_path / ".building-old", tmp_path / ".building-young"
+        old.mkdir()
+        young.mkdir()
+        os.utime(old, (0, 0))
+        open_dataset(DataConfig(name="zoo_dates", directory=str(tmp_path)))
+        assert not old.exists()
+        assert young.exists()
+
+    def test_nothing_is_printed(self, tmp_path):
+        command = [sys.executable, "-W", "error", "-c", BUILD.format(str(tmp_path))]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert (done.stdout, done.stderr) == ("", "")
