@@ -2,8 +2,7 @@
 
 One key head at a time (its blocks stay in cache), each block of queries visits only the blocks of keys that the
 mask leaves alive, and the backward pass recomputes the weights from the saved log-sum-exp. The method is that of
-FlashAttention-2 (Dao 2023). Particular to XLA: the softmax's denominator comes out of the same product as the
-output, from a column of ones beside v. Not here: forward-mode and second derivatives, for which see `dense`.
+FlashAttention-2 (Dao 2023). Not here: forward-mode and second derivatives, for which see `dense`.
 """
 
 import dataclasses
@@ -14,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from zoo.kernels.call import Call, split_nonfinite
+from zoo.kernels.call import Call, guard_nonfinite, without_nonfinite
 from zoo.kernels.schedule import plan
 from zoo.kernels.tiles import At, DropoutTiles, Grid, MaskTiles, bias_tiles, prepare_bias
 
@@ -37,7 +36,7 @@ def attend(call: Call, block_sizes: tuple[int, int] | None = None) -> tuple[jax.
 
 def default_block_sizes(num_queries: int, num_keys: int) -> tuple[int, int]:
     """Rows and columns of a block, by measurement on CPUs with 2 MB of L2 cache a core."""
-    return min(256, num_queries), min(512, num_keys)
+    return min(512, num_queries), min(512, num_keys)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -47,15 +46,10 @@ def _attend(inputs, rest: Call, grid: Grid):
 
 def _forward(inputs, rest: Call, grid: Grid):
     problem = Problem(inputs, rest, grid)
-    q, bad_query = split_nonfinite(problem.call.q)
-    k, bad_key = split_nonfinite(problem.call.k)
-    v, bad_value = split_nonfinite(problem.call.v)
-    ones, bad = jnp.ones(bad_key.shape, v.dtype), (bad_key | bad_value).astype(v.dtype)
-    values = jnp.concatenate([v, ones[..., None], bad[..., None]], -1)
-    blocks = problem.split_queries(problem.prescale(q)), problem.split_keys(k), problem.split_keys(values)
+    k, v = guard_nonfinite(problem.call.k, problem.call.v)
+    blocks = problem.split_queries(problem.prescale(problem.call.q)), problem.split_keys(k), problem.split_keys(v)
     out, lse = problem.each_head(functools.partial(_forward_head, problem), blocks)
     out, lse = problem.join_queries(out), problem.join_queries(lse)
-    out = jnp.where((bad_query & ~jnp.isneginf(lse))[..., None], jnp.nan, out)
     return (out, lse), (inputs, rest, out, lse)
 
 
@@ -74,8 +68,8 @@ def _forward_head(problem: "Problem", head, blocks):
             new_largest = jnp.maximum(largest, logits.max(-1))
             weights = jnp.exp(logits - new_largest[:, None])
             decay = jnp.exp(largest - new_largest)
+            total = total * decay + weights.sum(-1)
             if problem.dropout is not None:
-                total = total * decay + weights.sum(-1)
                 weights = problem.dropout(weights, here, transposed=False)
             acc = acc * decay[:, None] + _dot(weights.astype(v.dtype), v[key])
             return new_largest, total, acc
@@ -88,25 +82,22 @@ def _forward_head(problem: "Problem", head, blocks):
 
 
 def _normalise(problem: "Problem", at: At, largest, total, acc):
-    """Divide by the softmax's denominator; rows without keys give 0, rows that saw a non-finite vector NaN."""
-    out, bad = acc[:, :-2], acc[:, -1] > 0
-    total = acc[:, -2] if problem.dropout is None else total
+    """Divide by the softmax's denominator; rows without keys give 0."""
     if problem.call.sinks is not None:
         sink = problem.call.sinks[at.head].astype(total.dtype)
         new_largest = jnp.maximum(largest, sink)
         decay = jnp.exp(largest - new_largest)
-        largest, total, out = new_largest, total * decay + jnp.exp(sink - new_largest), out * decay[:, None]
-    safe_total = jnp.where(total > 0, total, 1)
-    out = jnp.where(bad[:, None], jnp.nan, out / safe_total[:, None])
-    lse = jnp.where(total > 0, largest + jnp.log(safe_total), -jnp.inf)
-    return out.astype(problem.call.v.dtype), lse.astype(jnp.float32)
+        largest, total, acc = new_largest, total * decay + jnp.exp(sink - new_largest), acc * decay[:, None]
+    safe_total = jnp.where(total == 0, 1, total)
+    lse = jnp.where(total == 0, -jnp.inf, largest + jnp.log(safe_total))
+    return (acc / safe_total[:, None]).astype(problem.call.v.dtype), lse.astype(jnp.float32)
 
 
 def _backward(grid: Grid, residuals, cotangents):
     inputs, rest, out, lse = residuals
     grad_out, grad_lse = cotangents
     problem = Problem(inputs, rest, grid)
-    q, k, v = (split_nonfinite(x)[0] for x in inputs[:3])
+    q, k, v = (without_nonfinite(x) for x in inputs[:3])
     # Rows that saw nothing have no gradient, whatever reaches them from above.
     empty = jnp.isneginf(lse)
     grad_out = jnp.where(empty[..., None], 0, grad_out)
@@ -116,7 +107,7 @@ def _backward(grid: Grid, residuals, cotangents):
         grad_out == 0, 0, grad_out.astype(problem.accumulator) * out.astype(problem.accumulator)
     )
     delta = products.sum(-1) - grad_lse
-    finite_lse = jnp.where(empty, -LOWEST, lse)  # exp(logits - this) is 0
+    finite_lse = jnp.where(jnp.isfinite(lse), lse, -LOWEST)  # exp(logits - this) is 0
     blocks = (
         *(problem.split_queries(x) for x in (problem.prescale(q), grad_out, finite_lse, delta)),
         *(problem.split_keys(x) for x in (k, v)),
@@ -160,7 +151,7 @@ def _backward_head(problem: "Problem", head, blocks, dbias):
             grad_logits = grad_logits.astype(q.dtype)
             dv = dv + _dot(dropped.astype(q.dtype), grad_out[row])
             dk = dk + _dot(grad_logits, q[row])
-            dq = dq.at[row].add(_dot(grad_logits.T, k[key]))
+            dq = dq.at[row].add(_dot(_transpose(grad_logits), k[key]))
             return dq, dk, dv, dbias
 
         dq, dbias = carry
@@ -186,6 +177,11 @@ _attend.defvjp(_forward, _backward)
 def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
     """A product of two matrices, accumulated in float32 (without which bfloat16 leaves the matrix units)."""
     return jnp.dot(a, b, preferred_element_type=jnp.promote_types(a.dtype, jnp.float32))
+
+
+def _transpose(x: jax.Array) -> jax.Array:
+    """A transpose that takes place: on CPUs a product that contracts rows of both operands is 3 times slower."""
+    return lax.optimization_barrier(x.T) if jax.default_backend() == "cpu" else x.T
 
 
 class Problem:

@@ -65,11 +65,25 @@ class Call:
         return normalise(self.mask, self.frame())
 
 
-def split_nonfinite(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """An array with zeros for NaN and infinity, and which vectors of the last axis held one.
+def is_finite(x: jax.Array) -> jax.Array:
+    """Which vectors of the last axis hold neither NaN nor infinity, bool [..., 1]."""
+    # A maximum, where `isfinite(x).all()` would become a cascade of windowed reductions on CPUs.
+    return jnp.isfinite(jnp.abs(jax.lax.stop_gradient(x)).max(-1, keepdims=True))
 
-    A masked value enters products with weight zero, and 0 * NaN is NaN. So products see zeros instead, and
-    rows that do attend to such a vector are made NaN afterwards (`poison`).
+
+def without_nonfinite(x: jax.Array) -> jax.Array:
+    """Zeros for the vectors of the last axis that hold NaN or infinity.
+
+    A masked value enters products with weight zero, and 0 * NaN is NaN: products must see zeros instead.
     """
-    finite = jnp.isfinite(x)
-    return jnp.where(finite, x, jnp.zeros_like(x)), ~finite.all(-1)
+    return jnp.where(is_finite(x), x, jnp.zeros_like(x))
+
+
+def guard_nonfinite(k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Keys and values such that a non-finite vector of either reaches the rows that see it, and no others.
+
+    Such a key becomes NaN, and with it its logits: the mask selects them away, or the row turns NaN. Its value
+    becomes zero.
+    """
+    finite = is_finite(k) & is_finite(v)
+    return jnp.where(finite, k, jnp.nan), jnp.where(finite, v, jnp.zeros_like(v))

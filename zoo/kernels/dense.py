@@ -9,7 +9,7 @@ import numpy as np
 
 from zoo.kernels import dropout, masks
 from zoo.kernels.bias import DenseBias, toeplitz
-from zoo.kernels.call import Call, split_nonfinite
+from zoo.kernels.call import Call, is_finite, without_nonfinite
 
 
 def supports(call: Call) -> str | None:
@@ -20,16 +20,15 @@ def supports(call: Call) -> str | None:
 def attend(call: Call) -> tuple[jax.Array, jax.Array]:
     """Attention output [B, T, N, Hv] in v's dtype, and log-sum-exp [B, T, N] in float32."""
     batch, num_queries, num_keys, num_heads, num_kv_heads = call.sizes
-    q, bad_query = split_nonfinite(call.q)
-    k, bad_key = split_nonfinite(call.k)
-    v, bad_value = split_nonfinite(call.v)
-    q = q.reshape(batch, num_queries, num_kv_heads, num_heads // num_kv_heads, -1)
-    logits = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=call.accumulator)
+    q, k, v = (without_nonfinite(x) for x in (call.q, call.k, call.v))
+    grouped = q.reshape(batch, num_queries, num_kv_heads, num_heads // num_kv_heads, -1)
+    logits = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=call.accumulator)
     logits = logits.reshape(batch, num_heads, num_queries, num_keys) * call.scale
-    logits, live = _masked_logits(logits, call)
+    logits = _masked_logits(logits, call)
 
     sinks = None if call.sinks is None else call.sinks.astype(logits.dtype)[:, None]
-    largest = jax.lax.stop_gradient(logits.max(-1))
+    largest = jax.lax.stop_gradient(jnp.where(_sees_nonfinite(logits, call), jnp.inf, logits).max(-1))
+    poisoned = jnp.isposinf(largest)
     largest = largest if sinks is None else jnp.maximum(largest, jax.lax.stop_gradient(sinks))
     largest = jnp.where(jnp.isfinite(largest), largest, 0)
     weights = jnp.exp(logits - largest[..., None])
@@ -37,10 +36,8 @@ def attend(call: Call) -> tuple[jax.Array, jax.Array]:
     total = total if sinks is None else total + jnp.exp(sinks - largest)
     safe_total = jnp.where(total > 0, total, 1)
     lse = jnp.where(total > 0, largest + jnp.log(safe_total), -jnp.inf)
+    lse = jnp.where(poisoned, jnp.nan, lse)
 
-    bad = (bad_key | bad_value).astype(logits.dtype)
-    weights_of_bad = jnp.einsum("bkgts,bsk->bkgt", _by_group(weights, call), bad)
-    poison = (weights_of_bad.reshape(total.shape) > 0) | (bad_query.swapaxes(1, 2) & live)
     if call.dropout_seeds is not None:
         rows, columns = jnp.arange(num_queries), jnp.arange(num_keys)
         kept = dropout.keep(call.dropout_seeds, rows, columns, call.dropout_rate)
@@ -48,7 +45,7 @@ def attend(call: Call) -> tuple[jax.Array, jax.Array]:
     weights = _by_group(weights.astype(v.dtype), call)
     out = jnp.einsum("bkgts,bskh->bkgth", weights, v, preferred_element_type=call.accumulator)
     out = out.reshape(*total.shape, -1) / safe_total[..., None]
-    out = jnp.where(poison[..., None], jnp.nan, out)
+    out = jnp.where(poisoned[..., None], jnp.nan, out)
     return out.swapaxes(1, 2).astype(call.v.dtype), lse.swapaxes(1, 2).astype(jnp.float32)
 
 
@@ -58,8 +55,16 @@ def _by_group(x: jax.Array, call: Call) -> jax.Array:
     return x.reshape(x.shape[0], num_kv_heads, num_heads // num_kv_heads, *x.shape[2:])
 
 
-def _masked_logits(logits: jax.Array, call: Call) -> tuple[jax.Array, jax.Array]:
-    """Bias, soft cap and mask; and which rows [B or 1, N or 1, T or 1] see any key."""
+def _sees_nonfinite(logits: jax.Array, call: Call) -> jax.Array:
+    """Which pairs behind no mask hold a vector with NaN or infinity, bool [B, N, T, S]."""
+    bad_query = ~is_finite(call.q)[..., 0].swapaxes(1, 2)
+    bad_key = ~(is_finite(call.k) & is_finite(call.v))[..., 0].swapaxes(1, 2)
+    bad_key = jnp.repeat(bad_key, call.q.shape[2] // call.k.shape[2], axis=1)
+    return (bad_query[..., :, None] | bad_key[..., None, :]) & (logits > -jnp.inf)
+
+
+def _masked_logits(logits: jax.Array, call: Call) -> jax.Array:
+    """Bias, soft cap and mask."""
     if call.bias is not None:
         logits = logits + evaluate_bias(call).astype(logits.dtype)
     allowed = evaluate_mask(call)
@@ -67,29 +72,22 @@ def _masked_logits(logits: jax.Array, call: Call) -> tuple[jax.Array, jax.Array]
         # NaN behind the mask would reach the gradient through tanh's derivative.
         logits = logits if allowed is None else jnp.where(allowed, logits, 0)
         logits = call.softcap * jnp.tanh(logits / call.softcap)
-    if allowed is None:
-        return logits, jnp.ones((1, 1, 1), bool)
-    return jnp.where(allowed, logits, -jnp.inf), allowed.any(-1)
+    return logits if allowed is None else jnp.where(allowed, logits, -jnp.inf)
 
 
 def evaluate_mask(call: Call) -> jax.Array | None:
     """Which pairs are allowed, bool [B or 1, N or 1, T, S], or None for all."""
-    with_head_axis = lambda x: None if x is None else x[:, None]  # noqa: E731
-    clauses = tuple(
-        masks.Clause(
-            low=with_head_axis(clause.low),
-            high=with_head_axis(clause.high),
-            end=with_head_axis(clause.end),
-            segments=tuple(
-                (with_head_axis(q_ids), with_head_axis(kv_ids)) for q_ids, kv_ids in clause.segments
-            ),
-            dense=clause.dense,
-        )
-        for clause in call.clauses()
-    )
-    num_keys = call.sizes[2]
-    allowed = masks.keep(clauses, call.frame().key_positions[:, None], np.arange(num_keys))
-    return None if allowed is None else jnp.asarray(allowed)
+    clauses = tuple(jax.tree.map(_with_head_axis, clause) for clause in call.clauses())
+    positions = _with_head_axis(call.frame().key_positions)
+    return masks.keep(clauses, positions, jnp.arange(call.sizes[2]))
+
+
+def _with_head_axis(x) -> jax.Array:
+    """[B or 1, T or S] -> [B or 1, 1, T or S]; dense arrays have the axis already.
+
+    What is known at trace time becomes an array here, lest the whole T x S mask become a constant of the program.
+    """
+    return jnp.asarray(x) if x.ndim == 4 else jnp.asarray(x)[:, None]
 
 
 def evaluate_bias(call: Call) -> jax.Array:
