@@ -1,5 +1,6 @@
 """An interrupted run ends in the same bits as one that never stopped: parameters, moments and metrics.csv."""
 
+import itertools
 import os
 import random
 import signal
@@ -68,7 +69,7 @@ def test_signal_saves_and_the_next_call_goes_on(whole, tmp_path, capfd, interrup
     assert stopped.value.code == 0
     assert signal.getsignal(signal.SIGTERM) == handler
     assert "run the same command again to go on" in capfd.readouterr().err
-    params, step = load_params(tmp_path)
+    _, step = load_params(tmp_path)
     assert step == stopped.value.step > 0
     resumed = run_toy(tmp_path)
     assert f"going on from step {step}" in capfd.readouterr().err
@@ -83,7 +84,7 @@ def test_metrics_hold_every_step_and_only_what_steps_compute(whole):
     assert [int(row["step"]) for row in rows if "validation_loss" in row] == [5, 10, 12]
     header = (folder / "metrics.csv").read_text().splitlines()[0]
     assert header == "step,tokens,loss,grad_norm,learning_rate,accuracy,validation_loss,validation_accuracy"
-    assert all(float(a["tokens"]) < float(b["tokens"]) for a, b in zip(rows, rows[1:], strict=False))
+    assert all(float(a["tokens"]) < float(b["tokens"]) for a, b in itertools.pairwise(rows))
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
 
 

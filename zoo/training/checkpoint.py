@@ -10,7 +10,7 @@ import base64
 import errno
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 
 from zoo.training.config import MeshConfig
 from zoo.training.protocol import Params
+from zoo.training.quiet import quiet_orbax
 from zoo.training.run_record import as_json
 from zoo.training.sharding import make_mesh, shard_parameters
 from zoo.training.state import TrainState
@@ -77,40 +78,39 @@ def is_disk_full(error: BaseException) -> bool:
 class Checkpoints:
     """The checkpoints of one run folder. Use as a context manager: leaving it waits for saves under way."""
 
-    def __init__(self, folder: str | Path, keep: int = 2):
+    def __init__(self, folder: str | Path, keep: int | None = None):
+        """Open them for writing, keeping the last `keep`; None is for reading alone, even beside a run."""
         self.folder = Path(folder).absolute() / CHECKPOINTS
+        if keep is not None and jax.process_index() == 0:
+            _remove_unfinished(self.folder)
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
-            cleanup_tmp_directories=True,
-            enable_async_checkpointing=True,
+            max_to_keep=keep, create=keep is not None, enable_async_checkpointing=True
         )
-        with self._clear_errors("opening"):
-            self._manager = ocp.CheckpointManager(
-                self.folder,
-                options=options,
-                item_handlers={
-                    "params": ocp.StandardCheckpointHandler(),
-                    "optimizer": ocp.StandardCheckpointHandler(),
-                    "position": ocp.JsonCheckpointHandler(),
-                    "run": ocp.JsonCheckpointHandler(),
-                },
-            )
+        handlers = {
+            "params": ocp.StandardCheckpointHandler(),
+            "optimizer": ocp.StandardCheckpointHandler(),
+            "position": ocp.JsonCheckpointHandler(),
+            "run": ocp.JsonCheckpointHandler(),
+        }
+        quiet_orbax()
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, kind, error, trace) -> None:
+        with ExitStack() as stack:
+            stack.callback(self._close, error is not None)
+            if error is None:
+                self.wait()
+
+    def _close(self, quietly: bool) -> None:
+        """Wait for the save under way and close; if something failed before, that is the error to see."""
         try:
-            self.wait()
+            self._manager.close()
         except Exception:
-            if error is None:  # otherwise the first error is the one to see
+            if not quietly:
                 raise
-        finally:
-            try:
-                self._manager.close()
-            except Exception:
-                if error is None:
-                    raise
 
     def latest_step(self) -> int | None:
         """Return the newest whole checkpoint's step, None if there is none."""
@@ -121,27 +121,22 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def save(self, state: TrainState, position: dict[str, Any], resolved: Any) -> None:
-        """Copy the state to the host and write it in the background; waits for the save before this one.
-
-        Raises DiskFullError, also for the save before.
-        """
+        """Copy the state to the host and write it in the background; raises what the save before met."""
         step = position["step"]
-        with self._clear_errors(f"saving step {step}"):
-            self._manager.wait_until_finished()
-            if step in self._manager.all_steps():
-                return
-            items = ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
-                optimizer=ocp.args.StandardSave(state.opt_state),
-                position=ocp.args.JsonSave(position),
-                run=ocp.args.JsonSave(as_json(resolved)),
-            )
-            self._manager.save(step, args=items, force=True)
+        self._manager.wait_until_finished()
+        if step in self._manager.all_steps():
+            return
+        items = ocp.args.Composite(
+            params=ocp.args.StandardSave(state.params),
+            optimizer=ocp.args.StandardSave(state.opt_state),
+            position=ocp.args.JsonSave(position),
+            run=ocp.args.JsonSave(as_json(resolved)),
+        )
+        self._manager.save(step, args=items, force=True)
 
     def wait(self) -> None:
         """Wait until the save under way is committed; raise what went wrong with it."""
-        with self._clear_errors("saving"):
-            self._manager.wait_until_finished()
+        self._manager.wait_until_finished()
 
     def read(self, step: int) -> tuple[dict[str, Any], Any]:
         """Return (position, resolved run) of a step without reading any array."""
@@ -171,26 +166,34 @@ class Checkpoints:
         items = ocp.args.Composite(params=ocp.args.StandardRestore(target))
         return self._manager.restore(step, args=items).params
 
-    @contextmanager
-    def _clear_errors(self, what: str):
-        try:
-            yield
-        except Exception as error:
-            if not is_disk_full(error):
-                raise
-            self._remove_unfinished()
-            steps = self._whole_steps()
-            intact = f"step {steps[-1]} is intact" if steps else "no earlier checkpoint was written"
-            raise DiskFullError(
-                f"disk full while {what} in {self.folder}: {intact}; free space and run the command again"
-            ) from error
 
-    def _whole_steps(self) -> list[int]:
-        return sorted(int(path.name) for path in self.folder.glob("*") if path.name.isdigit())
+def list_steps(folder: str | Path) -> list[int]:
+    """Return the steps of a run folder's whole checkpoints, oldest first, from their names alone."""
+    return sorted(int(path.name) for path in (Path(folder) / CHECKPOINTS).glob("*") if path.name.isdigit())
 
-    def _remove_unfinished(self) -> None:
-        for path in self.folder.glob("*orbax-checkpoint-tmp*"):
-            shutil.rmtree(path, ignore_errors=True)
+
+def _remove_unfinished(folder: Path) -> None:
+    """Remove what a killed or failed save left. Orbax would do it in the background, beside the next save."""
+    for path in folder.glob("*orbax-checkpoint-tmp*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def clear_disk_errors(folder: Path) -> Iterator[None]:
+    """Turn a full disk, whichever thread met it, into one DiskFullError, and remove what was unfinished."""
+    try:
+        yield
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        _remove_unfinished(folder / CHECKPOINTS)
+        steps = list_steps(folder)
+        intact = (
+            f"the checkpoint of step {steps[-1]} is intact" if steps else "no checkpoint was written before"
+        )
+        raise DiskFullError(
+            f"disk full while writing to {folder}; {intact}: free space and run the same command again"
+        ) from error
 
 
 def load_params(folder: str | Path, step: int | None = None, mesh: Mesh | None = None) -> tuple[Params, int]:
@@ -198,13 +201,12 @@ def load_params(folder: str | Path, step: int | None = None, mesh: Mesh | None =
 
     Raises ValueError if the folder has no such checkpoint, naming those it has.
     """
-    root = Path(folder)
-    steps = sorted(int(path.name) for path in (root / CHECKPOINTS).glob("*") if path.name.isdigit())
+    steps = list_steps(folder)
     if not steps or (step is not None and step not in steps):
         wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
         have = f"it has steps {', '.join(map(str, steps))}" if steps else "train it first"
         raise ValueError(f"{folder} has no {wanted}: {have}")
     step = steps[-1] if step is None else step
-    with Checkpoints(root, keep=len(steps) + 1) as checkpoints:
+    with Checkpoints(folder) as checkpoints:
         mesh = make_mesh(MeshConfig(), jax.devices()[:1]) if mesh is None else mesh
         return checkpoints.restore_params(step, mesh), step

@@ -10,7 +10,6 @@ import dataclasses
 import math
 from collections import deque
 from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,10 @@ from jax.sharding import Mesh
 from zoo.training.card import write_card
 from zoo.training.checkpoint import (
     Checkpoints,
-    DiskFullError,
+    clear_disk_errors,
     decode_data_state,
     encode_data_state,
-    is_disk_full,
+    list_steps,
 )
 from zoo.training.config import MeshConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
 from zoo.training.flops import count_flops, peak_flops
@@ -76,10 +75,12 @@ def train(
     configs = {"optimizer": optimizer, "schedule": schedule, "mesh": mesh, "training": training}
     resolved = {**{name: dataclasses.asdict(value) for name, value in configs.items()}, **(resolved or {})}
     folder = Path(folder).absolute()
-    with _clear_disk_errors(folder), StopRequest() as stop:
+    with clear_disk_errors(folder), StopRequest() as stop:
         folder.mkdir(parents=True, exist_ok=True)
+        check_folder(folder, resolved, may_differ)
         with Checkpoints(folder, training.keep) as checkpoints:
-            position = _read_position(checkpoints, folder, resolved, may_differ)
+            step = checkpoints.latest_step()
+            position = {"step": 0, "tokens": 0, "data": None} if step is None else checkpoints.read(step)[0]
             write_run(folder, resolved)
             iterator = task.batches("train")
             if position["step"]:
@@ -93,30 +94,12 @@ def train(
         return session.state
 
 
-def _read_position(
-    checkpoints: Checkpoints, folder: Path, resolved: Any, may_differ: tuple[str, ...]
-) -> dict[str, Any]:
-    """Return the newest checkpoint's position, after making sure that it is of this run."""
-    step = checkpoints.latest_step()
-    if step is None:
-        return {"step": 0, "tokens": 0, "data": None}
-    position, saved = checkpoints.read(step)
-    check_same_run(saved, resolved, folder, may_differ)
-    return position
-
-
-@contextmanager
-def _clear_disk_errors(folder: Path):
-    """Turn a full disk, wherever it was met, into one line."""
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, DiskFullError) or not is_disk_full(error):
-            raise
-        raise DiskFullError(
-            f"disk full while writing to {folder}; the checkpoints in it are intact: free space and run the "
-            f"same command again"
-        ) from error
+def check_folder(folder: str | Path, resolved: dict[str, Any], may_differ: tuple[str, ...] = ()) -> None:
+    """Raise ValueError if a folder's newest checkpoint is of another run; `train` asks too, this asks earlier."""
+    steps = list_steps(folder)
+    if steps:
+        with Checkpoints(folder) as checkpoints:
+            check_same_run(checkpoints.read(steps[-1])[1], resolved, Path(folder), may_differ)
 
 
 class _Session:

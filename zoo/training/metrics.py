@@ -29,7 +29,7 @@ class MetricsFile:
         self.path = Path(path)
         self._columns: list[str] = list(FIRST_COLUMNS)
         self._row: dict[str, str] | None = None
-        self._file: io.TextIOWrapper | None = None
+        self._file: io.FileIO | None = None
 
     def open(self, step: int) -> None:
         """Keep the rows up to a step, drop the later ones, and append from there."""
@@ -48,8 +48,6 @@ class MetricsFile:
         new = [name for name in values if name not in self._columns]
         if new:
             self._columns += new
-            if self._file is not None:
-                self._file.flush()
             self._rewrite([row for row in read_metrics(self.path) if row["step"] != str(step)])
 
     def has(self, step: int, prefix: str) -> bool:
@@ -59,42 +57,48 @@ class MetricsFile:
 
     def flush(self) -> None:
         """Put every row on the disk, the newest too; it can still grow."""
-        if self._file is None:
-            return
-        position = self._file.tell()
-        row = self._row
-        self._append()
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._row = row
-        if row is not None:  # the next write starts over the row just written
-            self._file.seek(position)
+        if self._file is not None:
+            position = self._file.tell()
+            self._put([self._row] if self._row else [])
+            os.fsync(self._file.fileno())
+            self._file.seek(position)  # the newest row is written again when it is complete
 
     def close(self) -> None:
         """Write what is left."""
-        if self._file is not None:
-            self._append()
-            self._file.truncate()
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            with file:
+                _write_all(file, self._encode([self._row] if self._row else []))
+                file.truncate()
 
     def _append(self) -> None:
-        if self._row is not None and self._file is not None:
-            self._file.write(self._lines([self._row]))
+        if self._row is not None:
+            self._put([self._row])
         self._row = None
 
-    def _lines(self, rows: list[dict[str, str]]) -> str:
+    def _put(self, rows: list[dict[str, str]]) -> None:
+        if self._file is not None:
+            _write_all(self._file, self._encode(rows))
+
+    def _encode(self, rows: list[dict[str, str]]) -> bytes:
         text = io.StringIO()
         writer = csv.DictWriter(text, self._columns, restval="", lineterminator="\n")
         writer.writerows(rows)
-        return text.getvalue()
+        return text.getvalue().encode()
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
-        if self._file is not None:
-            self._file.close()
-        write_text(self.path, ",".join(self._columns) + "\n" + self._lines(rows))
-        self._file = open(self.path, "r+", encoding="utf-8", newline="", buffering=1)  # noqa: SIM115
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+        write_text(self.path, ",".join(self._columns) + "\n" + self._encode(rows).decode())
+        # Unbuffered: a full disk is met where a row is written, not when Python tidies up.
+        self._file = open(self.path, "r+b", buffering=0)  # noqa: SIM115
         self._file.seek(0, os.SEEK_END)
+
+
+def _write_all(file: io.FileIO, data: bytes) -> None:
+    while data:
+        data = data[file.write(data) :]
 
 
 def read_metrics(path: str | Path) -> list[dict[str, str]]:

@@ -66,6 +66,15 @@ def muon_dimensions(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(dimensions, params)
 
 
+def _matrix_labels(params: Any) -> Any:
+    """Return "matrix" for what Muon updates and "other" for what Adam does."""
+
+    def label(path, x):
+        return "other" if matrix_axes(path_name(path), x.ndim) is None else "matrix"
+
+    return jax.tree_util.tree_map_with_path(label, params)
+
+
 def _as_matrices(inner: optax.GradientTransformation) -> optax.GradientTransformation:
     """Show every matrix to a transformation as [layers…, inputs, outputs]: Adafactor factors those two."""
 
@@ -99,21 +108,22 @@ def _size(x: Any, axes: tuple[int, ...]) -> int:
 def _direction(config: OptimizerConfig) -> optax.GradientTransformation:
     """Return the transformation from gradients to an ascent direction of about unit size."""
     first, second = config.betas
+    adam = optax.scale_by_adam(first, second, config.epsilon, mu_dtype=jnp.float32)
     if config.name == "adamw":
-        return optax.scale_by_adam(first, second, config.epsilon, mu_dtype=jnp.float32)
+        return adam
     if config.name == "muon":
         # A learning rate of -1 makes optax's complete optimizer a plain direction: decay and schedule come
         # after, the same for all. consistent_rms: https://arxiv.org/abs/2502.16982, section 2.2.
-        return optax.contrib.muon(
+        muon = optax.contrib.muon(
             -1.0,
             beta=config.momentum,
             eps=config.epsilon,
             mu_dtype=jnp.float32,
-            adam_b1=first,
-            adam_b2=second,
             muon_weight_dimension_numbers=muon_dimensions,
             consistent_rms=0.2,
         )
+        # optax's own split would give the rest Adam with Nesterov momentum.
+        return optax.partition({"matrix": muon, "other": adam}, _matrix_labels)
     # As in "Scaling Vision Transformers" (https://arxiv.org/abs/2106.04560): no scaling by the parameter's
     # size, so that AdamW's learning rates carry over, and a first moment.
     parts = [_as_matrices(optax.scale_by_factored_rms()), optax.clip_by_block_rms(1.0)]

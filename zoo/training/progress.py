@@ -59,7 +59,7 @@ class Progress:
             return None
         done = step - self._step
         # The last step ends a short window only if no other was ever shown: few steps make a poor mean.
-        enough = done and step == self._num_steps and self._seconds is None
+        enough = done >= 10 and step == self._num_steps and self._seconds is None
         if now - self._since < REFRESH_SECONDS[self._live] and not enough:
             if self._live and step == self._num_steps:
                 self._bar.update(self._line, completed=step, refresh=True)

@@ -16,6 +16,8 @@ FREE_FIELDS = (
     "mesh",
     "mesh.*",
     "folder",
+    "layers",
+    "remat",
     "training.accumulate",
     "training.log_every",
     "training.evaluate_every",

@@ -1,0 +1,149 @@
+"""Meshes: sizes, the table, and the same losses on eight devices as on one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+from toy import SHAPES, Counting, Toy, make_batch
+
+from zoo.training.config import MeshConfig, OptimizerConfig, ScheduleConfig
+from zoo.training.optimizer import make_optimizer, make_schedule
+from zoo.training.prefetch import place_batch
+from zoo.training.sharding import (
+    make_mesh,
+    parameter_spec,
+    shard_batch,
+    shard_optimizer_state,
+    shard_parameters,
+)
+from zoo.training.state import abstract_state, bind_apply, initialise_state
+from zoo.training.step import make_train_step
+
+PARAMS = jax.tree.map(
+    lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32), SHAPES, is_leaf=lambda x: isinstance(x, tuple)
+)
+
+
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
+
+def train_on(mesh_config, num_steps=20, accumulate=1, batches=None, **optimizer):
+    """Return (losses, state, mesh) of a few steps of the toy."""
+    mesh, model, task = make_mesh(mesh_config), Toy(), Counting()
+    schedule = make_schedule(ScheduleConfig(warmup_steps=5), 3e-3, num_steps)
+    transform = make_optimizer(OptimizerConfig(**optimizer), schedule)
+    batches = batches or [make_batch(16, step) for step in range(num_steps)]
+    losses = []
+    with jax.set_mesh(mesh):
+        target = abstract_state(model, task, transform, batches[0], mesh)
+        state = initialise_state(model, task, transform, batches[0], target, seed=0)
+        step = make_train_step(
+            task, bind_apply(model), transform, schedule, seed=0, accumulate=accumulate, target=target
+        )
+        for batch in batches:
+            state, metrics = step(state, place_batch(batch, mesh))
+            losses.append(float(metrics["loss"]))
+    return np.array(losses), state, mesh
+
+
+@pytest.fixture(scope="module")
+def single():
+    """Return what `train_on` returns on one device."""
+    return train_on(MeshConfig(data=1))
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [{"data": 8}, {"fsdp": 8}, {"data": 2, "tensor": 4}, {"data": 2, "fsdp": 2, "tensor": 2}],
+    ids=str,
+)
+def test_losses_equal_one_devices(single, axes):
+    losses, state, mesh = train_on(MeshConfig(**{"data": 1, **axes}))
+    assert mesh.size == 8 and single[2].size == 1
+    assert np.abs(losses - single[0]).max() < 1e-5
+    assert losses[-1] < losses[0] - 0.1  # the comparison is of a model that learns
+    query = state.params["decoder"]["attention"]["query"]["kernel"]
+    held = query.addressable_shards[0].data.size * axes.get("fsdp", 1) * axes.get("tensor", 1)
+    assert held == query.size  # split exactly as far as the mesh says
+    assert len(query.sharding.device_set) == 8
+
+
+def test_moments_lie_where_their_parameters_lie():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    for name in ("adamw", "muon"):
+        opt = make_optimizer(OptimizerConfig(name=name), make_schedule(ScheduleConfig(), 1e-3, 10))
+        state = jax.eval_shape(opt.init, PARAMS)
+        specs = {
+            jax.tree_util.keystr(path, simple=True, separator="/"): x.spec
+            for path, x in jax.tree_util.tree_leaves_with_path(shard_optimizer_state(state, PARAMS, mesh))
+        }
+        moments = [spec for path, spec in specs.items() if path.endswith("attention/query/kernel")]
+        assert len(moments) == {"adamw": 2, "muon": 1}[name]
+        assert all(spec == P(None, "fsdp", "tensor", None) for spec in moments)
+        assert all(spec == P() for path, spec in specs.items() if path.endswith("count"))
+
+
+def test_table():
+    mesh = make_mesh(MeshConfig(data=1, fsdp=2, tensor=4))
+    specs = jax.tree.map(lambda x: x.spec, shard_parameters(PARAMS, mesh))
+    decoder = specs["decoder"]
+    assert decoder["attention"]["query"]["kernel"] == P(None, "fsdp", "tensor", None)
+    assert decoder["attention"]["key"]["kernel"] == P(None, "fsdp", None, None)  # 2 heads on 4 devices: whole
+    assert decoder["attention"]["output"]["kernel"] == P(None, "tensor", None, "fsdp")
+    assert decoder["mlp"]["up"]["kernel"] == P(None, "fsdp", "tensor")
+    assert decoder["mlp"]["up"]["bias"] == P(None, "tensor")
+    assert decoder["mlp"]["down"]["kernel"] == P(None, "tensor", "fsdp")
+    assert decoder["attention_norm"]["scale"] == P(None, None)
+    assert specs["embedder"]["token"]["embedding"] == P("tensor", "fsdp")
+    assert specs["head"]["kernel"] == P("fsdp", "tensor")
+    assert parameter_spec("decoder/cross_attention/query/kernel", (3, 8, 4, 2), mesh) == P(
+        None, "fsdp", "tensor", None
+    )
+
+
+def test_unknown_parameters_are_split_by_fsdp_along_their_largest_dimension():
+    mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
+    assert parameter_spec("lstm/recurrent", (12, 64), mesh) == P(None, "fsdp")
+    assert parameter_spec("lstm/recurrent", (64, 6), mesh) == P("fsdp", None)
+    assert parameter_spec("lstm/recurrent", (128, 8, 8), mesh) == P(None, None, "fsdp")  # 128 may be layers
+    assert parameter_spec("lstm/recurrent", (7, 9), mesh) == P(None, None)
+    assert parameter_spec("lstm/gate", (64,), mesh) == P(None)
+
+
+def test_batches_are_split_by_rows_and_positions():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, context=2))
+    shardings = shard_batch({"tokens": np.zeros((8, 12)), "odd": np.zeros((8, 13)), "row": np.zeros(8)}, mesh)
+    assert shardings["tokens"].spec == P(("data", "fsdp"), "context")
+    assert shardings["odd"].spec == P(("data", "fsdp"), None)
+    assert shardings["row"].spec == P(("data", "fsdp"))
+
+
+@pytest.mark.parametrize(
+    ("config", "mend"),
+    [
+        ({"data": 0}, "mesh.data is 0; give a positive count"),
+        ({"data": -1, "fsdp": -1}, "only one mesh axis"),
+        ({"data": 16}, "needs 16 devices, but 8 are here"),
+        ({"data": -1, "tensor": 3}, "mesh.data=-1 cannot share 8 devices"),
+    ],
+    ids=str,
+)
+def test_a_mesh_that_does_not_fit_is_refused(config, mend):
+    with pytest.raises(ValueError, match=mend):
+        make_mesh(MeshConfig(**config))
+
+
+def test_remaining_devices_and_part_of_the_devices():
+    assert MeshConfig(data=-1, tensor=2).sizes(8) == {"data": 4, "fsdp": 1, "tensor": 2, "context": 1}
+    assert make_mesh(MeshConfig(data=2, fsdp=2)).size == 4
+
+
+def test_accumulation_equals_the_whole_batch(single):
+    """Micro-batches score different numbers of tokens, so weighing them all the same would show."""
+    batches = [make_batch(16, step) for step in range(4)]
+    whole, whole_state, _ = train_on(MeshConfig(data=1), batches=batches, clip_norm=None)
+    parts, parts_state, _ = train_on(MeshConfig(data=2), batches=batches, clip_norm=None, accumulate=4)
+    assert np.abs(whole - parts).max() < 2e-6
+    for x, y in zip(*map(jax.tree.leaves, (whole_state.opt_state, parts_state.opt_state)), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-7)
