@@ -154,6 +154,13 @@ def test_loading_what_is_not_a_tokenizer_names_the_file(tmp_path):
         Tokenizer.load(tmp_path / "broken.model")
 
 
+def test_a_field_that_is_not_there_is_named():
+    with pytest.raises(
+        ValueError, match=r"no text field 'text'; they have source, target: set data\.text_key"
+    ):
+        fit_tokenizer([{"source": "a", "target": "b", "n": 1}], SMALL)
+
+
 def test_no_text_and_too_little_text_are_errors():
     with pytest.raises(ValueError, match="no text to train a tokenizer on"):
         train_tokenizer(["", ""], SMALL)

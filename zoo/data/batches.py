@@ -6,33 +6,20 @@ is a dict of arrays of one fixed shape. A document is bos, its tokens, eos.
 Moving batches to devices is left to training; one thread at a time may drive an iterator, whichever it is.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 import grain
 import numpy as np
 
+from zoo.data.sources import Source, read_field
 from zoo.data.tokenizer import Tokenizer
 
 Batch = dict[str, np.ndarray]
-Source = Sequence[dict[str, Any]]
 
 # Rows are shuffled within this many batches: neighbours in a long document then land far apart.
 SHUFFLED_BATCHES = 64
 # Tokens remembered before documents are tokenised anew each epoch: 1 GiB of int32.
 REMEMBERED_TOKENS = 1 << 28
-
-
-def read_field(example: dict[str, Any], key: str) -> str:
-    """`example[key]`, or ValueError with the text fields there are."""
-    value = example.get(key)
-    if not isinstance(value, str):
-        texts = ", ".join(name for name, value in example.items() if isinstance(value, str)) or "none"
-        raise ValueError(
-            f"documents have no text field {key!r}; they have {texts}: set data.text_key, or data.source_key "
-            "and data.target_key"
-        )
-    return value
 
 
 class TokenizedFields:

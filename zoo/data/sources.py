@@ -133,6 +133,18 @@ def _check_split(builder, name: str, split: str) -> str:
     return split
 
 
+def read_field(example: dict[str, Any], key: str) -> str:
+    """`example[key]`, or ValueError with the text fields there are."""
+    value = example.get(key)
+    if not isinstance(value, str):
+        texts = ", ".join(name for name, value in example.items() if isinstance(value, str)) or "none"
+        raise ValueError(
+            f"documents have no text field {key!r}; they have {texts}: set data.text_key, or data.source_key "
+            "and data.target_key"
+        )
+    return value
+
+
 class _TfdsSource:
     """One split of a prepared builder, its text fields as str. Opened at first use.
 

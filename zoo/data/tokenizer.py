@@ -20,6 +20,7 @@ import numpy as np
 import sentencepiece
 
 from zoo.data.config import TokenizerConfig
+from zoo.data.sources import Source, read_field
 
 PAD_ID, BOS_ID, EOS_ID, UNK_ID, MASK_ID = range(5)
 
@@ -141,19 +142,17 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
     return Tokenizer(model.getvalue())
 
 
-def fit_tokenizer(
-    source: Sequence[dict[str, Any]], config: TokenizerConfig, keys: Sequence[str] = ("text",)
-) -> Tokenizer:
+def fit_tokenizer(source: Source, config: TokenizerConfig, keys: Sequence[str] = ("text",)) -> Tokenizer:
     """Learn a vocabulary from the fields `keys` of a fixed random sample of `source`."""
     return train_tokenizer(_sample(source, config.training_bytes, keys), config)
 
 
-def _sample(source: Sequence[dict[str, Any]], num_bytes: int, keys: Sequence[str]) -> Iterator[str]:
+def _sample(source: Source, num_bytes: int, keys: Sequence[str]) -> Iterator[str]:
     # Random.sample on a range draws without building it: the source may have 10^8 documents.
     for index in random.Random(0).sample(range(len(source)), min(len(source), 1_000_000)):
         document = source[index]
         for key in keys:
-            text = document[key]
+            text = read_field(document, key)
             yield text
             num_bytes -= len(text.encode())
         if num_bytes <= 0:
