@@ -95,8 +95,10 @@ def test_muon_dimension_numbers():
             for i, value in enumerate(values)
         },
     }
-    experts = {"mlp": {"experts": {"up": {"kernel": jnp.zeros((2, 4, 8, 16))}}}}
-    assert muon_dimensions(experts)["mlp"]["experts"]["up"]["kernel"] == numbers((2,), (3,))
+    experts = {"decoder": {"mlp": {"experts": {"up_kernel": jnp.zeros((2, 4, 8, 16))}}}}
+    assert muon_dimensions(experts)["decoder"]["mlp"]["experts"]["up_kernel"] == numbers((2,), (3,))
+    router = {"decoder": {"mlp": {"experts": {"router": {"kernel": jnp.zeros((2, 8, 4))}}}}}
+    assert jax.tree.leaves(muon_dimensions(router)) == []
 
 
 def newton_schulz(matrix):

@@ -80,7 +80,7 @@ def train(
         check_folder(folder, resolved, may_differ)
         with Checkpoints(folder, training.keep) as checkpoints:
             step = checkpoints.latest_step()
-            position = {"step": 0, "tokens": 0, "data": None} if step is None else checkpoints.read(step)[0]
+            position = {"step": 0, "tokens": 0} if step is None else checkpoints.read(step)[0]
             write_run(folder, resolved)
             iterator = task.batches("train")
             if position["step"]:
@@ -95,7 +95,7 @@ def train(
 
 
 def check_folder(folder: str | Path, resolved: dict[str, Any], may_differ: tuple[str, ...] = ()) -> None:
-    """Raise ValueError if a folder's newest checkpoint is of another run; `train` asks too, this asks earlier."""
+    """Raise ValueError if a folder's newest checkpoint is of another run; `train` asks too, later."""
     steps = list_steps(folder)
     if steps:
         with Checkpoints(folder) as checkpoints:
@@ -126,7 +126,7 @@ class _Session:
     ) -> Callable:
         """Put the state of a position on the mesh and return the step function."""
         training = self.training
-        self.step, self.tokens, self.data = position["step"], position["tokens"], position["data"]
+        self.step, self.tokens, self.data = position["step"], position["tokens"], None
         schedule = make_schedule(schedule_config, optimizer_config.learning_rate, training.num_steps)
         optimizer = make_optimizer(optimizer_config, schedule)
         self.item = next(self.batches)

@@ -43,13 +43,8 @@ def make_schedule(config: ScheduleConfig, peak: float, num_steps: int) -> Callab
 
 
 def decay_mask(params: Any) -> Any:
-    """Return True for the parameters that are decayed: matrices and heads."""
-
-    def decays(path, x):
-        name = path_name(path)
-        return matrix_axes(name, x.ndim) is not None or name.endswith("head/kernel")
-
-    return jax.tree_util.tree_map_with_path(decays, params)
+    """Return True for the parameters that are decayed: the kernels, of heads too."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path_name(path).endswith("kernel"), params)
 
 
 def muon_dimensions(params: Any) -> Any:

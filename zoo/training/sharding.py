@@ -21,9 +21,11 @@ from zoo.training.config import MESH_AXES, MeshConfig
 
 # First match wins; `*` matches any run of characters, also `/`. "E" are experts of a mixture.
 PARAMETERS = (
-    ("*experts/down/kernel", "E F -> D"),
-    ("*experts/*/kernel", "E D -> F"),
-    ("*router/kernel", "D E"),
+    ("*/experts/down_kernel", "E F -> D"),
+    ("*/experts/*_kernel", "E D -> F"),
+    ("*/experts/down_bias", "E D"),
+    ("*/experts/*_bias", "E F"),
+    ("*/router/kernel", "D E"),
     ("*/query/kernel", "D -> N H"),
     ("*/key/kernel", "D -> K H"),
     ("*/value/kernel", "D -> K H"),
@@ -37,12 +39,15 @@ PARAMETERS = (
     ("*/up/bias", "F"),
     ("*/gate/bias", "F"),
     ("*token/embedding", "V D"),
+    ("*position_bias/embedding", "S N"),
     ("*/embedding", "S D"),
-    ("*head/kernel", "D V"),
-    ("*head/bias", "V"),
+    ("head/kernel", "D V"),
+    ("head/bias", "V"),
+    ("head/logits/*", "."),
+    ("*/sinks", "N"),
     ("*norm*", "."),
     ("*/bias", "."),
-    ("*/scale", "."),
+    ("*scale", "."),
 )
 
 # Activations are [B, T, ...]: rows over every axis that feeds batches, positions over `context`.
