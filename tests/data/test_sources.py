@@ -77,6 +77,12 @@ class TestNames:
         with pytest.raises(IndexError):
             source[50]
 
+    def test_texts_are_decoded_as_tfds_decodes_them(self, stdlib):
+        source = stdlib.split("validation")
+        slow = source._builder.as_data_source(split="validation")
+        for fast, decoded in zip(examples(source), slow, strict=True):
+            assert fast == {name: value.decode() for name, value in decoded.items()}
+
     def test_a_missing_split_is_named_with_those_there_are(self, public):
         with pytest.raises(
             ValueError, match=r"no split 'validation'; it has train, test: set data\.validation_split"

@@ -20,10 +20,10 @@ _LARGEST_ORDER = 7
 
 def ngram_bits_per_byte(train: Iterable[str], heldout: Iterable[str], order: int = 5) -> float:
     """Bits per UTF-8 byte of `heldout` under a Kneser-Ney byte model of `train`."""
-    heldout = [text.encode() for text in heldout]
-    num_bytes = _count(heldout)
+    scored = [text.encode() for text in heldout]
+    num_bytes = _count(scored)
     model = KneserNey.fit([text.encode() for text in train], order)
-    return float(-model.log2_probabilities(heldout).sum() / num_bytes)
+    return float(-model.log2_probabilities(scored).sum() / num_bytes)
 
 
 def xz_bits_per_byte(texts: Iterable[str]) -> float:

@@ -109,7 +109,7 @@ class PackedBatches(grain.DatasetIterator):
         missing = num_rows * self._row_length
         (document, offset), pieces = self._start, []
         while missing:
-            (tokens,) = self._documents[document]
+            tokens: np.ndarray = self._documents[document][0]  # pyright: ignore
             piece = tokens[offset : offset + missing]
             pieces.append(piece)
             missing -= piece.size
