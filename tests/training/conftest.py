@@ -13,11 +13,3 @@ def compile_cache(tmp_path_factory):
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     yield folder
     jax.config.update("jax_compilation_cache_dir", None)
-
-
-@pytest.fixture
-def compile_fast():
-    """Compile with few optimisations: for programs that run a few times, where compilation is the cost."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)

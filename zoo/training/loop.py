@@ -31,9 +31,10 @@ from zoo.training.metrics import MetricsFile
 from zoo.training.optimizer import make_optimizer, make_schedule
 from zoo.training.plots import draw_loss
 from zoo.training.prefetch import Prefetcher
-from zoo.training.progress import Progress, Scalars
+from zoo.training.progress import Progress
 from zoo.training.protocol import Model, Params, Task
 from zoo.training.run_record import check_same_run, write_run
+from zoo.training.scalars import Scalars
 from zoo.training.sharding import make_mesh
 from zoo.training.state import TrainState, abstract_state, bind_apply, initialise_state, start_state
 from zoo.training.step import make_train_step
@@ -196,7 +197,7 @@ class _Session:
         """Fetch the metrics of all but the last `lag` steps; stop at one that is not finite."""
         while len(self.pending) > lag:
             step, device_metrics = self.pending.popleft()
-            values = {name: np.float32(x) for name, x in jax.device_get(device_metrics).items()}
+            values = {name: np.asarray(x)[()] for name, x in device_metrics.items()}
             for name in ("loss", "grad_norm"):
                 if not math.isfinite(values[name]):
                     self._stop_at_non_finite(step, name, values[name])
@@ -224,8 +225,9 @@ class _Session:
                 values = self.task.evaluate(self.apply, self.state.params)
         except EvaluationStopped:
             self._save_and_stop()
-        values = {f"validation_{name}": float(value) for name, value in values.items()}
-        self.metrics.write(self.step, {"tokens": self.tokens, **values})
+        values = {name: float(value) for name, value in values.items()}
+        columns = {f"validation_{name}": value for name, value in values.items()}
+        self.metrics.write(self.step, {"tokens": self.tokens, **columns})
         self.scalars.write(self.step, values, "validation")
         self.progress.show_evaluation(self.step, values)
         self.progress.restart_clock()
@@ -234,6 +236,7 @@ class _Session:
         """Save the state; its row of metrics.csv is on the disk before."""
         self._read_metrics(0)
         self.metrics.flush()
+        self.scalars.flush()
         position = {"step": self.step, "tokens": self.tokens, "data": encode_data_state(self.data)}
         self.checkpoints.save(self.state, position, self.resolved)
         self.progress.restart_clock()

@@ -1,11 +1,9 @@
-"""What a run says while it runs: a live line in a terminal, plain lines elsewhere, scalars for TensorBoard.
+"""What a run says while it runs: a live line in a terminal, plain lines elsewhere.
 
 Times are shown here and nowhere else: metrics.csv must be the same for every run of the same configuration.
 """
 
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -110,33 +108,3 @@ def _clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-
-
-class Scalars:
-    """TensorBoard files of a run, at most about a thousand points a curve; silent if not wanted."""
-
-    def __init__(self, folder: Path, step: int, num_steps: int, wanted: bool):
-        self._every = max(1, num_steps // 1000)
-        self._writer = None
-        if wanted and jax.process_index() == 0:
-            from tensorboardX import SummaryWriter  # 0.3 s that a run without it need not pay
-
-            # Points after the restored step are hidden: they will be written again.
-            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1, flush_secs=30)
-
-    def write(self, step: int, values: dict[str, Any], group: str = "train") -> None:
-        """Write a step's values under a group; train values only every so many steps."""
-        if self._writer is None or (group == "train" and step % self._every):
-            return
-        for name, value in values.items():
-            self._writer.add_scalar(f"{group}/{name}", float(value), step)
-
-    def close(self) -> None:
-        """Write what is buffered."""
-        if self._writer is not None:
-            self._writer.close()
-
-
-def say_plainly(line: str) -> None:
-    """Print a line to the error stream, where progress goes, before there is a Progress."""
-    print(line, file=sys.stderr, flush=True)
