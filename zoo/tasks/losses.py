@@ -55,14 +55,3 @@ class Scorer:
         if weight == 0.0:
             raise ValueError("the split has nothing to score; give it at least one document of two tokens")
         return {"weight": weight, **{name: value / weight for name, value in totals.items()}}
-
-
-def check_ids(tokens: np.ndarray, vocab_size: int, name: str) -> None:
-    """Raise ValueError naming the first id outside the vocabulary; called where data meets a model."""
-    bad = (tokens < 0) | (tokens >= vocab_size)
-    if bad.any():
-        place = tuple(int(i) for i in np.argwhere(bad)[0])
-        raise ValueError(
-            f"{name}{list(place)} is {int(tokens[place])}; this model knows ids 0 to {vocab_size - 1}: "
-            "use the tokenizer the model was trained with"
-        )

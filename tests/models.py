@@ -1,0 +1,250 @@
+"""Tiny configurations that together use every mechanism of the core, and inputs for them."""
+
+import dataclasses
+
+import numpy as np
+
+from zoo.config import (
+    AlibiConfig,
+    AttentionConfig,
+    ClassifierHead,
+    DynamicScaling,
+    EmbeddingConfig,
+    EmbeddingHead,
+    ExpertsConfig,
+    LanguageModelHead,
+    LearnedPositions,
+    LinearScaling,
+    Llama3Scaling,
+    LocalConfig,
+    LongRopeScaling,
+    MlpConfig,
+    NormConfig,
+    PatchConfig,
+    RelativeBiasConfig,
+    RotaryConfig,
+    SinusoidalPositions,
+    StackConfig,
+    TokenHead,
+    TransformerConfig,
+    YarnScaling,
+)
+
+VOCAB, WIDTH = 61, 16
+RMS = NormConfig(kind="rms", epsilon=1e-6, bias=False)
+ALL_BIASES = ("query", "key", "value", "output")
+
+
+def attention(**fields) -> AttentionConfig:
+    return AttentionConfig(**({"num_heads": 4, "head_size": 4} | fields))
+
+
+def stack(**fields) -> StackConfig:
+    defaults = {
+        "num_layers": 2,
+        "width": WIDTH,
+        "attention": attention(),
+        "mlp": MlpConfig(hidden_size=24),
+    }
+    return StackConfig(**(defaults | fields))
+
+
+def tokens(**fields) -> EmbeddingConfig:
+    return EmbeddingConfig(**({"width": WIDTH, "vocab_size": VOCAB} | fields))
+
+
+BERT = TransformerConfig(
+    embedding=tokens(positions=LearnedPositions(max_length=40), num_token_types=2, norm=NormConfig(), dropout=0.1),
+    encoder=stack(
+        attention=attention(biases=ALL_BIASES, dropout=0.1),
+        mlp=MlpConfig(hidden_size=24, bias=True),
+        norm_slots=("residual",),
+        final_norm=False,
+        dropout=0.1,
+    ),
+    head=LanguageModelHead(bias=True, transform="gelu"),
+)
+ALBERT = TransformerConfig(
+    embedding=tokens(width=8, positions=LearnedPositions(max_length=40)),
+    encoder=stack(num_layers=4, num_unique_layers=2, norm_slots=("residual",), final_norm=False),
+    head=ClassifierHead(num_classes=3, pooler="tanh"),
+)
+SENTENCES = TransformerConfig(
+    embedding=tokens(positions=LearnedPositions(max_length=40, offset=2)),
+    encoder=stack(pattern=("local", "global"), local=LocalConfig(window=(3, 3), rotary=RotaryConfig())),
+    head=EmbeddingHead(projection=6),
+)
+VIT = TransformerConfig(
+    embedding=EmbeddingConfig(
+        width=WIDTH,
+        patches=PatchConfig(image_size=12, patch_size=4),
+        positions=LearnedPositions(max_length=10),
+    ),
+    encoder=stack(layer_scale=0.1, norm=NormConfig(epsilon=1e-6)),
+    head=ClassifierHead(num_classes=5),
+)
+TAGGER = TransformerConfig(
+    embedding=tokens(), encoder=stack(position_bias=AlibiConfig()), head=TokenHead(num_classes=2)
+)
+GPT2 = TransformerConfig(
+    embedding=tokens(positions=LearnedPositions(max_length=40)),
+    decoder=stack(causal=True, attention=attention(biases=ALL_BIASES), mlp=MlpConfig(hidden_size=24, activation="gelu_tanh", bias=True)),
+    head=LanguageModelHead(),
+)
+LLAMA = TransformerConfig(
+    embedding=tokens(),
+    decoder=stack(
+        causal=True,
+        norm=RMS,
+        attention=attention(num_kv_heads=2, rotary=RotaryConfig(base=500.0, scaling=Llama3Scaling(factor=8.0, original_length=32))),
+        mlp=MlpConfig(hidden_size=24, activation="silu", gated=True),
+    ),
+    head=LanguageModelHead(tied=False),
+)
+GEMMA = TransformerConfig(
+    embedding=tokens(scale=4.0),
+    decoder=stack(
+        num_layers=5,
+        causal=True,
+        pattern=("local", "local", "global"),
+        local=LocalConfig(window=(5, 0), rotary=RotaryConfig()),
+        norm=dataclasses.replace(RMS, unit_offset=True),
+        norm_slots=("input", "output"),
+        attention=attention(
+            num_kv_heads=1,
+            scale=0.3,
+            softcap=20.0,
+            qk_norm=dataclasses.replace(RMS, unit_offset=True),
+            rotary=RotaryConfig(base=1e6, scaling=LinearScaling(factor=8.0)),
+        ),
+        mlp=MlpConfig(hidden_size=24, activation="gelu_tanh", gated=True),
+    ),
+    head=LanguageModelHead(softcap=30.0),
+)
+NEOX = TransformerConfig(
+    embedding=tokens(),
+    decoder=stack(
+        causal=True,
+        branches="parallel",
+        attention=attention(biases=ALL_BIASES, head_size=8, rotary=RotaryConfig(size=4, scaling=DynamicScaling(factor=2.0, original_length=8))),
+        mlp=MlpConfig(hidden_size=24, bias=True),
+    ),
+    head=LanguageModelHead(tied=False, bias=True),
+)
+GPTJ = TransformerConfig(
+    embedding=tokens(),
+    decoder=stack(
+        causal=True,
+        branches="parallel_shared_norm",
+        attention=attention(
+            rotary=RotaryConfig(
+                pairing="interleaved",
+                scaling=YarnScaling(factor=4.0, original_length=16, attention_factor=1.1, beta_fast=4.0, beta_slow=0.5),
+            )
+        ),
+    ),
+    head=LanguageModelHead(tied=False),
+)
+OLMO2 = TransformerConfig(
+    embedding=tokens(),
+    decoder=stack(
+        causal=True,
+        norm=RMS,
+        norm_slots=("output",),
+        attention=attention(
+            qk_norm=RMS,
+            qk_norm_over="projection",
+            rotary=RotaryConfig(
+                scaling=LongRopeScaling(
+                    short_factors=(1.0, 1.5), long_factors=(2.0, 4.0), original_length=10, attention_factor=1.2
+                )
+            ),
+        ),
+    ),
+    head=LanguageModelHead(tied=False),
+)
+BLOOM = TransformerConfig(
+    embedding=tokens(norm=NormConfig()),
+    decoder=stack(causal=True, position_bias=AlibiConfig(), attention=attention(num_heads=3)),
+    head=LanguageModelHead(),
+)
+MIXTRAL = TransformerConfig(
+    embedding=tokens(),
+    decoder=stack(
+        causal=True,
+        norm=RMS,
+        pattern=("local", "global"),
+        local=LocalConfig(chunk=6, rotary=RotaryConfig()),
+        attention=attention(sinks=True, rotary=RotaryConfig()),
+        mlp=MlpConfig(hidden_size=24, activation="silu", gated=True, bias=True, experts=ExpertsConfig(num_experts=4)),
+    ),
+    head=LanguageModelHead(tied=False),
+)
+T5 = TransformerConfig(
+    embedding=tokens(),
+    encoder=stack(norm=RMS, attention=attention(scale=1.0), mlp=MlpConfig(hidden_size=24, activation="relu"),
+                  position_bias=RelativeBiasConfig(num_buckets=8, max_distance=16)),
+    decoder=stack(causal=True, norm=RMS, attention=attention(scale=1.0), cross_attention=attention(scale=1.0),
+                  mlp=MlpConfig(hidden_size=24, activation="relu"),
+                  position_bias=RelativeBiasConfig(num_buckets=8, max_distance=16)),
+    head=LanguageModelHead(scale=WIDTH**-0.5),
+)
+BART = TransformerConfig(
+    embedding=tokens(positions=LearnedPositions(max_length=40, offset=2), norm=NormConfig()),
+    decoder_embedding=EmbeddingConfig(width=WIDTH, positions=LearnedPositions(max_length=40, offset=2), norm=NormConfig()),
+    encoder=stack(norm_slots=("residual",), final_norm=False),
+    decoder=stack(causal=True, cross_attention=attention(num_heads=2), norm_slots=("residual",), final_norm=False),
+    head=LanguageModelHead(bias=True),
+)
+MARIAN = TransformerConfig(
+    embedding=tokens(positions=SinusoidalPositions(layout="halves"), scale=4.0),
+    decoder_embedding=tokens(vocab_size=53, positions=SinusoidalPositions(), scale=4.0),
+    encoder=stack(width=20),
+    decoder=stack(causal=True, cross_attention=attention()),
+    head=LanguageModelHead(),
+)
+CAPTIONER = TransformerConfig(
+    embedding=VIT.embedding,
+    decoder_embedding=tokens(positions=LearnedPositions(max_length=40)),
+    encoder=VIT.encoder,
+    decoder=stack(causal=True, cross_attention=attention()),
+    head=LanguageModelHead(),
+)
+
+CONFIGS = {
+    "bert": BERT,
+    "albert": ALBERT,
+    "sentences": SENTENCES,
+    "vit": VIT,
+    "tagger": TAGGER,
+    "gpt2": GPT2,
+    "llama": LLAMA,
+    "gemma": GEMMA,
+    "neox": NEOX,
+    "gptj": GPTJ,
+    "olmo2": OLMO2,
+    "bloom": BLOOM,
+    "mixtral": MIXTRAL,
+    "t5": T5,
+    "bart": BART,
+    "marian": MARIAN,
+    "captioner": CAPTIONER,
+}
+DECODERS = [name for name, config in CONFIGS.items() if config.decoder is not None]
+
+
+def inputs(config: TransformerConfig, batch: int = 2, length: int = 12, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random inputs without padding, by the names of `Transformer.__call__`."""
+    rng = np.random.default_rng(seed)
+    arrays: dict[str, np.ndarray] = {}
+    if config.embedding.patches is not None:
+        size = config.embedding.patches.image_size
+        arrays["pixel_values"] = rng.normal(size=(batch, 3, size, size)).astype(np.float32)
+    else:
+        arrays["input_ids"] = rng.integers(1, config.embedding.vocab_size, (batch, length)).astype(np.int32)
+    if config.embedding.num_token_types:
+        arrays["token_type_ids"] = (np.arange(length) >= length // 2).astype(np.int32)[None].repeat(batch, 0)
+    if config.encoder is not None and config.decoder is not None:
+        ids = rng.integers(1, config.target_vocab_size, (batch, length - 3))
+        arrays["decoder_input_ids"] = ids.astype(np.int32)
+    return arrays

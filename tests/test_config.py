@@ -1,0 +1,226 @@
+"""Configurations: every wrong value is named, and no field is dead."""
+
+import dataclasses
+import functools
+import types
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import jax
+import numpy as np
+import pytest
+
+from models import BART, BERT, CONFIGS, GPT2, LLAMA, RMS, T5, attention, inputs, stack, tokens
+from zoo import config as zoo_config
+from zoo.config import (
+    AlibiConfig,
+    AttentionConfig,
+    DynamicScaling,
+    ExpertsConfig,
+    LanguageModelHead,
+    LearnedPositions,
+    LinearScaling,
+    LocalConfig,
+    LongRopeScaling,
+    MlpConfig,
+    NormConfig,
+    PatchConfig,
+    RelativeBiasConfig,
+    RotaryConfig,
+    TransformerConfig,
+)
+from zoo.serialization import as_dict, from_dict
+from zoo.transformer import Transformer
+
+WRONG = {
+    "num_layers is 0": lambda: stack(num_layers=0),
+    "num_kv_heads is 3": lambda: attention(num_kv_heads=3),
+    "kind is 'batch'": lambda: NormConfig(kind="batch"),
+    "activation is 'swish'": lambda: MlpConfig(hidden_size=4, activation="swish"),
+    "norm_slots contains": lambda: stack(norm_slots=("pre",)),
+    "name each slot once": lambda: stack(norm_slots=("input", "input")),
+    "dropout is 1.0": lambda: stack(dropout=1.0),
+    "softcap is 0": lambda: attention(softcap=0.0),
+    "qk_norm_over is set without qk_norm": lambda: attention(qk_norm_over="projection"),
+    "size is 3": lambda: RotaryConfig(size=3),
+    "does not fit heads of size 4": lambda: attention(rotary=RotaryConfig(size=8)),
+    "one per rotated pair": lambda: attention(
+        rotary=RotaryConfig(
+            scaling=LongRopeScaling(
+                short_factors=(1.0,), long_factors=(1.0,), original_length=4, attention_factor=1.0
+            )
+        )
+    ),
+    "num_selected is 5": lambda: ExpertsConfig(num_experts=4, num_selected=5),
+    "exactly one of the two": lambda: LocalConfig(),
+    "exactly when the pattern has 'local' layers": lambda: stack(pattern=("local",)),
+    "pattern has 3 entries": lambda: stack(pattern=("global",) * 3),
+    "num_unique_layers is 3": lambda: stack(num_unique_layers=3),
+    "needs the 'input' slot": lambda: stack(branches="parallel_shared_norm", norm_slots=("output",)),
+    "parallel branches share one sum": lambda: stack(branches="parallel", norm_slots=("residual",)),
+    "num_buckets is 5": lambda: RelativeBiasConfig(num_buckets=5),
+    "image_size is 13": lambda: PatchConfig(image_size=13, patch_size=4),
+    "both vocab_size and patches": lambda: tokens(patches=PatchConfig(image_size=12, patch_size=4)),
+    "neither encoder nor decoder": lambda: TransformerConfig(embedding=tokens()),
+    "a decoder is causal": lambda: TransformerConfig(embedding=tokens(), decoder=stack()),
+    "exactly when there is an encoder": lambda: dataclasses.replace(T5, encoder=None),
+    "only a decoder attends to an encoder": lambda: TransformerConfig(
+        embedding=tokens(), encoder=stack(cross_attention=attention())
+    ),
+    "decoder_embedding without both stacks": lambda: dataclasses.replace(GPT2, decoder_embedding=tokens()),
+    "a shared table has": lambda: dataclasses.replace(
+        BART, decoder_embedding=dataclasses.replace(BART.decoder_embedding, width=8)
+    ),
+    "the image needs 10": lambda: dataclasses.replace(
+        CONFIGS["vit"].embedding, positions=LearnedPositions(max_length=9)
+    ),
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_wrong_values_are_named(message):
+    with pytest.raises(ValueError, match=message):
+        WRONG[message]()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_json_round_trip(name):
+    import json
+
+    config = CONFIGS[name]
+    assert from_dict(TransformerConfig, json.loads(json.dumps(as_dict(config))), "x") == config
+
+
+def test_json_errors_name_field_and_reason():
+    fields = as_dict(BERT)
+    fields["encoder"]["num_layers"] = 0
+    with pytest.raises(ValueError, match=r"here does not describe .* num_layers is 0.*encoder"):
+        from_dict(TransformerConfig, fields, "here")
+    fields = as_dict(BERT)
+    fields["encoder"]["attention"]["num_head"] = 1
+    with pytest.raises(ValueError, match=r"num_head.*encoder\.attention"):
+        from_dict(TransformerConfig, fields, "here")
+    fields = as_dict(BERT)
+    fields["head"]["kind"] = "NoHead"
+    with pytest.raises(ValueError, match=r"kind is 'NoHead'"):
+        from_dict(TransformerConfig, fields, "here")
+
+
+# No dead fields: a field is alive if, in some configuration, another value of it changes the parameters, the output in
+# training, or is refused.
+
+
+def _classes() -> list[type]:
+    everything = vars(zoo_config).values()
+    return [c for c in everything if isinstance(c, type) and dataclasses.is_dataclass(c)]
+
+
+_INSTANCES: dict[type, Any] = {
+    NormConfig: RMS,
+    RotaryConfig: RotaryConfig(),
+    LinearScaling: LinearScaling(factor=3.0),
+    DynamicScaling: DynamicScaling(factor=3.0, original_length=4),
+    LearnedPositions: LearnedPositions(max_length=50),
+    AlibiConfig: AlibiConfig(),
+    RelativeBiasConfig: RelativeBiasConfig(num_buckets=4, max_distance=9),
+    LocalConfig: LocalConfig(window=(1, 1)),
+    AttentionConfig: attention(),
+    ExpertsConfig: ExpertsConfig(num_experts=2, num_selected=1),
+    LanguageModelHead: LanguageModelHead(bias=True),
+    PatchConfig: PatchConfig(image_size=12, patch_size=6),
+    zoo_config.StackConfig: stack(causal=True),
+    zoo_config.EmbeddingConfig: tokens(vocab_size=47),
+}
+
+
+def _alternatives(kind: Any, value: Any) -> list[Any]:
+    """Other values of a field of type `kind`."""
+    if get_origin(kind) is Literal:
+        return [choice for choice in get_args(kind) if choice != value]
+    if get_origin(kind) in (Union, types.UnionType):
+        others = [None] if value is not None and types.NoneType in get_args(kind) else []
+        for member in get_args(kind):
+            if member is not types.NoneType and (value is None or not isinstance(value, member)):
+                others += _alternatives(member, None)
+            elif member is not types.NoneType and not dataclasses.is_dataclass(member):
+                others += _alternatives(member, value)
+        return others
+    if get_origin(kind) is tuple:
+        items, item = list(value or ()), get_args(kind)[0]
+        if item is float:
+            return [tuple(2 * x for x in items)]
+        if item is int:
+            return [tuple(x + 1 for x in items) or (1, 1)]
+        return [tuple(items[:-1]), *(tuple([*items, choice]) for choice in get_args(item) if choice not in items)]
+    if dataclasses.is_dataclass(kind):
+        return [_INSTANCES[kind]] if kind in _INSTANCES and _INSTANCES[kind] != value else []
+    return {bool: [not value], int: [(value or 0) + 2, 4], float: [(value or 1.0) * 1.7, 0.3]}[kind]
+
+
+def _places(config: Any, wanted: type):
+    """(function that puts another instance in, instance) for every instance of a class inside a configuration."""
+    if type(config) is wanted:
+        yield (lambda new: new), config
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            for put, found in _places(value, wanted):
+                yield (lambda new, put=put, name=field.name: dataclasses.replace(config, **{name: put(new)})), found
+
+
+@functools.cache
+def _behaviour(config: TransformerConfig) -> list[np.ndarray]:
+    """Parameters at the start, and the output in training with parameters moved off their start."""
+    model, given = Transformer(config), inputs(config)
+
+    @jax.jit
+    def run(rng):
+        params = model.init(rng, **given)["params"]
+        leaves, structure = jax.tree.flatten(params)
+        noise = [0.2 * jax.random.normal(jax.random.fold_in(rng, i), x.shape) for i, x in enumerate(leaves)]
+        noisy = jax.tree.unflatten(structure, [x + n for x, n in zip(leaves, noise, strict=True)])
+        output = model.apply({"params": noisy}, **given, dropout_rng=rng)
+        return leaves, output.logits if output.logits is not None else output.embedding, output.aux_loss
+
+    return [np.asarray(x) for x in jax.tree.leaves(run(jax.random.key(0)))]
+
+
+def _shapes(config: TransformerConfig) -> Any:
+    make = functools.partial(Transformer(config).init, jax.random.key(0), **inputs(config))
+    return jax.tree.map(lambda x: x.shape, jax.eval_shape(make))
+
+
+def _differs(old: TransformerConfig, new: TransformerConfig) -> bool:
+    if type(old.head) is not type(new.head) or _shapes(old) != _shapes(new):
+        return True
+    pairs = zip(_behaviour(old), _behaviour(new), strict=True)
+    return not all(a.shape == b.shape and np.array_equal(a, b, equal_nan=True) for a, b in pairs)
+
+
+def _is_alive(cls: type, field: dataclasses.Field) -> bool:
+    kind = get_type_hints(cls)[field.name]
+    for config in CONFIGS.values():
+        for put, found in _places(config, cls):
+            for value in _alternatives(kind, getattr(found, field.name)):
+                try:
+                    new = put(dataclasses.replace(found, **{field.name: value}))
+                except ValueError:
+                    continue  # refused: that alone does not show that the field is read
+                if _differs(config, new):
+                    return True
+    return False
+
+
+@pytest.mark.parametrize("cls", _classes(), ids=lambda cls: cls.__name__)
+def test_no_dead_fields(cls, compile_fast):
+    dead = [field.name for field in dataclasses.fields(cls) if not _is_alive(cls, field)]
+    assert not dead, f"{cls.__name__}: no configuration behaves differently with another {', '.join(dead)}"
+
+
+def test_a_dead_field_would_be_found(compile_fast):
+    """The comparison sees no difference between equal configurations, and sees a real one."""
+    assert not _differs(GPT2, dataclasses.replace(GPT2, decoder=dataclasses.replace(GPT2.decoder)))
+    assert _differs(GPT2, dataclasses.replace(GPT2, decoder=dataclasses.replace(GPT2.decoder, dropout=0.5)))
+
+
+def test_llama_configuration_is_family_decoder_only():
+    assert (LLAMA.family, BERT.family, T5.family) == ("decoder-only", "encoder-only", "encoder-decoder")

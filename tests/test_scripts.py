@@ -1,0 +1,204 @@
+"""The two scripts as a user meets them: train, kill, go on, score, sample; and every mistake in one line."""
+
+import filecmp
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import zoo
+from zoo import cli
+from zoo.recipes import DEFAULT, RECIPES
+from zoo.recipes.run import Run
+from zoo.serialization import as_dict, from_dict
+
+ROOT = Path(__file__).parent.parent
+SMALL = """
+--model.embedding.width 32 --model.decoder.width 32 --model.decoder.num-layers 2
+--model.decoder.attention.num-heads 2 --model.decoder.attention.head-size 16 --model.decoder.mlp.hidden-size 48
+--model.embedding.vocab-size 400 --data.tokenizer.vocab-size 400 --task.sequence-length 32 --task.batch-size 8
+--task.stride 32 --schedule.warmup-steps 2 --training.num-steps 12 --training.evaluate-every 5
+--training.checkpoint-every 2 --compute-dtype float32
+""".split()
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Path:
+    """Sixty short documents: Python's own docstrings, so nothing is copied in."""
+    documents = [f"{name}: {getattr(str, name).__doc__}\n" for name in sorted(dir(str))]
+    path = tmp_path_factory.mktemp("data") / "text.jsonl"
+    path.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
+    return path
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory) -> dict[str, str]:
+    """One device, as a user has, and one compilation for all processes."""
+    cache = tmp_path_factory.mktemp("compiled")
+    return os.environ | {
+        "XLA_FLAGS": "",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "COLUMNS": "200",
+    }
+
+
+def script(name: str, *arguments: str, env: dict[str, str], code: int = 0) -> str:
+    """Run a script to its end; return what it printed."""
+    command = [sys.executable, str(ROOT / name), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
+    assert done.returncode == code, f"exit {done.returncode}: {done.stdout[-2000:]}{done.stderr[-3000:]}"
+    return done.stdout if code == 0 else done.stderr
+
+
+@pytest.fixture(scope="module")
+def trained(text, environment, tmp_path_factory) -> tuple[Path, str]:
+    """A finished small run of the default recipe, and what training printed."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    said = script("train.py", "--data.path", str(text), "--folder", str(folder), *SMALL, env=environment)
+    return folder, said
+
+
+def test_training_reports_and_leaves_everything(trained):
+    folder, said = trained
+    for expected in ("bits per byte", "5-gram", "xz -9", "sample", "evaluate.py"):
+        assert expected in said
+    for name in ("run.json", "metrics.csv", "loss.png", "README.md", "tokenizer.model", "checkpoints", "tensorboard"):
+        assert (folder / name).exists(), name
+    assert Run.load(folder).training.num_steps == 12
+
+
+def test_evaluate_scores_and_samples(trained, environment):
+    folder, _ = trained
+    said = script("evaluate.py", str(folder), env=environment)
+    last = (folder / "metrics.csv").read_text().splitlines()
+    column = last[0].split(",").index("validation_bits_per_byte")
+    assert f"{float(last[-1].split(',')[column]):.4f}" in said
+    assert "tokens scored" in said and "perplexity" in said and "sample" in said
+
+
+def test_evaluate_continues_a_prompt(trained, environment):
+    folder, _ = trained
+    arguments = (str(folder), "--prompt", "Return a", "--max-new-tokens", "12")
+    first = script("evaluate.py", *arguments, "--seed", "1", env=environment)
+    assert first.startswith("Return a")
+    assert script("evaluate.py", *arguments, "--seed", "1", env=environment) == first
+    others = script("evaluate.py", *arguments, "--seed", "2", "--temperature", "1.5", env=environment)
+    assert others != first
+
+
+def test_zoo_load_opens_a_run(trained):
+    folder, _ = trained
+    bundle = zoo.load(folder)
+    ids = np.array([[bundle.tokenizer.bos_id, *bundle.tokenizer.encode("Return the")]], np.int32)
+    out = bundle(input_ids=ids)
+    assert out.logits.shape == (*ids.shape, 400)
+    generated = bundle.generate(ids, max_new_tokens=5)
+    assert int(generated.sequences[0, ids.shape[1]]) == int(out.logits[0, -1].argmax())
+    with pytest.raises(ValueError, match=r"input_ids\[0, 0\] is 400; this model knows ids 0 to 399"):
+        bundle(input_ids=np.array([[400]]))
+    with pytest.raises(ValueError, match=r"input_ids\[0, 1\] is -1"):
+        bundle.generate(np.array([[3, -1]]))
+
+
+def test_killed_runs_end_in_the_same_bits(text, trained, environment, tmp_path):
+    """SIGKILL at random times, then the same command again: same parameters, same metrics.csv."""
+    whole, _ = trained
+    folder = tmp_path / "killed"
+    command = [sys.executable, str(ROOT / "train.py"), "--data.path", str(text), "--folder", str(folder), *SMALL]
+    draw, kills, finished = random.Random(0), 0, False
+    while not finished:
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        saved = lambda: len(list(folder.glob("checkpoints/[0-9]*")))  # noqa: E731
+        before, deadline = saved(), time.monotonic() + draw.uniform(2.0, 6.0)
+        # Kill at a random time, but let some of the runs get as far as a new checkpoint first.
+        while process.poll() is None and (time.monotonic() < deadline or (kills % 2 and saved() == before)):
+            time.sleep(0.02)
+        if process.poll() is None and kills < 5:
+            time.sleep(draw.uniform(0, 0.3))
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        _, errors = process.communicate(timeout=300)
+        finished = process.returncode == 0
+        assert finished or process.returncode == -signal.SIGKILL, errors.decode()[-3000:]
+    assert kills >= 3
+    assert filecmp.cmp(whole / "metrics.csv", folder / "metrics.csv", shallow=False)
+    expected, found = zoo.load(whole), zoo.load(folder)
+    assert expected.step == found.step == 12
+    jax.tree.map(np.testing.assert_array_equal, expected.params, found.params)
+
+
+def test_another_configuration_is_refused(text, trained, environment):
+    folder, _ = trained
+    before = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    arguments = ("--data.path", str(text), "--folder", str(folder), *SMALL, "--optimizer.learning-rate", "0.5")
+    said = script("train.py", *arguments, env=environment, code=1)
+    assert "optimizer.learning_rate" in said and "0.5" in said
+    assert len(said.strip().splitlines()) == 1
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == before
+
+
+MISTAKES = {
+    "unknown recipe": (["gpt-tny"], "did you mean gpt-tiny?"),
+    "unknown field": (["--optimizer.learning-rat", "1"], "did you mean --optimizer.learning-rate?"),
+    "wrong type": (["--training.num-steps", "many"], "'many'"),
+    "wrong choice": (["--optimizer.name", "sgd"], "'sgd'"),
+    "wrong value": (["--model.decoder.num-layers", "0"], "num_layers is 0"),
+    "two vocabularies": (["--data.tokenizer.vocab-size", "500"], "give both the same value"),
+    "missing file": (["--data.path", "no/such/file.txt"], "no/such/file.txt"),
+    "unknown dataset": (["--data.name", "zoo_stdlb"], "zoo_stdlib"),
+    "too many devices": (["--mesh.data", "1000"], "1000"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_one_line(mistake, capsys, tmp_path):
+    arguments, expected = MISTAKES[mistake]
+    with pytest.raises(SystemExit) as stop:
+        cli.train([*arguments, *([] if mistake == "unknown recipe" else ["--folder", str(tmp_path / "run")])])
+    said = capsys.readouterr().err
+    assert stop.value.code not in (0, None)
+    assert expected in said and len(said.strip().splitlines()) == 1, said
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("content", ["", "\n\n"])
+def test_empty_file_is_named(content, capsys, tmp_path):
+    path = tmp_path / "empty.jsonl"
+    path.write_text(content)
+    with pytest.raises(SystemExit) as stop:
+        cli.train(["--data.path", str(path), "--folder", str(tmp_path / "run")])
+    said = capsys.readouterr().err
+    assert stop.value.code == 1 and str(path) in said and len(said.strip().splitlines()) == 1
+
+
+def test_evaluate_names_a_folder_without_a_run(capsys, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        cli.evaluate([str(tmp_path)])
+    assert stop.value.code == 1
+    assert "is not a run folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_survive_json(name):
+    run = RECIPES[name]()
+    assert from_dict(Run, json.loads(json.dumps(as_dict(run))), "x") == run
+
+
+def test_help_lists_recipes_and_fields(capsys):
+    cli.train(["--help"])
+    said = capsys.readouterr().out
+    assert all(name in said for name in RECIPES)
+    with pytest.raises(SystemExit) as stop:
+        cli.train([DEFAULT, "--help"])
+    assert stop.value.code == 0
+    assert "--optimizer.learning-rate" in capsys.readouterr().out
