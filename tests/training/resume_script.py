@@ -6,7 +6,7 @@ import time
 import jax
 from toy import Batches, Counting, run_toy
 
-SETTINGS = {"num_steps": 40, "evaluate_every": 10, "checkpoint_every": 3, "mesh": {"data": 1, "fsdp": 2}}
+SETTINGS = {"num_steps": 40, "evaluate_every": 10, "checkpoint_every": 3}
 
 
 class SlowBatches(Batches):

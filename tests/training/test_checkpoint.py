@@ -125,8 +125,8 @@ def trained(tmp_path_factory, compile_cache):
     ("change", "field", "values"),
     [
         ({"optimizer": {"weight_decay": 0.3}}, "optimizer.weight_decay", ("0.1", "0.3")),
-        ({"schedule": {"name": "linear"}}, "schedule.name", ("'cosine'", "'linear'")),
-        ({"num_steps": 9}, "training.num_steps", ("12", "9")),
+        ({"schedule": {"name": "linear"}}, "schedule.name", ("'constant'", "'linear'")),
+        ({"seed": 1}, "training.seed", ("0", "1")),
         ({"resolved": {**RESOLVED, "model": {"width": 32, "layers": [1, 2]}}}, "model.width", ("16", "32")),
         ({"resolved": {**RESOLVED, "task": {"name": "x"}}}, "task.name", ("'absent'", "'x'")),
     ],
@@ -144,11 +144,13 @@ def test_a_folder_of_another_run_is_refused_before_anything_begins(trained, chan
 
 
 def test_fields_that_do_not_change_the_mathematics_may_differ(trained):
-    free = {"mesh": {"data": 1, "fsdp": 2}, "log_every": 2, "keep": 3, "checkpoint_every": 2, "accumulate": 2}
+    free = {"mesh": {"data": 4, "fsdp": 1}, "log_every": 2, "keep": 3, "checkpoint_every": 2, "accumulate": 2}
     run_toy(trained, resolved=RESOLVED, **free)
-    assert read_run(trained)["mesh"]["fsdp"] == 2
+    assert read_run(trained)["mesh"]["data"] == 4
     constant = {"schedule": {"name": "constant"}, "training": {"num_steps": 5}}
     assert find_difference(constant, {**constant, "training": {"num_steps": 9}}) is None
+    cosine = {"schedule": {"name": "cosine"}, "training": {"num_steps": 5}}
+    assert find_difference(cosine, {**cosine, "training": {"num_steps": 9}}) == ("training.num_steps", 5, 9)
     assert find_difference({"a": {"b": 1}}, {"a": {"b": 2}}, free=("a.*",)) is None
     assert find_difference({"a": 1}, {"a": True}) == ("a", 1, True)
 

@@ -136,15 +136,18 @@ class Counting:
 def run_toy(
     folder, *, mesh=None, optimizer=None, schedule=None, model=None, task=None, resolved=None, **training
 ):
-    """Call `train` with small settings; keyword arguments that are left are TrainingConfig's."""
+    """Call `train` with small settings; keyword arguments that are left are TrainingConfig's.
+
+    The defaults make one program for all tests: a constant schedule does not depend on num_steps.
+    """
     settings = {"num_steps": 12, "evaluate_every": 5, "checkpoint_every": 4, "tensorboard": False, **training}
     return train(
         model or Toy(dropout=0.1),
         task or Counting(),
         folder,
         optimizer=OptimizerConfig(**{"learning_rate": 1e-2, **(optimizer or {})}),
-        schedule=ScheduleConfig(**{"warmup_steps": 3, **(schedule or {})}),
-        mesh=MeshConfig(**(mesh or {"data": 1})),
+        schedule=ScheduleConfig(**{"name": "constant", "warmup_steps": 3, **(schedule or {})}),
+        mesh=MeshConfig(**(mesh or {"data": 1, "fsdp": 2})),
         training=TrainingConfig(**settings),
         resolved=resolved,
         compute_dtype="float32",

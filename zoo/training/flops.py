@@ -75,7 +75,8 @@ def _repetitions(name: str, params: dict[str, Any]) -> int:
     if name == "pallas_call":
         return math.prod(size for size in params["grid_mapping"].grid if isinstance(size, int))
     if name == "shard_map":  # the shapes inside are those of one shard
-        return math.prod(params["mesh"].shape[axis] for axis in params["manual_axes"])
+        axes = params.get("newly_manual_axes", params.get("manual_axes", ()))
+        return math.prod(params["mesh"].shape[axis] for axis in axes)
     return 1
 
 

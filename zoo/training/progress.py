@@ -40,6 +40,8 @@ class Progress:
 
     def __enter__(self) -> "Progress":
         self._bar.start()
+        if not self._live and self._step < self._num_steps:
+            self.say("compiling the step")
         return self
 
     def __exit__(self, *_) -> None:
@@ -74,9 +76,7 @@ class Progress:
 
     def show_evaluation(self, step: int, values: dict[str, float]) -> None:
         """Tell the results of an evaluation."""
-        results = "  ".join(
-            f"{name.removeprefix('validation_')} {value:.4g}" for name, value in values.items()
-        )
+        results = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         self.say(f"step {step}/{self._num_steps}  validation: {results}")
 
     def say(self, line: str) -> None:

@@ -1,7 +1,7 @@
 """TensorBoard files of a run: scalars alone, written by tensorboardX's event writer in the caller's thread.
 
-Its SummaryWriter would hand each value through a queue to a thread of its own; here all values of a step are one
-event, which costs a tenth of that. metrics.csv is the record of a run, these files are a view of it.
+Its SummaryWriter would hand each value through a queue to a thread of its own; here all values of a step are
+one event. metrics.csv is the record of a run, these files are a view of it.
 """
 
 import sys
@@ -52,7 +52,7 @@ class Scalars:
 
 
 def _import_tensorboard() -> tuple[Any, Any]:
-    """Return tensorboardX's event writer and protocol. It imports torch where there is one, for 3 s; not here."""
+    """Return tensorboardX's event writer and protocol, without the torch that it imports if it can."""
     hidden = "torch" not in sys.modules
     if hidden:
         sys.modules["torch"] = None  # type: ignore[assignment]
