@@ -14,14 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoo.kernels import blockwise, dense, dropout
+from zoo.kernels import blockwise, decode, dense, dropout
 from zoo.kernels.bias import ALiBi, Bias, DenseBias, RelativeBias
 from zoo.kernels.call import Call
 from zoo.kernels.masks import Full, Mask
 
 logger = logging.getLogger("zoo.kernels")
 
-BACKENDS = {"dense": dense, "blockwise": blockwise}
+BACKENDS = {"dense": dense, "blockwise": blockwise, "decode": decode}
 
 # Beyond this many logits a head, `blockwise` is the faster one.
 MAX_DENSE_LOGITS = 384 * 384
@@ -73,7 +73,7 @@ def attention(
     Raises:
       ValueError: arguments that do not fit together, or an explicit backend that cannot run them.
     """
-    call, rng = _prepare(
+    call, rng = prepare(
         q, k, v, mask, bias, sinks, scale, softcap, q_offset, kv_positions, dropout_rng, dropout_rate
     )
     out, lse = _run(call, rng, choose(call, backend))
@@ -122,7 +122,9 @@ def choose(call: Call, backend: str) -> str:
 
 def _automatic(call: Call) -> tuple[str, str]:
     """The fastest backend for these shapes, and why."""
-    _, num_queries, num_keys, _, _ = call.sizes
+    _, num_queries, num_keys, num_heads, _ = call.sizes
+    if jax.default_backend() == "cpu" and decode.supports(call) is None:
+        return "decode", f"T x N = {num_queries * num_heads} rows are few, so that reading the keys decides"
     if num_queries * num_keys > MAX_DENSE_LOGITS:
         return "blockwise", f"T x S = {num_queries * num_keys} logits a head are more than {MAX_DENSE_LOGITS}"
     return "dense", f"T x S = {num_queries * num_keys} logits a head are at most {MAX_DENSE_LOGITS}"
@@ -150,7 +152,7 @@ def explain(q, k, v, *, backend: str = "auto", **arguments) -> str:
         dropout_rate=0.0,
     )
     arguments.pop("return_lse", None)
-    call, rng = _prepare(q, k, v, **(defaults | arguments))
+    call, rng = prepare(q, k, v, **(defaults | arguments))
     chosen = choose(call, backend)
     reason = _automatic(call)[1] if backend == "auto" else "asked for by name"
     batch, num_queries, num_keys, num_heads, num_kv_heads = call.sizes
@@ -183,7 +185,7 @@ def describe(mask: Mask) -> str:
     return f"({joiner.join(parts)})" if joiner else f"{type(mask).__name__}({', '.join(parts)})"
 
 
-def _prepare(q, k, v, mask, bias, sinks, scale, softcap, q_offset, kv_positions, dropout_rng, dropout_rate):
+def prepare(q, k, v, mask, bias, sinks, scale, softcap, q_offset, kv_positions, dropout_rng, dropout_rate):
     """Validate and gather the arguments into a Call; returns it and the key of the dropout, if any."""
     q, k, v = (x if hasattr(x, "shape") and hasattr(x, "dtype") else jnp.asarray(x) for x in (q, k, v))
     _check_arrays(q, k, v)

@@ -47,7 +47,11 @@ def _attend(inputs, rest: Call, grid: Grid):
 def _forward(inputs, rest: Call, grid: Grid):
     problem = Problem(inputs, rest, grid)
     k, v = guard_nonfinite(problem.call.k, problem.call.v)
-    blocks = problem.split_queries(problem.prescale(problem.call.q)), problem.split_keys(k), problem.split_keys(v)
+    blocks = (
+        problem.split_queries(problem.prescale(problem.call.q)),
+        problem.split_keys(k),
+        problem.split_keys(v),
+    )
     out, lse = problem.each_head(functools.partial(_forward_head, problem), blocks)
     out, lse = problem.join_queries(out), problem.join_queries(lse)
     return (out, lse), (inputs, rest, out, lse)
@@ -61,10 +65,10 @@ def _forward_head(problem: "Problem", head, blocks):
     def attend_row(row):
         at = problem.locate(head, row)
 
-        def visit(key, carry, masked):
+        def visit(key, carry):
             largest, total, acc = carry
             here = dataclasses.replace(at, key=key)
-            logits, _ = problem.logits(_dot(q[row], k[key].T), here, masked, transposed=False)
+            logits, _ = problem.logits(_dot(q[row], k[key].T), here, transposed=False)
             new_largest = jnp.maximum(largest, logits.max(-1))
             weights = jnp.exp(logits - new_largest[:, None])
             decay = jnp.exp(largest - new_largest)
@@ -76,7 +80,7 @@ def _forward_head(problem: "Problem", head, blocks):
 
         rows = jnp.zeros(grid.block_q, problem.accumulator)
         carry = rows + LOWEST, rows, jnp.zeros((grid.block_q, v.shape[-1]), problem.accumulator)
-        return _normalise(problem, at, *problem.by_query.loop(at.batch, at.query, visit, carry))
+        return _normalise(problem, at, *problem.by_query.fold(at.batch, at.query, visit, carry))
 
     return lax.map(attend_row, jnp.arange(q.shape[0]))
 
@@ -98,16 +102,12 @@ def _backward(grid: Grid, residuals, cotangents):
     grad_out, grad_lse = cotangents
     problem = Problem(inputs, rest, grid)
     q, k, v = (without_nonfinite(x) for x in inputs[:3])
-    # Rows that saw nothing have no gradient, whatever reaches them from above.
-    empty = jnp.isneginf(lse)
-    grad_out = jnp.where(empty[..., None], 0, grad_out)
-    grad_lse = jnp.where(empty, 0, grad_lse)
-    # A row made NaN and then dropped has a zero cotangent, and must not bring its NaN back.
-    products = jnp.where(
-        grad_out == 0, 0, grad_out.astype(problem.accumulator) * out.astype(problem.accumulator)
-    )
-    delta = products.sum(-1) - grad_lse
-    finite_lse = jnp.where(jnp.isfinite(lse), lse, -LOWEST)  # exp(logits - this) is 0
+    # Rows that saw nothing, or saw NaN, have no gradient, whatever reaches them from above.
+    alive = jnp.isfinite(lse)
+    grad_out = jnp.where(alive[..., None], grad_out, 0)
+    products = grad_out.astype(problem.accumulator) * out.astype(problem.accumulator)
+    delta = jnp.where(alive, products.sum(-1) - grad_lse, 0)
+    finite_lse = jnp.where(alive, lse, -LOWEST)  # exp(logits - this) is 0
     blocks = (
         *(problem.split_queries(x) for x in (problem.prescale(q), grad_out, finite_lse, delta)),
         *(problem.split_keys(x) for x in (k, v)),
@@ -135,10 +135,10 @@ def _backward_head(problem: "Problem", head, blocks, dbias):
     q, grad_out, lse, delta, k, v = blocks
 
     def visit_column(carry, key):
-        def visit(row, carry, masked):
+        def visit(row, carry):
             dq, dk, dv, dbias = carry
             here = dataclasses.replace(problem.locate(head, row), key=key)
-            logits, slope = problem.logits(_dot(k[key], q[row].T), here, masked, transposed=True)
+            logits, slope = problem.logits(_dot(k[key], q[row].T), here, transposed=True)
             weights = jnp.exp(logits - lse[row][None, :])
             grad_weights = _dot(v[key], grad_out[row].T)
             dropped = weights
@@ -156,12 +156,12 @@ def _backward_head(problem: "Problem", head, blocks, dbias):
 
         dq, dbias = carry
         carry = dq, *(jnp.zeros(x.shape[1:], problem.accumulator) for x in (k, v)), dbias
-        for_group = functools.partial(problem.by_key.loop, problem.locate(head, 0).batch, key)
+        for_group = functools.partial(problem.by_key.fold, problem.locate(head, 0).batch, key)
         num_blocks = problem.grid.num_query_blocks
         dq, dk, dv, dbias = lax.fori_loop(
             0,
             problem.group,
-            lambda g, carry: for_group(lambda i, c, masked: visit(g * num_blocks + i, c, masked), carry),
+            lambda g, carry: for_group(lambda i, carry: visit(g * num_blocks + i, carry), carry),
             carry,
         )
         return (dq, dbias), (dk, dv)
@@ -197,8 +197,8 @@ class Problem:
         self.mask = MaskTiles(self.call, grid)
         self.bias = bias_tiles(bias, self.call, grid)
         self.dropout = None if self.call.dropout_seeds is None else DropoutTiles(self.call, grid)
-        kinds = self.mask.kinds(per_batch=self.sequential)
-        self.by_query, self.by_key = plan(kinds), plan(kinds.swapaxes(1, 2))
+        live = self.mask.live(per_batch=self.sequential)
+        self.by_query, self.by_key = plan(live), plan(live.swapaxes(1, 2))
         # Scaling q instead of the logits saves a pass, but must not round what the caller gave in few bits.
         exact = q.dtype == self.accumulator or math.frexp(abs(self.call.scale))[0] == 0.5
         self.query_scale, self.logit_scale = (self.call.scale, 1.0) if exact else (1.0, self.call.scale)
@@ -213,7 +213,7 @@ class Problem:
         member, query = jnp.divmod(row, self.grid.num_query_blocks)
         return At(batch=batch, head=key_head * self.group + member, query=query, key=0)
 
-    def logits(self, products: jax.Array, at: At, masked: bool, transposed: bool):
+    def logits(self, products: jax.Array, at: At, transposed: bool):
         """Scale, bias, soft cap and mask of a block of q·k, and the soft cap's derivative (None without one)."""
         logits = products if self.logit_scale == 1.0 else products * self.logit_scale
         if self.bias is not None:
@@ -222,7 +222,7 @@ class Problem:
         if self.call.softcap is not None:
             capped = jnp.tanh(logits / self.call.softcap)
             logits, slope = capped * self.call.softcap, 1 - capped * capped
-        allowed = self.mask(at) if masked else None
+        allowed = self.mask(at)
         if allowed is not None:
             allowed = allowed.T if transposed else allowed
             logits = jnp.where(allowed, logits, -jnp.inf)

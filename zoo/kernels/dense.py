@@ -19,34 +19,37 @@ def supports(call: Call) -> str | None:
 
 def attend(call: Call) -> tuple[jax.Array, jax.Array]:
     """Attention output [B, T, N, Hv] in v's dtype, and log-sum-exp [B, T, N] in float32."""
-    batch, num_queries, num_keys, num_heads, num_kv_heads = call.sizes
+    batch, num_queries, num_keys, num_heads, _ = call.sizes
     q, k, v = (without_nonfinite(x) for x in (call.q, call.k, call.v))
-    grouped = q.reshape(batch, num_queries, num_kv_heads, num_heads // num_kv_heads, -1)
-    logits = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=call.accumulator)
-    logits = logits.reshape(batch, num_heads, num_queries, num_keys) * call.scale
-    logits = _masked_logits(logits, call)
+    q = jnp.moveaxis(_by_group(jnp.moveaxis(q, 1, 2), call), 3, 1)
+    products = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=call.accumulator)
+    logits = masked_logits(products.reshape(batch, num_heads, num_queries, num_keys), call)
+    poisoned = jnp.where(_sees_nonfinite(logits, call), jnp.inf, logits).max(-1) == jnp.inf
+    weights, lse = softmax(logits, call)
+    weights = _by_group(weights.astype(v.dtype), call)
+    out = jnp.einsum("bkgts,bskh->btkgh", weights, v, preferred_element_type=call.accumulator)
+    out = out.reshape(batch, num_queries, num_heads, -1)
+    poisoned, lse = poisoned.swapaxes(1, 2), lse.swapaxes(1, 2)
+    out = jnp.where(poisoned[..., None], jnp.nan, out)
+    return out.astype(call.v.dtype), jnp.where(poisoned, jnp.nan, lse)
 
+
+def softmax(logits: jax.Array, call: Call) -> tuple[jax.Array, jax.Array]:
+    """Weights [B, N, T, S], after dropout, and float32 log-sum-exp [B, N, T]; zero and -inf for rows without keys."""
     sinks = None if call.sinks is None else call.sinks.astype(logits.dtype)[:, None]
-    largest = jax.lax.stop_gradient(jnp.where(_sees_nonfinite(logits, call), jnp.inf, logits).max(-1))
-    poisoned = jnp.isposinf(largest)
-    largest = largest if sinks is None else jnp.maximum(largest, jax.lax.stop_gradient(sinks))
-    largest = jnp.where(jnp.isfinite(largest), largest, 0)
+    largest = logits.max(-1) if sinks is None else jnp.maximum(logits.max(-1), sinks)
+    largest = jax.lax.stop_gradient(jnp.where(jnp.isfinite(largest), largest, 0))
     weights = jnp.exp(logits - largest[..., None])
     total = weights.sum(-1)
     total = total if sinks is None else total + jnp.exp(sinks - largest)
     safe_total = jnp.where(total > 0, total, 1)
     lse = jnp.where(total > 0, largest + jnp.log(safe_total), -jnp.inf)
-    lse = jnp.where(poisoned, jnp.nan, lse)
-
+    weights = weights / safe_total[..., None]
     if call.dropout_seeds is not None:
-        rows, columns = jnp.arange(num_queries), jnp.arange(num_keys)
+        rows, columns = jnp.arange(logits.shape[2]), jnp.arange(logits.shape[3])
         kept = dropout.keep(call.dropout_seeds, rows, columns, call.dropout_rate)
         weights = jnp.where(kept, weights / (1 - call.dropout_rate), 0)
-    weights = _by_group(weights.astype(v.dtype), call)
-    out = jnp.einsum("bkgts,bskh->bkgth", weights, v, preferred_element_type=call.accumulator)
-    out = out.reshape(*total.shape, -1) / safe_total[..., None]
-    out = jnp.where(poisoned[..., None], jnp.nan, out)
-    return out.swapaxes(1, 2).astype(call.v.dtype), lse.swapaxes(1, 2).astype(jnp.float32)
+    return weights, lse.astype(jnp.float32)
 
 
 def _by_group(x: jax.Array, call: Call) -> jax.Array:
@@ -63,8 +66,9 @@ def _sees_nonfinite(logits: jax.Array, call: Call) -> jax.Array:
     return (bad_query[..., :, None] | bad_key[..., None, :]) & (logits > -jnp.inf)
 
 
-def _masked_logits(logits: jax.Array, call: Call) -> jax.Array:
-    """Bias, soft cap and mask."""
+def masked_logits(products: jax.Array, call: Call) -> jax.Array:
+    """Scale, bias, soft cap and mask of q·k [B, N, T, S]."""
+    logits = products * call.scale
     if call.bias is not None:
         logits = logits + evaluate_bias(call).astype(logits.dtype)
     allowed = evaluate_mask(call)

@@ -1,8 +1,9 @@
-"""Which blocks of keys each block of queries must visit.
+"""Which blocks of keys each block of queries must visit, and how a mask is padded to whole blocks.
 
-A block pair is dead (no query of the block sees any key of the block), partial (the mask must be evaluated), or
-whole (it need not). The answer is NumPy where positions are known at trace time, an array computed in
-O(T + S + blocks) where they are not (lengths, segments, offsets); kernels run the same loop over either.
+A block pair is dead when no query of the block sees any key of the block. The table of live pairs is NumPy where
+positions are known at trace time, an array computed in O(T + S + blocks) where they are not (lengths, segments,
+offsets); kernels run the same loop over either. That some live blocks need no mask is not used: on CPUs the mask is
+free beside the exponential, and a second loop would double the time to compile.
 """
 
 import dataclasses
@@ -14,8 +15,6 @@ import numpy as np
 
 from zoo.kernels.masks import FAR, Clause, is_static
 
-PARTIAL, WHOLE, DEAD = 0, 1, 2
-
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,52 +22,30 @@ class Schedule:
     """For each block of one side, the blocks of the other side to visit.
 
     Attributes:
-      order: indices of the other side's blocks, partial ones first, then whole, then dead, int32 [B or 1, I, J].
-      num_partial: how many are partial [B or 1, I].
-      num_live: how many are partial or whole [B or 1, I].
+      order: indices of the other side's blocks, live ones first, int32 [B or 1, I, J].
+      num_live: how many are live, int32 [B or 1, I].
     """
 
     order: np.ndarray | jax.Array
-    num_partial: np.ndarray | jax.Array
     num_live: np.ndarray | jax.Array
 
-    def has(self, kind: int) -> bool:
-        """Whether any PARTIAL or any WHOLE block may occur; True when not known at trace time."""
-        if not is_static(self.order):
-            return True
-        return bool((self.num_partial if kind == PARTIAL else self.num_live - self.num_partial).any())
-
-    def loop(self, batch, row, visit, carry):
-        """Fold `visit(other, carry, masked)` over the live blocks of a row of the schedule."""
+    def fold(self, batch, row, visit, carry):
+        """Fold `visit(other, carry)` over the live blocks of a row of the table."""
         batch = 0 if self.order.shape[0] == 1 else batch
-        order, num_partial, num_live = (
-            jnp.asarray(x)[batch, row] for x in (self.order, self.num_partial, self.num_live)
-        )
-        for kind, start, stop in ((PARTIAL, 0, num_partial), (WHOLE, num_partial, num_live)):
-            if self.has(kind):
-                carry = jax.lax.fori_loop(
-                    start,
-                    stop,
-                    lambda n, carry, masked=kind == PARTIAL: visit(order[n], carry, masked),
-                    carry,
-                )
-        return carry
+        order, num_live = jnp.asarray(self.order)[batch, row], jnp.asarray(self.num_live)[batch, row]
+        return jax.lax.fori_loop(0, num_live, lambda n, carry: visit(order[n], carry), carry)
 
 
-def plan(kinds: np.ndarray | jax.Array) -> Schedule:
-    """The schedule of the rows of a table of kinds [B or 1, I, J]."""
-    numpy = _namespace(kinds)
-    return Schedule(
-        order=numpy.argsort(kinds, axis=-1, stable=True).astype(np.int32),
-        num_partial=(kinds == PARTIAL).sum(-1).astype(np.int32),
-        num_live=(kinds != DEAD).sum(-1).astype(np.int32),
-    )
+def plan(live: np.ndarray | jax.Array) -> Schedule:
+    """The schedule of the rows of a table of live pairs, bool [B or 1, I, J]."""
+    order = _namespace(live).argsort(~live, axis=-1, stable=True).astype(np.int32)
+    return Schedule(order=order, num_live=live.sum(-1).astype(np.int32))
 
 
-def classify(
+def live_pairs(
     clauses: tuple[Clause, ...], positions, num_blocks: tuple[int, int], block_sizes: tuple[int, int]
 ) -> np.ndarray | jax.Array:
-    """PARTIAL, WHOLE or DEAD for each pair of blocks, int32 [B or 1, I, J].
+    """Which pairs of blocks may hold an allowed pair, bool [B or 1, I, J].
 
     Args:
       clauses: the mask's normal form, padded to whole blocks.
@@ -76,42 +53,28 @@ def classify(
       num_blocks: I, J.
       block_sizes: rows and columns of a block.
     """
-    verdicts = [_classify_clause(clause, positions, num_blocks[1], *block_sizes) for clause in clauses]
-    live = functools.reduce(lambda a, b: a | b, [live for live, _ in verdicts])
-    whole = functools.reduce(lambda a, b: a | b, [whole for _, whole in verdicts])
-    numpy = _namespace(live, whole)
-    kinds = numpy.where(whole, WHOLE, numpy.where(live, PARTIAL, DEAD)).astype(np.int32)
-    return numpy.broadcast_to(kinds, (kinds.shape[0], *num_blocks))
+    live = functools.reduce(
+        lambda a, b: a | b, [_may_hold(clause, positions, num_blocks[1], *block_sizes) for clause in clauses]
+    )
+    return _namespace(live).broadcast_to(live, (live.shape[0], *num_blocks))
 
 
-def agree(kinds: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
-    """One table for a whole batch, [1, I, J]: what all sequences agree on, else PARTIAL."""
-    first = kinds[:1]
-    return _namespace(kinds).where((kinds == first).all(0, keepdims=True), first, PARTIAL).astype(np.int32)
-
-
-def _classify_clause(clause: Clause, positions, num_key_blocks: int, block_q: int, block_k: int):
-    """Whether a clause can hold, and whether it must hold, throughout each pair of blocks."""
+def _may_hold(clause: Clause, positions, num_key_blocks: int, block_q: int, block_k: int):
+    """Whether a clause can hold anywhere in each pair of blocks, by the extremes of their rows and columns."""
     first, last = (x[:, None, :] for x in _extremes(positions, block_k))
-    live, whole = [np.ones((1, 1, 1), bool)], [np.full((1, 1, 1), not clause.dense)]
+    live = [np.ones((1, 1, 1), bool)]
     if clause.low is not None:
-        smallest, largest = (x[:, :, None] for x in _extremes(clause.low, block_q))
-        live.append(last >= smallest)
-        whole.append(first >= largest)
+        live.append(last >= _extremes(clause.low, block_q)[0][:, :, None])
     if clause.high is not None:
-        smallest, largest = (x[:, :, None] for x in _extremes(clause.high, block_q))
-        live.append(first <= largest)
-        whole.append(last <= smallest)
+        live.append(first <= _extremes(clause.high, block_q)[1][:, :, None])
     if clause.end is not None:
         start = np.arange(num_key_blocks, dtype=np.int32)[None, None] * block_k
         live.append(start < clause.end[:, :, None])
-        whole.append(start + block_k <= clause.end[:, :, None])
     for q_ids, kv_ids in clause.segments:
         q_first, q_last = (x[:, :, None] for x in _extremes(q_ids, block_q))
         k_first, k_last = (x[:, None, :] for x in _extremes(kv_ids, block_k))
         live.append((q_first <= k_last) & (k_first <= q_last))
-        whole.append((q_first == q_last) & (k_first == k_last) & (q_first == k_first))
-    return functools.reduce(lambda a, b: a & b, live), functools.reduce(lambda a, b: a & b, whole)
+    return functools.reduce(lambda a, b: a & b, live)
 
 
 def _extremes(x, block: int):

@@ -14,7 +14,7 @@ from jax import lax
 from zoo.kernels import dropout, masks
 from zoo.kernels.bias import ALiBi, DenseBias, RelativeBias, diagonal_sums, toeplitz
 from zoo.kernels.call import Call
-from zoo.kernels.schedule import agree, classify, pad, pad_clause, pad_pairs, pad_positions
+from zoo.kernels.schedule import live_pairs, pad, pad_clause, pad_pairs, pad_positions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,12 +113,12 @@ class MaskTiles:
             for clause in clauses
         )
 
-    def kinds(self, per_batch: bool):
-        """PARTIAL, WHOLE or DEAD for each pair of blocks, [B or 1, I, J]; for the whole batch unless `per_batch`."""
+    def live(self, per_batch: bool):
+        """Which pairs of blocks matter, bool [B or 1, I, J]; to any sequence of the batch unless `per_batch`."""
         grid = self.grid
         num_blocks, sizes = (grid.num_query_blocks, grid.num_key_blocks), (grid.block_q, grid.block_k)
-        table = classify(self.clauses, self.positions, num_blocks, sizes)
-        return table if per_batch else agree(table)
+        table = live_pairs(self.clauses, self.positions, num_blocks, sizes)
+        return table if per_batch else table.any(0, keepdims=True)
 
     def __call__(self, at: At) -> jax.Array | None:
         """Which pairs of a block are allowed, bool [block_q, block_k]; None for all."""
