@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoo.kernels import blockwise, decode, dense, dropout
+from zoo.kernels import blockwise, decode, dense, dropout, sharding
 from zoo.kernels.bias import ALiBi, Bias, DenseBias, RelativeBias
 from zoo.kernels.call import Call
 from zoo.kernels.masks import Full, Mask
@@ -85,7 +85,7 @@ def _run(call: Call, rng: jax.Array | None, backend: str) -> tuple[jax.Array, ja
     if rng is not None:
         batch, _, _, num_heads, _ = call.sizes
         call = dataclasses.replace(call, dropout_seeds=dropout.seeds(rng, batch, num_heads))
-    return BACKENDS[backend].attend(call)
+    return sharding.run(BACKENDS[backend].attend, call)
 
 
 def merge(*parts: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -140,17 +140,9 @@ def explain(q, k, v, *, backend: str = "auto", **arguments) -> str:
 
     Takes arrays or jax.ShapeDtypeStruct. Nothing is computed.
     """
-    defaults = dict(
-        mask=Full(),
-        bias=None,
-        sinks=None,
-        scale=None,
-        softcap=None,
-        q_offset=0,
-        kv_positions=None,
-        dropout_rng=None,
-        dropout_rate=0.0,
-    )
+    absent = {"mask": Full(), "q_offset": 0, "dropout_rate": 0.0}
+    names = ("bias", "sinks", "scale", "softcap", "kv_positions", "dropout_rng")
+    defaults = dict.fromkeys(names) | absent
     arguments.pop("return_lse", None)
     call, rng = prepare(q, k, v, **(defaults | arguments))
     chosen = choose(call, backend)
