@@ -32,7 +32,7 @@ ALLOWED = {
         "training",
         "transformer",
     },
-    "cli": {"recipes", "serialization"},
+    "cli": {"recipes", "serialization", "training"},
 }
 """What each part of zoo may import, besides itself."""
 FOREIGN = {"torch", "transformers", "tensorflow"}

@@ -8,7 +8,7 @@ import contextlib
 import difflib
 import inspect
 import io
-import itertools
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +23,7 @@ from rich.table import Table
 from zoo.recipes import DEFAULT, RECIPES
 from zoo.recipes.run import Run
 from zoo.serialization import as_dict
+from zoo.training.host import keep_freed_memory
 
 
 def parse_run(arguments: Sequence[str]) -> Run:
@@ -64,8 +65,10 @@ def _plain_errors():
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        lines = [line.strip("│ ") for line in framed.getvalue().splitlines() if line.startswith("│")]
-        message = " ".join(itertools.takewhile(lambda line: not line.startswith("─"), lines))
+        # A title, the message, and help, with rules and a frame in whatever characters the terminal has.
+        lines = [re.sub(r"[│─╭╮╰╯|]|-{3,}", " ", line).strip() for line in framed.getvalue().splitlines()]
+        _, *body = [line for line in lines if line] or [""]
+        message = re.split("Argument helptext|For full helptext", " ".join(body))[0].strip()
         raise ValueError(message.removeprefix("Error parsing ") or "the command line could not be read") from None
 
 
@@ -105,6 +108,7 @@ Then: python evaluate.py FOLDER --prompt "..."
 def train(arguments: Sequence[str]) -> None:
     """`train.py`: parse, prepare, train, report."""
     console = Console()
+    keep_freed_memory()
     if list(arguments) in (["-h"], ["--help"]):
         return _show_recipes(console)
     with one_line_errors():
@@ -139,6 +143,7 @@ class Evaluation:
 def evaluate(arguments: Sequence[str]) -> None:
     """`evaluate.py`: load a run, then score it or answer a prompt."""
     console = Console()
+    keep_freed_memory()
     with one_line_errors():
         with _plain_errors():
             wanted = tyro.cli(Evaluation, args=list(arguments), prog="evaluate.py")

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import jax
 from rich.console import Console
 
 from zoo.generate import Sampling
@@ -10,13 +11,16 @@ from zoo.recipes.report import show_next, show_results, show_sample
 from zoo.recipes.run import Run, prepare
 from zoo.serialization import as_dict
 from zoo.training.checkpoint import load_params
-from zoo.training.loop import train
+from zoo.training.loop import check_folder, train
 from zoo.training.metrics import read_metrics
 from zoo.training.state import bind_apply, count_parameters
 
 
 def train_and_report(run: Run, console: Console) -> None:
     """Train in the run's folder, going on from its newest checkpoint, and print results, a sample and what is next."""
+    run.mesh.sizes(jax.device_count())  # raises where they do not fit
+    resolved = as_dict(run)
+    check_folder(run.folder, resolved)
     prepared = prepare(run)
     state = train(
         prepared.model,
@@ -26,7 +30,8 @@ def train_and_report(run: Run, console: Console) -> None:
         schedule=run.schedule,
         mesh=run.mesh,
         training=run.training,
-        resolved=as_dict(run),
+        resolved=resolved,
+        compute_dtype=run.compute_dtype,
     )
     prefix = "validation_"
     last = read_metrics(Path(run.folder) / "metrics.csv")[-1]
