@@ -1,4 +1,4 @@
-"""Score a trained model, or let it answer a prompt: `python evaluate.py RUN`, `python evaluate.py RUN --prompt "..."`."""
+"""Score a trained model: `python evaluate.py RUN`; or let it answer: `python evaluate.py RUN --prompt "..."`."""
 
 import sys
 

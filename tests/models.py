@@ -88,7 +88,11 @@ TAGGER = TransformerConfig(
 )
 GPT2 = TransformerConfig(
     embedding=tokens(positions=LearnedPositions(max_length=40)),
-    decoder=stack(causal=True, attention=attention(biases=ALL_BIASES), mlp=MlpConfig(hidden_size=24, activation="gelu_tanh", bias=True)),
+    decoder=stack(
+        causal=True,
+        attention=attention(biases=ALL_BIASES),
+        mlp=MlpConfig(hidden_size=24, activation="gelu_tanh", bias=True),
+    ),
     head=LanguageModelHead(),
 )
 LLAMA = TransformerConfig(
@@ -96,7 +100,10 @@ LLAMA = TransformerConfig(
     decoder=stack(
         causal=True,
         norm=RMS,
-        attention=attention(num_kv_heads=2, rotary=RotaryConfig(base=500.0, scaling=Llama3Scaling(factor=8.0, original_length=32))),
+        attention=attention(
+            num_kv_heads=2,
+            rotary=RotaryConfig(base=500.0, scaling=Llama3Scaling(factor=8.0, original_length=32)),
+        ),
         mlp=MlpConfig(hidden_size=24, activation="silu", gated=True),
     ),
     head=LanguageModelHead(tied=False),
@@ -126,7 +133,11 @@ NEOX = TransformerConfig(
     decoder=stack(
         causal=True,
         branches="parallel",
-        attention=attention(biases=ALL_BIASES, head_size=8, rotary=RotaryConfig(size=4, scaling=DynamicScaling(factor=2.0, original_length=8))),
+        attention=attention(
+            biases=ALL_BIASES,
+            head_size=8,
+            rotary=RotaryConfig(size=4, scaling=DynamicScaling(factor=2.0, original_length=8)),
+        ),
         mlp=MlpConfig(hidden_size=24, bias=True),
     ),
     head=LanguageModelHead(tied=False, bias=True),
@@ -156,7 +167,10 @@ OLMO2 = TransformerConfig(
             qk_norm_over="projection",
             rotary=RotaryConfig(
                 scaling=LongRopeScaling(
-                    short_factors=(1.0, 1.5), long_factors=(2.0, 4.0), original_length=10, attention_factor=1.2
+                    short_factors=(1.0, 1.5),
+                    long_factors=(2.0, 4.0),
+                    original_length=10,
+                    attention_factor=1.2,
                 )
             ),
         ),
@@ -182,16 +196,27 @@ MIXTRAL = TransformerConfig(
 )
 T5 = TransformerConfig(
     embedding=tokens(),
-    encoder=stack(norm=RMS, attention=attention(scale=1.0), mlp=MlpConfig(hidden_size=24, activation="relu"),
-                  position_bias=RelativeBiasConfig(num_buckets=8, max_distance=16)),
-    decoder=stack(causal=True, norm=RMS, attention=attention(scale=1.0), cross_attention=attention(scale=1.0),
-                  mlp=MlpConfig(hidden_size=24, activation="relu"),
-                  position_bias=RelativeBiasConfig(num_buckets=8, max_distance=16)),
+    encoder=stack(
+        norm=RMS,
+        attention=attention(scale=1.0),
+        mlp=MlpConfig(hidden_size=24, activation="relu"),
+        position_bias=RelativeBiasConfig(num_buckets=8, max_distance=16),
+    ),
+    decoder=stack(
+        causal=True,
+        norm=RMS,
+        attention=attention(scale=1.0),
+        cross_attention=attention(scale=1.0),
+        mlp=MlpConfig(hidden_size=24, activation="relu"),
+        position_bias=RelativeBiasConfig(num_buckets=8, max_distance=16),
+    ),
     head=LanguageModelHead(scale=WIDTH**-0.5),
 )
 BART = TransformerConfig(
     embedding=tokens(positions=LearnedPositions(max_length=40, offset=2), norm=NormConfig()),
-    decoder_embedding=EmbeddingConfig(width=WIDTH, positions=LearnedPositions(max_length=40, offset=2), norm=NormConfig()),
+    decoder_embedding=EmbeddingConfig(
+        width=WIDTH, positions=LearnedPositions(max_length=40, offset=2), norm=NormConfig()
+    ),
     encoder=stack(norm_slots=("residual",), final_norm=False),
     decoder=stack(causal=True, cross_attention=attention(num_heads=2), norm_slots=("residual",), final_norm=False),
     head=LanguageModelHead(bias=True),

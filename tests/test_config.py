@@ -8,8 +8,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import jax
 import numpy as np
 import pytest
-
 from models import BART, BERT, CONFIGS, GPT2, LLAMA, RMS, T5, attention, inputs, stack, tokens
+
 from zoo import config as zoo_config
 from zoo.config import (
     AlibiConfig,
@@ -45,9 +45,7 @@ WRONG = {
     "does not fit heads of size 4": lambda: attention(rotary=RotaryConfig(size=8)),
     "one per rotated pair": lambda: attention(
         rotary=RotaryConfig(
-            scaling=LongRopeScaling(
-                short_factors=(1.0,), long_factors=(1.0,), original_length=4, attention_factor=1.0
-            )
+            scaling=LongRopeScaling(short_factors=(1.0,), long_factors=(1.0,), original_length=4, attention_factor=1.0)
         )
     ),
     "num_selected is 5": lambda: ExpertsConfig(num_experts=4, num_selected=5),
@@ -150,7 +148,10 @@ def _alternatives(kind: Any, value: Any) -> list[Any]:
             return [tuple(2 * x for x in items)]
         if item is int:
             return [tuple(x + 1 for x in items) or (1, 1)]
-        return [tuple(items[:-1]), *(tuple([*items, choice]) for choice in get_args(item) if choice not in items)]
+        return [
+            tuple(items[:-1]),
+            *((*items, choice) for choice in get_args(item) if choice not in items),
+        ]
     if dataclasses.is_dataclass(kind):
         return [_INSTANCES[kind]] if kind in _INSTANCES and _INSTANCES[kind] != value else []
     return {bool: [not value], int: [(value or 0) + 2, 4], float: [(value or 1.0) * 1.7, 0.3]}[kind]
@@ -164,7 +165,10 @@ def _places(config: Any, wanted: type):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             for put, found in _places(value, wanted):
-                yield (lambda new, put=put, name=field.name: dataclasses.replace(config, **{name: put(new)})), found
+                yield (
+                    (lambda new, put=put, name=field.name: dataclasses.replace(config, **{name: put(new)})),
+                    found,
+                )
 
 
 @functools.cache

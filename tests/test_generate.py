@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from models import CONFIGS, inputs
+
 from zoo.generate import GREEDY, PROMPT_BUCKET, Sampling, _generate, generate
 from zoo.transformer import Transformer
 
@@ -84,7 +84,10 @@ def test_lengths_in_a_bucket_share_one_compilation():
 def test_seeds_repeat_and_differ():
     apply, params = build("gpt2")
     ids = np.full((4, 3), 5, np.int32)
-    draw = lambda seed: np.asarray(generate(apply, params, ids, sampling=Sampling(), seed=seed, max_new_tokens=8).sequences)  # noqa: E731
+
+    def draw(seed: int) -> np.ndarray:
+        return np.asarray(generate(apply, params, ids, sampling=Sampling(), seed=seed, max_new_tokens=8).sequences)
+
     np.testing.assert_array_equal(draw(1), draw(1))
     assert (draw(1) != draw(2)).any()
     assert len({tuple(row) for row in draw(1)}) > 1  # rows of a batch are drawn apart

@@ -96,11 +96,16 @@ def test_attention_needs_jax_alone():
 
 
 def test_public_names_exist():
-    assert run("import zoo; [getattr(zoo, name) for name in zoo.__all__]; print(sorted(zoo.__all__) == zoo.__all__)") == "True"
+    assert (
+        run("import zoo; [getattr(zoo, name) for name in zoo.__all__]; print(sorted(zoo.__all__) == zoo.__all__)")
+        == "True"
+    )
     done = subprocess.run([sys.executable, "-c", "import zoo; zoo.atention"], capture_output=True, text=True, cwd=ROOT)
     assert "has no attribute 'atention'" in done.stderr
 
 
 def test_training_stack_has_no_tensorflow_or_torch():
-    found = run("import sys, zoo.cli, zoo.recipes.job; print(*({'tensorflow', 'torch', 'transformers'} & set(sys.modules)))")
+    found = run(
+        "import sys, zoo.cli, zoo.recipes.job; print(*({'tensorflow', 'torch', 'transformers'} & set(sys.modules)))"
+    )
     assert found == ""

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from models import CONFIGS, VOCAB
+
 from zoo.tasks.losses import cross_entropy
 from zoo.training.config import MeshConfig, OptimizerConfig, ScheduleConfig
 from zoo.training.optimizer import make_optimizer, make_schedule

@@ -21,13 +21,28 @@ from zoo.recipes.run import Run
 from zoo.serialization import as_dict, from_dict
 
 ROOT = Path(__file__).parent.parent
-SMALL = """
---model.embedding.width 32 --model.decoder.width 32 --model.decoder.num-layers 2
---model.decoder.attention.num-heads 2 --model.decoder.attention.head-size 16 --model.decoder.mlp.hidden-size 48
---model.embedding.vocab-size 400 --data.tokenizer.vocab-size 400 --task.sequence-length 32 --task.batch-size 8
---task.stride 32 --schedule.warmup-steps 2 --training.num-steps 12 --training.evaluate-every 5
---training.checkpoint-every 2 --compute-dtype float32
-""".split()
+SMALL = [
+    word
+    for option in (
+        "--model.embedding.width 32",
+        "--model.decoder.width 32",
+        "--model.decoder.num-layers 2",
+        "--model.decoder.attention.num-heads 2",
+        "--model.decoder.attention.head-size 16",
+        "--model.decoder.mlp.hidden-size 48",
+        "--model.embedding.vocab-size 400",
+        "--data.tokenizer.vocab-size 400",
+        "--task.sequence-length 32",
+        "--task.batch-size 8",
+        "--task.stride 32",
+        "--schedule.warmup-steps 2",
+        "--training.num-steps 12",
+        "--training.evaluate-every 5",
+        "--training.checkpoint-every 2",
+        "--compute-dtype float32",
+    )
+    for word in option.split()
+]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +87,15 @@ def test_training_reports_and_leaves_everything(trained):
     folder, said = trained
     for expected in ("bits per byte", "5-gram", "xz -9", "sample", "evaluate.py"):
         assert expected in said
-    for name in ("run.json", "metrics.csv", "loss.png", "README.md", "tokenizer.model", "checkpoints", "tensorboard"):
+    for name in (
+        "run.json",
+        "metrics.csv",
+        "loss.png",
+        "README.md",
+        "tokenizer.model",
+        "checkpoints",
+        "tensorboard",
+    ):
         assert (folder / name).exists(), name
     assert Run.load(folder).training.num_steps == 12
 
@@ -114,7 +137,15 @@ def test_killed_runs_end_in_the_same_bits(text, trained, environment, tmp_path):
     """SIGKILL at random times, then the same command again: same parameters, same metrics.csv."""
     whole, _ = trained
     folder = tmp_path / "killed"
-    command = [sys.executable, str(ROOT / "train.py"), "--data.path", str(text), "--folder", str(folder), *SMALL]
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        "--data.path",
+        str(text),
+        "--folder",
+        str(folder),
+        *SMALL,
+    ]
     draw, kills, finished = random.Random(0), 0, False
     while not finished:
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -140,7 +171,15 @@ def test_killed_runs_end_in_the_same_bits(text, trained, environment, tmp_path):
 def test_another_configuration_is_refused(text, trained, environment):
     folder, _ = trained
     before = sorted(path.name for path in (folder / "checkpoints").iterdir())
-    arguments = ("--data.path", str(text), "--folder", str(folder), *SMALL, "--optimizer.learning-rate", "0.5")
+    arguments = (
+        "--data.path",
+        str(text),
+        "--folder",
+        str(folder),
+        *SMALL,
+        "--optimizer.learning-rate",
+        "0.5",
+    )
     said = script("train.py", *arguments, env=environment, code=1)
     assert "optimizer.learning_rate" in said and "0.5" in said
     assert len(said.strip().splitlines()) == 1

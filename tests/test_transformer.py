@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from models import CONFIGS, DECODERS, GPT2, T5, inputs
+
 from zoo.transformer import Transformer
 
 
@@ -225,7 +225,11 @@ def test_id_outside_the_vocabulary_is_nan():
         ("vit", {"input_ids": np.ones((1, 3), np.int32)}, "pixel_values is missing"),
         ("vit", {"pixel_values": np.ones((1, 12, 12, 3), np.float32)}, r"\[batch, 3, 12, 12\]"),
         ("t5", {"input_ids": np.ones((1, 3), np.int32)}, "decoder_input_ids is missing"),
-        ("gpt2", {"input_ids": np.ones((1, 3), np.int32), "token_type_ids": np.ones((1, 3), np.int32)}, "no token types"),
+        (
+            "gpt2",
+            {"input_ids": np.ones((1, 3), np.int32), "token_type_ids": np.ones((1, 3), np.int32)},
+            "no token types",
+        ),
     ],
 )
 def test_wrong_inputs_are_named(name, given, message):

@@ -158,7 +158,7 @@ def evaluate(arguments: Sequence[str]) -> None:
 
 @contextmanager
 def one_line_errors():
-    """Turn what a user can mend (bad values, missing files, a full disk, a diverged run) into one line and exit code 1."""
+    """Turn what a user can mend (bad values, missing files, a full disk, divergence) into one line and exit code 1."""
     try:
         yield
     except BrokenPipeError:

@@ -37,13 +37,19 @@ def _fraction(config: Any, *names: str) -> None:
 
 def _one_of(config: Any, name: str, literal: Any) -> None:
     value, choices = getattr(config, name), get_args(literal)
-    _require(value in choices, f"{type(config).__name__}.{name} is {value!r}; choose one of {', '.join(map(repr, choices))}")
+    _require(
+        value in choices,
+        f"{type(config).__name__}.{name} is {value!r}; choose one of {', '.join(map(repr, choices))}",
+    )
 
 
 def _subset(config: Any, name: str, literal: Any) -> None:
     value, choices = getattr(config, name), get_args(literal)
     wrong = [item for item in value if item not in choices]
-    _require(not wrong, f"{type(config).__name__}.{name} contains {wrong}; choose from {', '.join(map(repr, choices))}")
+    _require(
+        not wrong,
+        f"{type(config).__name__}.{name} contains {wrong}; choose from {', '.join(map(repr, choices))}",
+    )
     repeated = len(set(value)) != len(value) and literal is not Span
     _require(not repeated, f"{type(config).__name__}.{name} is {value}; name each slot once")
 
@@ -157,7 +163,10 @@ class RotaryConfig:
         _positive(self, "base")
         _one_of(self, "pairing", Literal["half", "interleaved"])
         if self.size is not None:
-            _require(self.size > 0 and self.size % 2 == 0, f"RotaryConfig.size is {self.size}; give an even number above zero")
+            _require(
+                self.size > 0 and self.size % 2 == 0,
+                f"RotaryConfig.size is {self.size}; give an even number above zero",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,10 +177,14 @@ class RelativeBiasConfig:
     max_distance: int = 128
 
     def __post_init__(self):
-        _require(self.num_buckets >= 4 and self.num_buckets % 2 == 0,
-                 f"RelativeBiasConfig.num_buckets is {self.num_buckets}; give an even number of at least 4")
-        _require(self.max_distance > self.num_buckets // 2,
-                 f"RelativeBiasConfig.max_distance is {self.max_distance}; give more than num_buckets / 2")
+        _require(
+            self.num_buckets >= 4 and self.num_buckets % 2 == 0,
+            f"RelativeBiasConfig.num_buckets is {self.num_buckets}; give an even number of at least 4",
+        )
+        _require(
+            self.max_distance > self.num_buckets // 2,
+            f"RelativeBiasConfig.max_distance is {self.max_distance}; give more than num_buckets / 2",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,12 +229,18 @@ class AttentionConfig:
         _fraction(self, "dropout")
         _subset(self, "biases", BiasSlot)
         _one_of(self, "qk_norm_over", Literal["head", "projection"])
-        _require(self.softcap is None or self.softcap > 0,
-                 f"AttentionConfig.softcap is {self.softcap}; give a number above zero, or None for no cap")
-        _require(self.kv_heads > 0 and self.num_heads % self.kv_heads == 0,
-                 f"AttentionConfig.num_kv_heads is {self.num_kv_heads}; give a divisor of num_heads ({self.num_heads})")
-        _require(self.qk_norm is not None or self.qk_norm_over == "head",
-                 "AttentionConfig.qk_norm_over is set without qk_norm; give a NormConfig or leave it at 'head'")
+        _require(
+            self.softcap is None or self.softcap > 0,
+            f"AttentionConfig.softcap is {self.softcap}; give a number above zero, or None for no cap",
+        )
+        _require(
+            self.kv_heads > 0 and self.num_heads % self.kv_heads == 0,
+            f"AttentionConfig.num_kv_heads is {self.num_kv_heads}; give a divisor of num_heads ({self.num_heads})",
+        )
+        _require(
+            self.qk_norm is not None or self.qk_norm_over == "head",
+            "AttentionConfig.qk_norm_over is set without qk_norm; give a NormConfig or leave it at 'head'",
+        )
         _rotary_fits(self.rotary, self.head_size)
 
     @property
@@ -234,11 +253,16 @@ def _rotary_fits(rotary: RotaryConfig | None, head_size: int) -> None:
     if rotary is None:
         return
     size = head_size if rotary.size is None else rotary.size
-    _require(size <= head_size and size % 2 == 0,
-             f"rotary size {size} does not fit heads of size {head_size}; give an even number of at most {head_size}")
+    _require(
+        size <= head_size and size % 2 == 0,
+        f"rotary size {size} does not fit heads of size {head_size}; give an even number of at most {head_size}",
+    )
     if isinstance(rotary.scaling, LongRopeScaling):
         count = len(rotary.scaling.short_factors)
-        _require(count == size // 2, f"LongRopeScaling has {count} factors; give one per rotated pair ({size // 2})")
+        _require(
+            count == size // 2,
+            f"LongRopeScaling has {count} factors; give one per rotated pair ({size // 2})",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,10 +277,15 @@ class LocalConfig:
     """Rotation of local layers; it replaces the attention's own, so repeat that one where both are the same."""
 
     def __post_init__(self):
-        _require((self.window is None) != (self.chunk is None),
-                 f"LocalConfig has window={self.window} and chunk={self.chunk}; give exactly one of the two")
+        _require(
+            (self.window is None) != (self.chunk is None),
+            f"LocalConfig has window={self.window} and chunk={self.chunk}; give exactly one of the two",
+        )
         if self.window is not None:
-            _require(min(self.window) >= 0, f"LocalConfig.window is {self.window}; give two numbers of at least zero")
+            _require(
+                min(self.window) >= 0,
+                f"LocalConfig.window is {self.window}; give two numbers of at least zero",
+            )
         if self.chunk is not None:
             _positive(self, "chunk")
 
@@ -276,8 +305,10 @@ class ExpertsConfig:
         _positive(self, "num_experts", "num_selected")
         _one_of(self, "weights", Literal["softmax_then_select", "select_then_softmax"])
         _require(self.balance_loss >= 0, f"ExpertsConfig.balance_loss is {self.balance_loss}; give at least zero")
-        _require(self.num_selected <= self.num_experts,
-                 f"ExpertsConfig.num_selected is {self.num_selected}; give at most num_experts ({self.num_experts})")
+        _require(
+            self.num_selected <= self.num_experts,
+            f"ExpertsConfig.num_selected is {self.num_selected}; give at most num_experts ({self.num_experts})",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -338,24 +369,38 @@ class StackConfig:
         _subset(self, "pattern", Span)
         _one_of(self, "branches", Literal["sequential", "parallel", "parallel_shared_norm"])
         _require(len(self.pattern) > 0, "StackConfig.pattern is empty; give at least ('global',)")
-        _require(len(self.pattern) <= self.num_layers,
-                 f"StackConfig.pattern has {len(self.pattern)} entries; give at most num_layers ({self.num_layers})")
-        _require(("local" in self.pattern) == (self.local is not None),
-                 f"StackConfig.pattern is {self.pattern} and local is {self.local}; "
-                 "give a LocalConfig exactly when the pattern has 'local' layers")
+        _require(
+            len(self.pattern) <= self.num_layers,
+            f"StackConfig.pattern has {len(self.pattern)} entries; give at most num_layers ({self.num_layers})",
+        )
+        _require(
+            ("local" in self.pattern) == (self.local is not None),
+            f"StackConfig.pattern is {self.pattern} and local is {self.local}; "
+            "give a LocalConfig exactly when the pattern has 'local' layers",
+        )
         if self.local is not None:
             _rotary_fits(self.local.rotary, self.attention.head_size)
         unique = self.unique_layers
-        _require(0 < unique <= self.num_layers and self.num_layers % unique == 0,
-                 f"StackConfig.num_unique_layers is {self.num_unique_layers}; give a divisor of num_layers ({self.num_layers})")
+        _require(
+            0 < unique <= self.num_layers and self.num_layers % unique == 0,
+            f"StackConfig.num_unique_layers is {self.num_unique_layers}; "
+            f"give a divisor of num_layers ({self.num_layers})",
+        )
         if self.branches == "parallel_shared_norm":
-            _require("input" in self.norm_slots,
-                     f"StackConfig.norm_slots is {self.norm_slots}; a shared norm needs the 'input' slot")
+            _require(
+                "input" in self.norm_slots,
+                f"StackConfig.norm_slots is {self.norm_slots}; a shared norm needs the 'input' slot",
+            )
         if self.branches != "sequential":
-            _require("residual" not in self.norm_slots, "StackConfig.norm_slots has 'residual'; parallel branches share one "
-                     "sum: use 'input' or 'output' slots")
-            _require(self.cross_attention is None, "StackConfig.cross_attention with parallel branches is no published "
-                     "architecture; use branches='sequential'")
+            _require(
+                "residual" not in self.norm_slots,
+                "StackConfig.norm_slots has 'residual'; parallel branches share one sum: use 'input' or 'output' slots",
+            )
+            _require(
+                self.cross_attention is None,
+                "StackConfig.cross_attention with parallel branches is no published "
+                "architecture; use branches='sequential'",
+            )
 
     @property
     def unique_layers(self) -> int:
@@ -400,8 +445,10 @@ class PatchConfig:
 
     def __post_init__(self):
         _positive(self, "image_size", "patch_size", "num_channels")
-        _require(self.image_size % self.patch_size == 0,
-                 f"PatchConfig.image_size is {self.image_size}; give a multiple of patch_size ({self.patch_size})")
+        _require(
+            self.image_size % self.patch_size == 0,
+            f"PatchConfig.image_size is {self.image_size}; give a multiple of patch_size ({self.patch_size})",
+        )
 
     @property
     def sequence_length(self) -> int:
@@ -431,16 +478,24 @@ class EmbeddingConfig:
     def __post_init__(self):
         _positive(self, "width", "scale")
         _fraction(self, "dropout")
-        _require(self.num_token_types >= 0,
-                 f"EmbeddingConfig.num_token_types is {self.num_token_types}; give at least zero")
-        _require(self.vocab_size is None or self.vocab_size > 0,
-                 f"EmbeddingConfig.vocab_size is {self.vocab_size}; give a number above zero, or None")
-        _require(self.vocab_size is None or self.patches is None,
-                 "EmbeddingConfig has both vocab_size and patches; give the one that the input is")
+        _require(
+            self.num_token_types >= 0,
+            f"EmbeddingConfig.num_token_types is {self.num_token_types}; give at least zero",
+        )
+        _require(
+            self.vocab_size is None or self.vocab_size > 0,
+            f"EmbeddingConfig.vocab_size is {self.vocab_size}; give a number above zero, or None",
+        )
+        _require(
+            self.vocab_size is None or self.patches is None,
+            "EmbeddingConfig has both vocab_size and patches; give the one that the input is",
+        )
         if self.patches is not None and isinstance(self.positions, LearnedPositions):
             need = self.patches.sequence_length
-            _require(self.positions.max_length >= need,
-                     f"LearnedPositions.max_length is {self.positions.max_length}; the image needs {need}")
+            _require(
+                self.positions.max_length >= need,
+                f"LearnedPositions.max_length is {self.positions.max_length}; the image needs {need}",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -458,10 +513,14 @@ class LanguageModelHead:
 
     def __post_init__(self):
         _positive(self, "scale")
-        _require(self.transform is None or self.transform in get_args(Activation),
-                 f"LanguageModelHead.transform is {self.transform!r}; choose one of {get_args(Activation)}")
-        _require(self.softcap is None or self.softcap > 0,
-                 f"LanguageModelHead.softcap is {self.softcap}; give a number above zero, or None for no cap")
+        _require(
+            self.transform is None or self.transform in get_args(Activation),
+            f"LanguageModelHead.transform is {self.transform!r}; choose one of {get_args(Activation)}",
+        )
+        _require(
+            self.softcap is None or self.softcap > 0,
+            f"LanguageModelHead.softcap is {self.softcap}; give a number above zero, or None for no cap",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -477,8 +536,10 @@ class ClassifierHead:
     def __post_init__(self):
         _positive(self, "num_classes")
         _one_of(self, "pooling", Literal["first", "last", "mean"])
-        _require(self.pooler is None or self.pooler in get_args(Activation),
-                 f"ClassifierHead.pooler is {self.pooler!r}; choose one of {get_args(Activation)}")
+        _require(
+            self.pooler is None or self.pooler in get_args(Activation),
+            f"ClassifierHead.pooler is {self.pooler!r}; choose one of {get_args(Activation)}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -503,8 +564,10 @@ class EmbeddingHead:
 
     def __post_init__(self):
         _one_of(self, "pooling", Literal["first", "last", "mean"])
-        _require(self.projection is None or self.projection > 0,
-                 f"EmbeddingHead.projection is {self.projection}; give a width above zero, or None")
+        _require(
+            self.projection is None or self.projection > 0,
+            f"EmbeddingHead.projection is {self.projection}; give a width above zero, or None",
+        )
 
 
 Head = LanguageModelHead | ClassifierHead | TokenHead | EmbeddingHead
@@ -524,32 +587,54 @@ class TransformerConfig:
     """None: the model ends with hidden states."""
 
     def __post_init__(self):
-        _require(self.encoder is not None or self.decoder is not None,
-                 "TransformerConfig has neither encoder nor decoder; give at least one StackConfig")
+        _require(
+            self.encoder is not None or self.decoder is not None,
+            "TransformerConfig has neither encoder nor decoder; give at least one StackConfig",
+        )
         both = self.encoder is not None and self.decoder is not None
         if self.encoder is not None:
-            _require(self.encoder.cross_attention is None,
-                     "TransformerConfig.encoder has cross_attention; only a decoder attends to an encoder")
+            _require(
+                self.encoder.cross_attention is None,
+                "TransformerConfig.encoder has cross_attention; only a decoder attends to an encoder",
+            )
         if self.decoder is not None:
-            _require(self.decoder.causal, "TransformerConfig.decoder has causal=False; a decoder is causal (causal=True)")
-            _require(both == (self.decoder.cross_attention is not None),
-                     f"TransformerConfig.decoder has cross_attention={self.decoder.cross_attention}; "
-                     "give it exactly when there is an encoder")
-        _require(both or self.decoder_embedding is None,
-                 "TransformerConfig.decoder_embedding without both stacks; use embedding")
-        _require(self.embedding.vocab_size is not None or self.embedding.patches is not None,
-                 "TransformerConfig.embedding has neither vocab_size nor patches; give the one that the input is")
+            _require(
+                self.decoder.causal,
+                "TransformerConfig.decoder has causal=False; a decoder is causal (causal=True)",
+            )
+            _require(
+                both == (self.decoder.cross_attention is not None),
+                f"TransformerConfig.decoder has cross_attention={self.decoder.cross_attention}; "
+                "give it exactly when there is an encoder",
+            )
+        _require(
+            both or self.decoder_embedding is None,
+            "TransformerConfig.decoder_embedding without both stacks; use embedding",
+        )
+        _require(
+            self.embedding.vocab_size is not None or self.embedding.patches is not None,
+            "TransformerConfig.embedding has neither vocab_size nor patches; give the one that the input is",
+        )
         target = self.target_embedding
-        _require(not both or target.patches is None, "an encoder-decoder's decoder reads ids; give decoder_embedding")
-        _require(not both or self.target_vocab_size is not None,
-                 "no token table for the decoder: give decoder_embedding.vocab_size or embedding.vocab_size")
+        _require(
+            not both or target.patches is None,
+            "an encoder-decoder's decoder reads ids; give decoder_embedding",
+        )
+        _require(
+            not both or self.target_vocab_size is not None,
+            "no token table for the decoder: give decoder_embedding.vocab_size or embedding.vocab_size",
+        )
         if self.decoder_embedding is not None and self.decoder_embedding.vocab_size is None:
-            _require(self.decoder_embedding.width == self.embedding.width,
-                     f"decoder_embedding.width is {self.decoder_embedding.width}; a shared table has "
-                     f"embedding.width ({self.embedding.width})")
+            _require(
+                self.decoder_embedding.width == self.embedding.width,
+                f"decoder_embedding.width is {self.decoder_embedding.width}; a shared table has "
+                f"embedding.width ({self.embedding.width})",
+            )
         if isinstance(self.head, LanguageModelHead):
-            _require(self.target_vocab_size is not None,
-                     "LanguageModelHead needs a vocabulary; give embedding.vocab_size")
+            _require(
+                self.target_vocab_size is not None,
+                "LanguageModelHead needs a vocabulary; give embedding.vocab_size",
+            )
 
     @property
     def target_embedding(self) -> EmbeddingConfig:

@@ -40,7 +40,7 @@ class Sampling:
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}; give a probability in (0, 1], or None for all tokens")
 
-    def choose(self, logits: Float[Array, "B V"], rng: Array) -> Int[Array, "B"]:
+    def choose(self, logits: Float[Array, "B V"], rng: Array) -> Int[Array, " B"]:
         """One token a row."""
         if self.temperature == 0:
             return logits.argmax(-1).astype(jnp.int32)
@@ -67,7 +67,7 @@ class Generated:
 
     sequences: Int[Array, "B T"]
     """The prompt (for encoder-decoders, the start token) and what follows it, padded after the end token."""
-    lengths: Int[Array, "B"]
+    lengths: Int[Array, " B"]
     """New tokens of each row, the end token included."""
 
 
@@ -118,7 +118,15 @@ def generate(
     ids = np.pad(ids, ((0, 0), (room, 0)), constant_values=pad_token_id)
     mask = np.pad(mask, ((0, 0), (room, 0)))
     tokens, lengths = _generate(
-        apply, params, ids, mask, jax.random.key(seed), max_new_tokens, sampling, eos_token_id, pad_token_id,
+        apply,
+        params,
+        ids,
+        mask,
+        jax.random.key(seed),
+        max_new_tokens,
+        sampling,
+        eos_token_id,
+        pad_token_id,
         decoder_start_token_id,
     )
     if decoder_start_token_id is None:

@@ -146,9 +146,9 @@ class Experts(nn.Module):
         def linear(name: str, inputs: Array, features: int) -> Array:
             init = variance_scaling(1.0, "fan_in", "truncated_normal", batch_axis=(0,))
             kernel = self.param(f"{name}_kernel", init, (config.num_experts, inputs.shape[-1], features))
-            out = lax.ragged_dot(
-                inputs, kernel.astype(self.dtype), sizes, preferred_element_type=jnp.float32
-            ).astype(self.dtype)
+            out = lax.ragged_dot(inputs, kernel.astype(self.dtype), sizes, preferred_element_type=jnp.float32).astype(
+                self.dtype
+            )
             if mlp.bias:
                 zeros = nn.initializers.zeros
                 bias = self.param(f"{name}_bias", zeros, (config.num_experts, features))
@@ -178,7 +178,7 @@ class Experts(nn.Module):
 
 def rotary_frequencies(
     config: RotaryConfig, head_size: int, length: Int[Array, ""] | int
-) -> tuple[Float[Array, "R"], float]:
+) -> tuple[Float[Array, " R"], float]:
     """Angular frequencies of the R rotated pairs in radians per position, and the factor on cosine and sine.
 
     Args:
@@ -210,7 +210,7 @@ def rotary_frequencies(
             return frequencies / factors, scaling.attention_factor
 
 
-def _llama3(frequencies: Float[Array, "R"], scaling: Llama3Scaling) -> Float[Array, "R"]:
+def _llama3(frequencies: Float[Array, " R"], scaling: Llama3Scaling) -> Float[Array, " R"]:
     """Interpolate slow frequencies, keep fast ones, blend between (Llama 3.1's reference formula)."""
     low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
     turns = scaling.original_length * frequencies / (2 * math.pi)
@@ -218,7 +218,7 @@ def _llama3(frequencies: Float[Array, "R"], scaling: Llama3Scaling) -> Float[Arr
     return frequencies * (keep + (1 - keep) / scaling.factor)
 
 
-def _yarn(frequencies: Float[Array, "R"], base: float, size: int, scaling: YarnScaling) -> Float[Array, "R"]:
+def _yarn(frequencies: Float[Array, " R"], base: float, size: int, scaling: YarnScaling) -> Float[Array, " R"]:
     """Keep dimensions that turn more than beta_fast times, interpolate those below beta_slow (Peng et al., eq. 23)."""
 
     def dimension(turns: float) -> float:
@@ -331,7 +331,9 @@ class Attention(nn.Module):
         """
         config = self.config
         query = self._positioned(self.query(x), "query", rotation)
-        options: dict[str, Any] = dict(bias=sight.bias, scale=config.scale, softcap=config.softcap, q_offset=sight.offset)
+        options: dict[str, Any] = dict(
+            bias=sight.bias, scale=config.scale, softcap=config.softcap, q_offset=sight.offset
+        )
         if dropout_rng is not None and config.dropout > 0:
             options.update(dropout_rng=dropout_rng, dropout_rate=config.dropout)
         sinks = self.sinks if config.sinks else None
@@ -341,10 +343,22 @@ class Attention(nn.Module):
             positions = sight.offset + jnp.arange(fresh.key.shape[1])
             # The sink belongs to one softmax, so it joins one of the two parts.
             old = attention(
-                query, cached.key, cached.value, mask=sight.cached_mask, sinks=sinks, return_lse=True, **options
+                query,
+                cached.key,
+                cached.value,
+                mask=sight.cached_mask,
+                sinks=sinks,
+                return_lse=True,
+                **options,
             )
             new = attention(
-                query, fresh.key, fresh.value, mask=sight.mask, kv_positions=positions, return_lse=True, **options
+                query,
+                fresh.key,
+                fresh.value,
+                mask=sight.mask,
+                kv_positions=positions,
+                return_lse=True,
+                **options,
             )
             out, _ = merge(old, new)
         return self.output(out)

@@ -41,16 +41,24 @@ class Bundle:
         Raises:
             ValueError: an id outside the vocabulary.
         """
-        for name, config in (("input_ids", self.config.embedding), ("decoder_input_ids", self.config.target_embedding)):
+        for name, config in (
+            ("input_ids", self.config.embedding),
+            ("decoder_input_ids", self.config.target_embedding),
+        ):
             if inputs.get(name) is not None and config.vocab_size is not None:
                 _check_ids(inputs[name], config.vocab_size, name)
         return self._forward(self.params, {name: jnp.asarray(value) for name, value in inputs.items()})
 
-    def generate(self, input_ids: Int[Array, "B P"], attention_mask: Int[Array, "B P"] | None = None, **options: Any) -> Generated:
+    def generate(
+        self, input_ids: Int[Array, "B P"], attention_mask: Int[Array, "B P"] | None = None, **options: Any
+    ) -> Generated:
         """Continue prompts, or decode what the encoder reads; `zoo.generate.generate` names the options."""
         if self.config.embedding.vocab_size is not None:
             _check_ids(input_ids, self.config.embedding.vocab_size, "input_ids")
-        special: dict[str, Any] = {"eos_token_id": self.tokenizer.eos_id, "pad_token_id": self.tokenizer.pad_id}
+        special: dict[str, Any] = {
+            "eos_token_id": self.tokenizer.eos_id,
+            "pad_token_id": self.tokenizer.pad_id,
+        }
         if self.config.encoder is not None:
             special["decoder_start_token_id"] = self.tokenizer.bos_id
         return generate(self._apply, self.params, input_ids, attention_mask, **(special | options))

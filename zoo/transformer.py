@@ -71,7 +71,6 @@ class Cache:
     """Keys and values of cross-attention, [L, B, S, K, H]."""
     memory_segment_ids: Int[Array, "B S"] | None = None
 
-
     def append(self, fresh: KeysValues, segment_ids: Int[Array, "B T"]) -> "Cache":
         """Write the keys and values [L, B, T, K, H] of T new positions, all layers at once."""
         write = lambda old, new: lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), self.length, 2)  # noqa: E731
@@ -134,7 +133,8 @@ class Block(nn.Module):
         dropout_rng: Array | None = None,
     ) -> tuple[Float[Array, "B T D"], tuple[KeysValues, Float[Array, ""]]]:
         """Return the new states, with this layer's fresh keys and values and the experts' balance loss."""
-        config, fresh, balance = self.config, None, jnp.float32(0)
+        config, balance = self.config, jnp.float32(0)
+        fresh: Any = None
         rngs = [None] * 6 if dropout_rng is None else jax.random.split(dropout_rng, 6)
 
         def attend(x):
@@ -260,7 +260,9 @@ class Stack(nn.Module):
         names = jax.eval_shape(make, jax.random.key(0))
         split = lambda rng: jax.random.split(rng, self.config.unique_layers)  # noqa: E731
         # One call a name: under jit, what a name does not need is dropped.
-        return {name: self.param(name, lambda rng, n=name: jax.vmap(lambda r: make(r)[n])(split(rng))) for name in names}
+        return {
+            name: self.param(name, lambda rng, n=name: jax.vmap(lambda r: make(r)[n])(split(rng))) for name in names
+        }
 
     def _run(self, parameters: dict, x: Array, around: Surroundings, cache: Cache | None, dropout_rng: Array | None):
         config = self.config
@@ -327,8 +329,10 @@ class Stack(nn.Module):
         fresh = mask if segment_ids is None else mask & Segments(*segment_ids)
         if cache is None:
             return Sight(fresh, bias)
-        seen = Segments(jnp.ones_like(cache.segment_ids[:, :1]) if segment_ids is None else segment_ids[0],
-                        cache.segment_ids)
+        seen = Segments(
+            jnp.ones_like(cache.segment_ids[:, :1]) if segment_ids is None else segment_ids[0],
+            cache.segment_ids,
+        )
         return Sight(fresh, bias, cache.length, mask & seen & Lengths(kv=cache.length))
 
     def _rotation(self, span: Span, positions: Int[Array, "B T"]) -> Rotation | None:
@@ -545,8 +549,9 @@ class Transformer(nn.Module):
         source = dict(attention_mask=attention_mask, position_ids=position_ids, segment_ids=segment_ids)
         if self.config.encoder is None:
             return self.decode(input_ids, token_type_ids=token_type_ids, **source, dropout_rng=dropout_rng)
-        encoded = self.encode(input_ids, token_type_ids=token_type_ids, pixel_values=pixel_values, **source,
-                              dropout_rng=rngs[0])
+        encoded = self.encode(
+            input_ids, token_type_ids=token_type_ids, pixel_values=pixel_values, **source, dropout_rng=rngs[0]
+        )
         if self.config.decoder is None:
             return encoded
         return self.decode(
@@ -599,8 +604,17 @@ class Transformer(nn.Module):
 
         With a cache, `attention_mask` speaks of the new positions and cross-attention reads the cache's memory.
         """
-        output = self._decoded(input_ids, attention_mask, token_type_ids, position_ids, segment_ids,
-                               encoder_hidden_states, encoder_attention_mask, cache, dropout_rng)
+        output = self._decoded(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            segment_ids,
+            encoder_hidden_states,
+            encoder_attention_mask,
+            cache,
+            dropout_rng,
+        )
         return self._with_head(output, attention_mask)
 
     def _decoded(
@@ -653,9 +667,13 @@ class Transformer(nn.Module):
             Logits of the token that follows the prompt, and the cache.
         """
         positions = jnp.maximum(jnp.cumsum(attention_mask, -1) - 1, 0)
-        output = self._decoded(input_ids, attention_mask, position_ids=positions,
-                               encoder_hidden_states=encoder_hidden_states,
-                               encoder_attention_mask=encoder_attention_mask)
+        output = self._decoded(
+            input_ids,
+            attention_mask,
+            position_ids=positions,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
+        )
         memory: dict[str, Any] = {}
         if encoder_hidden_states is not None:
             memory["memory"] = self.decoder.memory_keys_values(encoder_hidden_states)
@@ -663,7 +681,7 @@ class Transformer(nn.Module):
         cache = Cache.start(output.keys_values, attention_mask, capacity, **memory)
         return self._logits(output.last_hidden_state[:, -1:])[:, 0], cache
 
-    def step(self, token: Int[Array, "B"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
+    def step(self, token: Int[Array, " B"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
         """Logits of the token that follows `token`, and the cache with `token` in it."""
         ids, seen = token[:, None], jnp.ones((token.shape[0], 1), jnp.int32)
         positions = cache.segment_ids.sum(-1, keepdims=True)

@@ -37,9 +37,7 @@ class TestStdlib:
         sizes = [sum(len(document["text"].encode()) for document in split) for split in (train, validation)]
         assert sizes[0] > 6_000_000
         assert 300_000 < sizes[1] < 700_000
-        assert all(
-            set(document) == {"text", "name"} and document["text"].strip() for document in train + validation
-        )
+        assert all(set(document) == {"text", "name"} and document["text"].strip() for document in train + validation)
         names = [document["name"] for document in train + validation]
         assert {"json/decoder.py", "asyncio/base_events.py", "pydoc_data/topics.py:compound"} <= set(names)
         assert len(set(names)) == len(names)
@@ -98,9 +96,7 @@ class TestStdlib:
 
 class TestDates:
     def test_days_are_shared_out_evenly(self):
-        days = [
-            datetime.date.fromordinal(n) for n in range(dates.FIRST.toordinal(), dates.LAST.toordinal() + 1)
-        ]
+        days = [datetime.date.fromordinal(n) for n in range(dates.FIRST.toordinal(), dates.LAST.toordinal() + 1)]
         drawn = [dates.draw(day) for day in days]
         assert (days[0].isoformat(), days[-1].isoformat()) == ("1900-01-01", "2099-12-31")
         for split, low, high in ((False, 60_000, 100_000), (True, 2_000, 2_500)):
@@ -153,11 +149,7 @@ class TestPreparation:
             process = subprocess.Popen(command)
             # From when it starts to write, so that the moments differ whatever the machine.
             deadline = time.monotonic() + 60
-            while (
-                process.poll() is None
-                and not list(tmp_path.glob(".building-*"))
-                and time.monotonic() < deadline
-            ):
+            while process.poll() is None and not list(tmp_path.glob(".building-*")) and time.monotonic() < deadline:
                 time.sleep(0.01)
             time.sleep(seconds)
             process.send_signal(signal.SIGKILL)

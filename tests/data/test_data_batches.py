@@ -75,9 +75,7 @@ class TestPacked:
 
     def test_a_window_deals_the_rows_of_the_stream_in_another_order(self, monkeypatch, documents, tokenizer):
         num_rows = SHUFFLED_BATCHES * B
-        stream = read_stream(monkeypatch, 2 * num_rows * (T + 1), documents, tokenizer).reshape(
-            2, num_rows, T + 1
-        )
+        stream = read_stream(monkeypatch, 2 * num_rows * (T + 1), documents, tokenizer).reshape(2, num_rows, T + 1)
         batches = packed(documents, tokenizer)
         orders = []
         for window in stream:
@@ -200,9 +198,7 @@ class TestScored:
                 assert batch[name].shape == (B, T + 1) and batch[name].dtype == np.int32
         blank = [not row["segment_ids"].any() for row in rows_of(batches)]
         assert blank == sorted(blank) and sum(blank) < B
-        assert not any(
-            row["tokens"].any() or row["weights"].any() for row in rows_of(batches[-1:])[B - sum(blank) :]
-        )
+        assert not any(row["tokens"].any() or row["weights"].any() for row in rows_of(batches[-1:])[B - sum(blank) :])
 
     def test_short_documents_share_rows(self, tokenizer):
         documents = [{"text": f"{i % 10}"} for i in range(50)]  # 3 tokens each, so 5 fit into 17
@@ -219,15 +215,11 @@ class TestScored:
                 for i in range(count)
             ]
             assert len({len(batches) for batches in dealt}) == 1
-            rows = [
-                tuple(row["tokens"]) for batches in dealt for row in rows_of(batches) if row["tokens"].any()
-            ]
+            rows = [tuple(row["tokens"]) for batches in dealt for row in rows_of(batches) if row["tokens"].any()]
             assert sorted(rows) == sorted(tuple(row["tokens"]) for row in alone if row["tokens"].any())
 
     def test_the_pass_repeats(self, documents, tokenizer):
-        passes = [
-            list(scored_windows(documents, tokenizer, sequence_length=T, batch_size=B)) for _ in range(2)
-        ]
+        passes = [list(scored_windows(documents, tokenizer, sequence_length=T, batch_size=B)) for _ in range(2)]
         assert all(map(equal, *passes))
 
 
@@ -286,25 +278,17 @@ class TestPairs:
     @pytest.mark.parametrize("count", [1, 2, 3])
     def test_processes_share_the_pass(self, pairs, tokenizer, count):
         dealt = [
-            list(
-                pair_batches(
-                    pairs, tokenizer, seed=None, process_index=i, process_count=count, **self.options
-                )
-            )
+            list(pair_batches(pairs, tokenizer, seed=None, process_index=i, process_count=count, **self.options))
             for i in range(count)
         ]
         assert {len(batches) for batches in dealt} == {-(-53 // (count * B))}
         rows = [row for batches in dealt for row in rows_of(batches) if row["input_ids"].any()]
-        assert sorted(tokenizer.decode(row["input_ids"]) for row in rows) == sorted(
-            p["source"] for p in pairs
-        )
+        assert sorted(tokenizer.decode(row["input_ids"]) for row in rows) == sorted(p["source"] for p in pairs)
 
     def test_processes_train_on_disjoint_pairs(self, pairs, tokenizer):
         seen = []
         for index in range(2):
-            batches = pair_batches(
-                pairs, tokenizer, seed=3, process_index=index, process_count=2, **self.options
-            )
+            batches = pair_batches(pairs, tokenizer, seed=3, process_index=index, process_count=2, **self.options)
             rows = rows_of(next(batches) for _ in range(14))
             seen.append({tokenizer.decode(row["input_ids"]) for row in rows})
         assert not seen[0] & seen[1]

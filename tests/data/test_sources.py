@@ -47,14 +47,10 @@ def public(tmp_path_factory):
 
 
 class TestNames:
-    @pytest.mark.parametrize(
-        "name", ["public_toy", "public_toy/plain", "public_toy/plain:2.1.0", "public_toy:2.*.*"]
-    )
+    @pytest.mark.parametrize("name", ["public_toy", "public_toy/plain", "public_toy/plain:2.1.0", "public_toy:2.*.*"])
     def test_a_prepared_set_opens_by_name(self, public, name):
         dataset = open_dataset(DataConfig(name=name, directory=public, validation_split="test"))
-        assert sorted(e["text"] for e in examples(dataset.split("validation"))) == [
-            f"é 7 {i}\n" for i in range(7)
-        ]
+        assert sorted(e["text"] for e in examples(dataset.split("validation"))) == [f"é 7 {i}\n" for i in range(7)]
         train = examples(dataset.split("train"))
         assert {(e["text"], int(e["label"])) for e in train} == {(f"é 50 {i}\n", i % 3) for i in range(50)}
 
@@ -84,9 +80,7 @@ class TestNames:
             assert fast == {name: value.decode() for name, value in decoded.items()}
 
     def test_a_missing_split_is_named_with_those_there_are(self, public):
-        with pytest.raises(
-            ValueError, match=r"no split 'validation'; it has train, test: set data\.validation_split"
-        ):
+        with pytest.raises(ValueError, match=r"no split 'validation'; it has train, test: set data\.validation_split"):
             open_dataset(DataConfig(name="public_toy", directory=public))
         with pytest.raises(ValueError, match=r"no split 'learn'.*set data\.train_split"):
             open_dataset(DataConfig(name="public_toy", directory=public, train_split="learn"))
@@ -166,9 +160,7 @@ class TestFiles:
             found = examples(dataset.split("train")) + examples(dataset.split("validation"))
             assert sorted((e["de"], e["en"]) for e in found) == sorted(pairs)
             options = {"source_length": 12, "target_length": 12, "batch_size": 2, "seed": None}
-            batch = next(
-                pair_batches(dataset.split("train"), tokenizer, source_key="de", target_key="en", **options)
-            )
+            batch = next(pair_batches(dataset.split("train"), tokenizer, source_key="de", target_key="en", **options))
             assert tokenizer.decode(batch["input_ids"][0]).replace("in", "out") == tokenizer.decode(
                 batch["target_ids"][0]
             )

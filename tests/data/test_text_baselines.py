@@ -61,8 +61,7 @@ class Definition:
     def bits(self, text):
         symbols, n = self.symbols(text), self.order
         return [
-            -math.log2(self.probability(tuple(symbols[i - n + 1 : i]), symbols[i]))
-            for i in range(n - 1, len(symbols))
+            -math.log2(self.probability(tuple(symbols[i - n + 1 : i]), symbols[i])) for i in range(n - 1, len(symbols))
         ]
 
 

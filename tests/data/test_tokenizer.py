@@ -38,9 +38,7 @@ SMALL = TokenizerConfig(vocab_size=320)
 SPECIAL = "\u2581\u2424\x10\x00\n\r\t \u2028\x85\u2585\ufeff<s></s><pad>\u2047eznsé中🎉"
 
 
-@given(
-    st.text() | st.text(alphabet=SPECIAL) | st.lists(st.sampled_from(["  ", "\n", "\x10", "x"])).map("".join)
-)
+@given(st.text() | st.text(alphabet=SPECIAL) | st.lists(st.sampled_from(["  ", "\n", "\x10", "x"])).map("".join))
 @example("\u2581\u2424\x10\x10s\x00 <s> <mask> <0x0A> </s> <unk> \u2047 \u2585")
 @example(" \n\n  x\r\n\t  ")
 @settings(max_examples=300, deadline=None)
@@ -155,9 +153,7 @@ def test_loading_what_is_not_a_tokenizer_names_the_file(tmp_path):
 
 
 def test_a_field_that_is_not_there_is_named():
-    with pytest.raises(
-        ValueError, match=r"no text field 'text'; they have source, target: set data\.text_key"
-    ):
+    with pytest.raises(ValueError, match=r"no text field 'text'; they have source, target: set data\.text_key"):
         fit_tokenizer([{"source": "a", "target": "b", "n": 1}], SMALL)
 
 
@@ -186,7 +182,5 @@ def test_training_is_silent():
         "from zoo.data import TokenizerConfig, train_tokenizer\n"
         f"train_tokenizer({TEXTS}, TokenizerConfig(vocab_size=320))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")

@@ -96,9 +96,7 @@ def bias_values(bias, shape, relative):
 
 def buckets(bias, relative):
     """Bucket numbers, of the shape of `relative`."""
-    one = np.vectorize(
-        lambda r: bucket_of(int(r), bias.table.shape[0], bias.bidirectional, bias.max_distance)
-    )
+    one = np.vectorize(lambda r: bucket_of(int(r), bias.table.shape[0], bias.bidirectional, bias.max_distance))
     return one(relative)
 
 
@@ -139,9 +137,7 @@ def attention(
     (batch, num_queries, num_heads, head_size), num_keys = q.shape, k.shape[1]
     group, shape = num_heads // k.shape[2], (batch, num_heads, num_queries, num_keys)
     scale = 1 / math.sqrt(head_size) if scale is None else scale
-    q_positions = np.broadcast_to(
-        np.asarray(q_offset).reshape(-1, 1) + np.arange(num_queries), (batch, num_queries)
-    )
+    q_positions = np.broadcast_to(np.asarray(q_offset).reshape(-1, 1) + np.arange(num_queries), (batch, num_queries))
     k_positions = np.arange(num_keys) if kv_positions is None else np.asarray(kv_positions)
     k_positions = np.broadcast_to(k_positions, (batch, num_keys))
     relative = k_positions[:, None, :] - q_positions[:, :, None]

@@ -5,8 +5,8 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from models import ALL_BIASES, attention, stack
+
 from zoo.config import MlpConfig, NormConfig
 from zoo.kernels import Causal, Full, Segments
 from zoo.layers import Sight
@@ -51,9 +51,7 @@ def norm(module) -> dict:
 def block_params(layer, slot: str) -> dict:
     """The parameters of a torch encoder or decoder layer under zoo's names."""
     branches = ["attention", "cross_attention", "mlp"] if hasattr(layer, "multihead_attn") else ["attention", "mlp"]
-    params = {
-        f"{branch}_{slot}_norm": norm(getattr(layer, f"norm{place}")) for place, branch in enumerate(branches, 1)
-    }
+    params = {f"{branch}_{slot}_norm": norm(getattr(layer, f"norm{place}")) for place, branch in enumerate(branches, 1)}
     params["attention"] = attention_params(layer.self_attn)
     if "cross_attention" in branches:
         params["cross_attention"] = attention_params(layer.multihead_attn)

@@ -44,9 +44,7 @@ def make_state(mesh, name="adamw"):
     opt = make_optimizer(OptimizerConfig(name=name), make_schedule(ScheduleConfig(), 1e-3, 10))
     target = abstract_state(Toy(), Counting(), opt, make_batch(8, 0), mesh)
     rng = np.random.default_rng(0)
-    state = jax.tree.map(
-        lambda x: jax.device_put((9 * rng.normal(size=x.shape)).astype(x.dtype), x.sharding), target
-    )
+    state = jax.tree.map(lambda x: jax.device_put((9 * rng.normal(size=x.shape)).astype(x.dtype), x.sharding), target)
     return state.replace(step=jax.device_put(np.int32(3), target.step.sharding)), target
 
 

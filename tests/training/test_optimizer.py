@@ -30,8 +30,7 @@ def constant(_):
 
 def flat(tree):
     return {
-        jax.tree_util.keystr(p, simple=True, separator="/"): x
-        for p, x in jax.tree_util.tree_leaves_with_path(tree)
+        jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in jax.tree_util.tree_leaves_with_path(tree)
     }
 
 

@@ -97,9 +97,7 @@ def test_table():
     assert decoder["attention_norm"]["scale"] == P(None, None)
     assert specs["embedder"]["token"]["embedding"] == P("tensor", "fsdp")
     assert specs["head"]["kernel"] == P("fsdp", "tensor")
-    assert parameter_spec("decoder/cross_attention/query/kernel", (3, 8, 4, 2), mesh) == P(
-        None, "fsdp", "tensor", None
-    )
+    assert parameter_spec("decoder/cross_attention/query/kernel", (3, 8, 4, 2), mesh) == P(None, "fsdp", "tensor", None)
 
 
 def test_unknown_parameters_are_split_by_fsdp_along_their_largest_dimension():

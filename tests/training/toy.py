@@ -133,9 +133,7 @@ class Counting:
         return {"loss": float(loss), "accuracy": float(metrics["accuracy"])}
 
 
-def run_toy(
-    folder, *, mesh=None, optimizer=None, schedule=None, model=None, task=None, resolved=None, **training
-):
+def run_toy(folder, *, mesh=None, optimizer=None, schedule=None, model=None, task=None, resolved=None, **training):
     """Call `train` with small settings; keyword arguments that are left are TrainingConfig's.
 
     The defaults make one program for all tests: a constant schedule does not depend on num_steps.

@@ -36,21 +36,16 @@ def _find_split_files(folder: Path) -> dict[str, Path]:
     """The train.* and validation.* of a folder that is split already; empty if it has neither."""
     found = {}
     for split in ("train", "validation"):
-        files = [
-            folder / f"{split}{suffix}" for suffix in _SUFFIXES if (folder / f"{split}{suffix}").is_file()
-        ]
+        files = [folder / f"{split}{suffix}" for suffix in _SUFFIXES if (folder / f"{split}{suffix}").is_file()]
         if len(files) > 1:
-            raise ValueError(
-                f"{str(folder)!r} holds both {files[0].name} and {files[1].name}: keep one of them"
-            )
+            raise ValueError(f"{str(folder)!r} holds both {files[0].name} and {files[1].name}: keep one of them")
         if files:
             found[split] = files[0]
     if len(found) == 1:
         (split,) = found
         other = "validation" if split == "train" else "train"
         raise ValueError(
-            f"{str(folder)!r} holds {found[split].name} but no {other}.*: add it, or give the file itself as "
-            "data.path"
+            f"{str(folder)!r} holds {found[split].name} but no {other}.*: add it, or give the file itself as data.path"
         )
     return found
 
@@ -130,9 +125,7 @@ def _read_tsv(path: Path, text: str, config: DataConfig) -> Iterator[Example]:
     for number, line in _read_lines(text):
         columns = line.split("\t")
         if len(columns) != 2 or not all(column.strip() for column in columns):
-            raise ValueError(
-                f"{str(path)!r} line {number} is {line[:60]!r}, not an input, one tab and its output"
-            )
+            raise ValueError(f"{str(path)!r} line {number} is {line[:60]!r}, not an input, one tab and its output")
         yield {config.source_key: columns[0], config.target_key: columns[1]}
 
 

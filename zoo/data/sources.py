@@ -56,9 +56,7 @@ def open_dataset(config: DataConfig) -> Dataset:
     else:
         builder = _find_prepared(config.name, _search_path(config))
     chosen = {"train": config.train_split, "validation": config.validation_split}
-    splits = {
-        name: _TfdsSource(builder, _check_split(builder, name, split)) for name, split in chosen.items()
-    }
+    splits = {name: _TfdsSource(builder, _check_split(builder, name, split)) for name, split in chosen.items()}
     return Dataset(name=config.name, splits=splits)
 
 
@@ -135,9 +133,7 @@ def _check_split(builder, name: str, split: str) -> str:
             "or to a slice such as 'train[99%:]'"
         ) from None
     if not num_examples:
-        raise ValueError(
-            f"split {split!r} of dataset {builder.name!r} is empty: set data.{name}_split ({known})"
-        )
+        raise ValueError(f"split {split!r} of dataset {builder.name!r} is empty: set data.{name}_split ({known})")
     return split
 
 

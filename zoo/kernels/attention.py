@@ -73,9 +73,7 @@ def attention(
     Raises:
       ValueError: arguments that do not fit together, or an explicit backend that cannot run them.
     """
-    call, rng = prepare(
-        q, k, v, mask, bias, sinks, scale, softcap, q_offset, kv_positions, dropout_rng, dropout_rate
-    )
+    call, rng = prepare(q, k, v, mask, bias, sinks, scale, softcap, q_offset, kv_positions, dropout_rng, dropout_rate)
     out, lse = _run(call, rng, choose(call, backend))
     return (out, lse) if return_lse else out
 
@@ -97,10 +95,7 @@ def merge(*parts: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
     outs, lses = zip(*parts, strict=True)
     lse = functools.reduce(jnp.logaddexp, lses)
     # Where no part saw a key, the difference of infinities is NaN and the weight must be zero.
-    weights = [
-        jnp.where(jnp.isneginf(part), 0, jnp.exp(part - jnp.where(jnp.isneginf(lse), 0, lse)))
-        for part in lses
-    ]
+    weights = [jnp.where(jnp.isneginf(part), 0, jnp.exp(part - jnp.where(jnp.isneginf(lse), 0, lse))) for part in lses]
     out = sum(weight[..., None] * out.astype(jnp.float32) for weight, out in zip(weights, outs, strict=True))
     return out.astype(outs[0].dtype), lse
 
@@ -114,9 +109,7 @@ def choose(call: Call, backend: str) -> str:
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r} is unknown; choose from auto, {', '.join(BACKENDS)}")
     if (refusal := BACKENDS[backend].supports(call)) is not None:
-        raise ValueError(
-            f"backend={backend!r} cannot run this call: {refusal}; use backend='auto' or another"
-        )
+        raise ValueError(f"backend={backend!r} cannot run this call: {refusal}; use backend='auto' or another")
     return backend
 
 
@@ -154,15 +147,12 @@ def explain(q, k, v, *, backend: str = "auto", **arguments) -> str:
         f"attention over B={batch} T={num_queries} S={num_keys} N={num_heads} K={num_kv_heads} "
         f"H={call.q.shape[-1]} Hv={call.v.shape[-1]} {call.q.dtype} on {jax.default_backend()}",
         f"  mask {describe(call.mask)}, q_offset {offset}",
-        "  with "
-        + (", ".join(name for name, value in features.items() if value is not None) or "nothing else"),
+        "  with " + (", ".join(name for name, value in features.items() if value is not None) or "nothing else"),
         f"  runs on {chosen}: {reason}",
     ]
     for name, module in BACKENDS.items():
         if name != chosen:
-            lines.append(
-                f"  not on {name}: {module.supports(call) or 'it could, but is expected to be slower'}"
-            )
+            lines.append(f"  not on {name}: {module.supports(call) or 'it could, but is expected to be slower'}")
     return "\n".join(lines)
 
 
@@ -184,14 +174,10 @@ def prepare(q, k, v, mask, bias, sinks, scale, softcap, q_offset, kv_positions, 
     batch, num_queries, num_heads, head_size = q.shape
     num_keys = k.shape[1]
     if not isinstance(mask, Mask):
-        raise ValueError(
-            f"mask is {type(mask).__name__}; give a mask object such as Causal(), or Dense(array)"
-        )
+        raise ValueError(f"mask is {type(mask).__name__}; give a mask object such as Causal(), or Dense(array)")
     mask.check(batch, num_heads, num_queries, num_keys)
     if bias is not None and not isinstance(bias, DenseBias | ALiBi | RelativeBias):
-        raise ValueError(
-            f"bias is {type(bias).__name__}; give DenseBias(array), ALiBi(slopes) or RelativeBias(table)"
-        )
+        raise ValueError(f"bias is {type(bias).__name__}; give DenseBias(array), ALiBi(slopes) or RelativeBias(table)")
     if bias is not None:
         bias.check(batch, num_heads, num_queries, num_keys)
     if sinks is not None and jnp.shape(sinks) != (num_heads,):
@@ -214,9 +200,7 @@ def prepare(q, k, v, mask, bias, sinks, scale, softcap, q_offset, kv_positions, 
 def _check_arrays(q, k, v) -> None:
     for name, array in (("q", q), ("k", k), ("v", v)):
         if len(array.shape) != 4:
-            raise ValueError(
-                f"{name} has shape {tuple(array.shape)}; give 4 axes: [batch, length, heads, head size]"
-            )
+            raise ValueError(f"{name} has shape {tuple(array.shape)}; give 4 axes: [batch, length, heads, head size]")
     shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
     if not q.shape[0] == k.shape[0] == v.shape[0]:
         raise ValueError(f"batch sizes differ: {shapes}; the first axis must be the same")
@@ -225,9 +209,7 @@ def _check_arrays(q, k, v) -> None:
             f"keys and values differ in length or heads: {shapes}; axes 1 and 2 of k and v must be the same"
         )
     if q.shape[3] != k.shape[3]:
-        raise ValueError(
-            f"head sizes of queries and keys differ: {shapes}; the last axis of q and k must be the same"
-        )
+        raise ValueError(f"head sizes of queries and keys differ: {shapes}; the last axis of q and k must be the same")
     if k.shape[2] == 0 or q.shape[2] % k.shape[2]:
         raise ValueError(
             f"{q.shape[2]} query heads do not divide among {k.shape[2]} key heads: {shapes}; "
@@ -236,9 +218,7 @@ def _check_arrays(q, k, v) -> None:
     if 0 in (*q.shape, *k.shape, *v.shape):
         raise ValueError(f"an axis is empty: {shapes}; every axis needs at least one element")
     if not q.dtype == k.dtype == v.dtype or not jnp.issubdtype(q.dtype, jnp.floating):
-        raise ValueError(
-            f"dtypes are q {q.dtype}, k {k.dtype}, v {v.dtype}; cast all three to one floating dtype"
-        )
+        raise ValueError(f"dtypes are q {q.dtype}, k {k.dtype}, v {v.dtype}; cast all three to one floating dtype")
 
 
 def _check_offset(q_offset, batch: int, num_queries: int) -> tuple[jax.Array | None, int | None]:
@@ -259,7 +239,6 @@ def _check_kv_positions(kv_positions, batch: int, num_keys: int) -> jax.Array | 
     shape, dtype = jnp.shape(kv_positions), jnp.asarray(kv_positions).dtype
     if shape not in ((num_keys,), (1, num_keys), (batch, num_keys)) or not jnp.issubdtype(dtype, jnp.integer):
         raise ValueError(
-            f"kv_positions is {dtype} of shape {shape}; give integers of shape [{num_keys}] or "
-            f"[{batch}, {num_keys}]"
+            f"kv_positions is {dtype} of shape {shape}; give integers of shape [{num_keys}] or [{batch}, {num_keys}]"
         )
     return jnp.asarray(kv_positions, jnp.int32).reshape(-1, num_keys)

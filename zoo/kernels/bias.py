@@ -41,9 +41,7 @@ class ALiBi:
     def check(self, batch: int, num_heads: int, num_queries: int, num_keys: int) -> None:
         """Raise ValueError unless there is a slope for each head."""
         if jnp.shape(self.slopes) != (num_heads,):
-            raise ValueError(
-                f"ALiBi(slopes) has shape {jnp.shape(self.slopes)}; give one slope a head, [{num_heads}]"
-            )
+            raise ValueError(f"ALiBi(slopes) has shape {jnp.shape(self.slopes)}; give one slope a head, [{num_heads}]")
 
     def evaluate(self, relative) -> jax.Array:
         """The bias at each key position - query position: int [...] -> float32 [N, ...]."""
@@ -120,9 +118,7 @@ def toeplitz(diagonals: jax.Array, num_rows: int, num_columns: int) -> jax.Array
     """
     leading, length = diagonals.shape[:-1], num_rows + num_columns
     padded = jnp.pad(diagonals, [(0, 0)] * len(leading) + [(0, 1)])
-    flat = jnp.broadcast_to(padded[..., None, :], (*leading, num_rows, length)).reshape(
-        *leading, num_rows * length
-    )
+    flat = jnp.broadcast_to(padded[..., None, :], (*leading, num_rows, length)).reshape(*leading, num_rows * length)
     rows = flat[..., : num_rows * (length - 1)].reshape(*leading, num_rows, length - 1)
     return rows[..., num_rows - 1 :]
 

@@ -53,7 +53,8 @@ def _forward(inputs, rest: Call, grid: Grid):
         problem.split_keys(v),
     )
     out, lse = problem.each_head(functools.partial(_forward_head, problem), blocks)
-    out, lse = problem.join_queries(out), problem.join_queries(lse)
+    out = problem.join_queries(out).astype(problem.call.v.dtype)
+    lse = problem.join_queries(lse).astype(jnp.float32)
     return (out, lse), (inputs, rest, out, lse)
 
 
@@ -63,12 +64,13 @@ def _forward_head(problem: "Problem", head, blocks):
     grid = problem.grid
 
     def attend_row(row):
-        at = problem.locate(head, row)
+        q_block, member, query = row
+        at = problem.locate(head, member, query)
 
         def visit(key, carry):
             largest, total, acc = carry
             here = dataclasses.replace(at, key=key)
-            logits, _ = problem.logits(_dot(q[row], k[key], 1, 1), here, transposed=False)
+            logits, _ = problem.logits(_dot(q_block, k[key], 1, 1), here, transposed=False)
             new_largest = jnp.maximum(largest, logits.max(-1))
             weights = jnp.exp(logits - new_largest[:, None])
             decay = jnp.exp(largest - new_largest)
@@ -82,7 +84,7 @@ def _forward_head(problem: "Problem", head, blocks):
         carry = rows + LOWEST, rows, jnp.zeros((grid.block_q, v.shape[-1]), problem.accumulator)
         return _normalise(problem, at, *problem.by_query.fold(at.batch, at.query, visit, carry))
 
-    return lax.map(attend_row, jnp.arange(q.shape[0]))
+    return lax.map(attend_row, (q, *_product_of_ranges(problem.group, grid.num_query_blocks)))
 
 
 def _normalise(problem: "Problem", at: At, largest, total, acc):
@@ -94,7 +96,8 @@ def _normalise(problem: "Problem", at: At, largest, total, acc):
         largest, total, acc = new_largest, total * decay + jnp.exp(sink - new_largest), acc * decay[:, None]
     safe_total = jnp.where(total == 0, 1, total)
     lse = jnp.where(total == 0, -jnp.inf, largest + jnp.log(safe_total))
-    return (acc / safe_total[:, None]).astype(problem.call.v.dtype), lse.astype(jnp.float32)
+    # Stacked in float32: each update of a bfloat16 stack converts the whole of it on CPUs.
+    return acc / safe_total[:, None], lse
 
 
 def _backward(grid: Grid, residuals, cotangents):
@@ -116,9 +119,7 @@ def _backward(grid: Grid, residuals, cotangents):
         problem.split_keys(v),
     )
     zeros = None if problem.bias is None else problem.bias.zeros()
-    (dq, dk, dv), dbias = problem.each_head(
-        functools.partial(_backward_head, problem), blocks, carry=(zeros,)
-    )
+    (dq, dk, dv), dbias = problem.each_head(functools.partial(_backward_head, problem), blocks, carry=(zeros,))
     dq = problem.join_queries(dq) * problem.call.scale
     dk, dv = problem.join_keys(dk) * problem.logit_scale, problem.join_keys(dv)
     gradients = (dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype))
@@ -139,9 +140,10 @@ def _backward_head(problem: "Problem", head, blocks, dbias):
     q, grad_out, lse, delta, k, k_transposed, v = blocks
 
     def visit_column(carry, key):
-        def visit(row, carry):
+        def visit(member, query, carry):
             dq, dk, dv, dbias = carry
-            here = dataclasses.replace(problem.locate(head, row), key=key)
+            row = member * problem.grid.num_query_blocks + query
+            here = dataclasses.replace(problem.locate(head, member, query), key=key)
             logits, slope = problem.logits(_dot(k[key], q[row], 1, 1), here, transposed=True)
             weights = jnp.exp(logits - lse[row][None, :])
             grad_weights = _dot(v[key], grad_out[row], 1, 1)
@@ -160,14 +162,11 @@ def _backward_head(problem: "Problem", head, blocks, dbias):
 
         dq, dbias = carry
         carry = dq, *(jnp.zeros(x.shape[1:], problem.accumulator) for x in (k, v)), dbias
-        for_group = functools.partial(problem.by_key.fold, problem.locate(head, 0).batch, key)
-        num_blocks = problem.grid.num_query_blocks
-        dq, dk, dv, dbias = lax.fori_loop(
-            0,
-            problem.group,
-            lambda g, carry: for_group(lambda i, carry: visit(g * num_blocks + i, carry), carry),
-            carry,
-        )
+
+        def visit_member(member, carry):
+            return problem.by_key.fold(head[0], key, functools.partial(visit, member), carry)
+
+        dq, dk, dv, dbias = lax.fori_loop(0, problem.group, visit_member, carry)
         return (dq, dbias), (dk, dv)
 
     dq = jnp.zeros((q.shape[0], q.shape[2], q.shape[1]), problem.accumulator)
@@ -210,10 +209,9 @@ class Problem:
         """The part of the scale that goes into the queries."""
         return q * jnp.asarray(self.query_scale, q.dtype)
 
-    def locate(self, head, row) -> At:
-        """The address of a row of blocks in a key head's group: `head` counts B * K, `row` counts N / K * I."""
-        batch, key_head = jnp.divmod(head, self.call.k.shape[2])
-        member, query = jnp.divmod(row, self.grid.num_query_blocks)
+    def locate(self, head, member, query) -> At:
+        """The address of a row of blocks: `head` is (batch, key head), `member` a query head of its group."""
+        batch, key_head = head
         return At(batch=batch, head=key_head * self.group + member, query=query, key=0)
 
     def logits(self, products: jax.Array, at: At, transposed: bool):
@@ -225,16 +223,16 @@ class Problem:
         if self.call.softcap is not None:
             capped = jnp.tanh(logits / self.call.softcap)
             logits, slope = capped * self.call.softcap, 1 - capped * capped
-        allowed = self.mask(at)
+        allowed = self.mask(at, transposed)
         if allowed is not None:
-            allowed = allowed.T if transposed else allowed
             logits = jnp.where(allowed, logits, -jnp.inf)
             slope = slope if slope is None else jnp.where(allowed, slope, 0)
         return logits, slope
 
     def each_head(self, function, blocks, carry=()):
         """Map `function(head, blocks, *carry)` over the B * K key heads; with a carry, fold it through them."""
-        heads = jnp.arange(jax.tree.leaves(blocks)[0].shape[0])
+        batch, _, _, _, num_kv_heads = self.call.sizes
+        heads = _product_of_ranges(batch, num_kv_heads)
         if self.sequential:
             if not carry:
                 return lax.map(lambda x: function(*x), (heads, blocks))
@@ -265,6 +263,11 @@ class Problem:
         batch, _, num_keys, _, num_kv_heads = self.call.sizes
         x = x.reshape(batch, num_kv_heads, self.grid.num_keys, *x.shape[3:])
         return jnp.moveaxis(x[:, :, :num_keys], 1, 2)
+
+
+def _product_of_ranges(a: int, b: int) -> tuple[jax.Array, jax.Array]:
+    """Indices of a loop over a and, inside, b. Tables: a division would be repeated for each element of a block."""
+    return jnp.repeat(jnp.arange(a), b), jnp.tile(jnp.arange(b), a)
 
 
 def _pad_length(x: jax.Array, length: int) -> jax.Array:

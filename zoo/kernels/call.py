@@ -46,7 +46,8 @@ class Call:
     @property
     def sizes(self) -> tuple[int, int, int, int, int]:
         """B, T, S, N, K."""
-        return (*self.q.shape[:2], self.k.shape[1], self.q.shape[2], self.k.shape[2])
+        batch, num_queries, num_heads, _ = self.q.shape
+        return batch, num_queries, self.k.shape[1], num_heads, self.k.shape[2]
 
     @property
     def accumulator(self) -> jnp.dtype:

@@ -90,15 +90,9 @@ CASES: dict[str, Arguments] = {
 
 # Cases that take O(T * S) memory for their arguments alone, or sizes of their own: for tests.
 SMALL_CASES: dict[str, Arguments] = {
-    "prefix_or_window": lambda rng, z: {
-        "mask": Window(3, 0) | (Window(None, None) & Lengths(kv=2)) | PrefixLM(4)
-    },
-    "lengths": lambda rng, z: {
-        "mask": Lengths(_lengths(rng, z.B, z.T), _lengths(rng, z.B, z.S).at[0].set(0))
-    },
-    "dense_mask": lambda rng, z: {
-        "mask": Dense(jnp.asarray(rng.random((z.B, 1, z.T, z.S)) < 0.4)) | Window(1, 0)
-    },
+    "prefix_or_window": lambda rng, z: {"mask": Window(3, 0) | (Window(None, None) & Lengths(kv=2)) | PrefixLM(4)},
+    "lengths": lambda rng, z: {"mask": Lengths(_lengths(rng, z.B, z.T), _lengths(rng, z.B, z.S).at[0].set(0))},
+    "dense_mask": lambda rng, z: {"mask": Dense(jnp.asarray(rng.random((z.B, 1, z.T, z.S)) < 0.4)) | Window(1, 0)},
     "key_mask": lambda rng, z: {"mask": Causal() & Dense(jnp.asarray(rng.random((z.B, 1, 1, z.S)) < 0.7))},
     "dense_bias": lambda rng, z: {"bias": DenseBias(_normal(rng, 1, z.N, z.T, z.S)), "softcap": 3.0},
     "key_bias": lambda rng, z: {"mask": Causal(), "bias": DenseBias(_normal(rng, z.B, 1, 1, z.S))},

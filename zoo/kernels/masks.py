@@ -12,6 +12,7 @@ which blocks of keys no query reaches. Scheduling blocks is in `schedule.py`, ev
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,9 +41,7 @@ class Mask:
 
 def _as_mask(value) -> Mask:
     if not isinstance(value, Mask):
-        raise ValueError(
-            f"a mask combines with masks only, got {type(value).__name__}; wrap an array in Dense(array)"
-        )
+        raise ValueError(f"a mask combines with masks only, got {type(value).__name__}; wrap an array in Dense(array)")
     return value
 
 
@@ -110,25 +109,28 @@ class Clause:
         """Whether the clause holds no condition at all."""
         return self.low is self.high is self.end is None and not self.segments and not self.dense
 
-    def keep(self, positions, indices):
+    def keep(self, positions, indices, transposed: bool = False):
         """Which of the pairs are allowed, bool [..., T, S], or None for all.
 
         Args:
           positions: key positions [..., S].
           indices: array indices of the same keys [S].
+          transposed: give [..., S, T], without a transpose at run time.
         """
-        keys = positions[..., None, :]
-        parts = [] if self.low is None else [self.low[..., :, None] <= keys]
-        parts += [] if self.high is None else [keys <= self.high[..., :, None]]
-        parts += [] if self.end is None else [indices[None, :] < self.end[..., :, None]]
-        parts += [q_ids[..., :, None] == kv_ids[..., None, :] for q_ids, kv_ids in self.segments]
-        parts += self.dense
+        row, column = (-2, -1) if transposed else (-1, -2)  # the axes along which rows and columns do not vary
+        rows = lambda x: jnp.expand_dims(x, row)  # noqa: E731
+        columns = lambda x: jnp.expand_dims(x, column)  # noqa: E731
+        parts = [] if self.low is None else [rows(self.low) <= columns(positions)]
+        parts += [] if self.high is None else [columns(positions) <= rows(self.high)]
+        parts += [] if self.end is None else [columns(indices) < rows(self.end)]
+        parts += [rows(q_ids) == columns(kv_ids) for q_ids, kv_ids in self.segments]
+        parts += [array.swapaxes(-1, -2) if transposed else array for array in self.dense]
         return functools.reduce(lambda a, b: a & b, parts) if parts else None
 
 
-def keep(clauses: tuple[Clause, ...], positions, indices):
+def keep(clauses: tuple[Clause, ...], positions, indices, transposed: bool = False):
     """Which pairs a disjunction allows, bool [..., T, S], or None for all. Arguments as in `Clause.keep`."""
-    parts = [clause.keep(positions, indices) for clause in clauses]
+    parts: list[Any] = [clause.keep(positions, indices, transposed) for clause in clauses]
     return None if any(part is None for part in parts) else functools.reduce(lambda a, b: a | b, parts)
 
 
@@ -178,9 +180,7 @@ class Window(Mask):
         for name in ("left", "right"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 0):
-                raise ValueError(
-                    f"Window({name}={value!r}) counts keys: give an integer >= 0, or None for no limit"
-                )
+                raise ValueError(f"Window({name}={value!r}) counts keys: give an integer >= 0, or None for no limit")
 
     def clauses(self, frame):
         low = None if self.left is None else frame.query - np.int32(self.left)
@@ -235,9 +235,7 @@ class Lengths(Mask):
         if self.kv is not None:
             length = _per_batch(self.kv)
             # With default positions index and position are one, and the interval says it all.
-            clause = clause.meet(
-                Clause(high=length - np.int32(1)) if frame.key is None else Clause(end=length)
-            )
+            clause = clause.meet(Clause(high=length - np.int32(1)) if frame.key is None else Clause(end=length))
         return (clause,)
 
     def check(self, batch, num_heads, num_queries, num_keys):
@@ -265,12 +263,8 @@ class Segments(Mask):
                 "give kv_ids of shape [B, S] as well"
             )
         for name, ids, length in (("q_ids", self.q_ids, num_queries), ("kv_ids", self.kv_ids, num_keys)):
-            if ids is not None and (
-                jnp.ndim(ids) != 2 or ids.shape[0] not in (1, batch) or ids.shape[1] != length
-            ):
-                raise ValueError(
-                    f"Segments({name}) has shape {jnp.shape(ids)}; give [{batch} or 1, {length}]"
-                )
+            if ids is not None and (jnp.ndim(ids) != 2 or ids.shape[0] not in (1, batch) or ids.shape[1] != length):
+                raise ValueError(f"Segments({name}) has shape {jnp.shape(ids)}; give [{batch} or 1, {length}]")
             if ids is not None and not jnp.issubdtype(ids.dtype, jnp.integer):
                 raise ValueError(f"Segments({name}) has dtype {ids.dtype}; give integers")
 
@@ -344,9 +338,7 @@ def check_broadcast(name: str, array, shape: tuple[int, int, int, int]) -> None:
 def _check_count(name: str, value, batch: int) -> None:
     if value is None or isinstance(value, int | np.integer):
         return
-    if jnp.shape(value) not in ((), (1,), (batch,)) or not jnp.issubdtype(
-        jnp.asarray(value).dtype, jnp.integer
-    ):
+    if jnp.shape(value) not in ((), (1,), (batch,)) or not jnp.issubdtype(jnp.asarray(value).dtype, jnp.integer):
         raise ValueError(
             f"{name} is {jnp.asarray(value).dtype} of shape {jnp.shape(value)}; "
             f"give an integer or integers of shape [{batch}]"

@@ -123,7 +123,5 @@ def pad(x, length: int, mode: str, **arguments):
 def pad_pairs(array, num_queries: int, num_keys: int):
     """Lengthen the two last axes with zeros, save where they are broadcast."""
     targets = (num_queries, num_keys)
-    widths = [
-        (0, 0 if size == 1 else target - size) for size, target in zip(array.shape[-2:], targets, strict=True)
-    ]
+    widths = [(0, 0 if size == 1 else target - size) for size, target in zip(array.shape[-2:], targets, strict=True)]
     return jnp.pad(array, [(0, 0), (0, 0), *widths]) if any(after for _, after in widths) else array

@@ -2,7 +2,7 @@
 
 Attention is independent over the batch and over groups of heads, so no device needs another's data. Left to itself the
 partitioner does not see that in a loop over heads, and gathers them. The batch is split over the axes `data` and
-`fsdp`, heads over `tensor`, where sizes divide; a sequence split over `context` needs communication and is not done here.
+`fsdp`, heads over `tensor`, where sizes divide; a sequence split over `context` needs communication: not here.
 """
 
 import dataclasses

@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from zoo.data import Dataset, Tokenizer, ngram_bits_per_byte, unigram_cross_entropy, xz_bits_per_byte
+from zoo.data import Tokenizer, ngram_bits_per_byte, unigram_cross_entropy, xz_bits_per_byte
 from zoo.generate import GREEDY, Sampling
 from zoo.recipes.run import Prepared, Run
 from zoo.tasks.causal_lm import CausalLMConfig
@@ -19,11 +19,13 @@ from zoo.tasks.masked_lm import MaskedLMConfig
 SAMPLE = Sampling(temperature=0.7, top_p=0.95)
 """How samples are drawn where none is asked for."""
 
-_CODE = "class Shelf:\n    \"\"\"A shelf of books.\"\"\"\n\n    def __init__(self"
+_CODE = 'class Shelf:\n    """A shelf of books."""\n\n    def __init__(self'
 _MASKED = "import os\n\ndef read(path):\n    <mask> open(path) as file:\n        return file.read<mask>\n"
 
 
-def show_results(console: Console, run: Run, prepared: Prepared, results: dict[str, float], with_baselines: bool) -> None:
+def show_results(
+    console: Console, run: Run, prepared: Prepared, results: dict[str, float], with_baselines: bool
+) -> None:
     """Print held-out results as a table, the baselines under them where asked for."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("held out")
@@ -73,21 +75,37 @@ def show_next(console: Console, run: Run) -> None:
 
 def _rows(run: Run, results: dict[str, float]):
     count = f"{results['tokens']:,.0f} tokens scored"
-    yield "loss", f"{results['loss']:.4f}", f"nats per {'hidden ' if isinstance(run.task, MaskedLMConfig) else ''}token, {count}"
+    yield (
+        "loss",
+        f"{results['loss']:.4f}",
+        f"nats per {'hidden ' if isinstance(run.task, MaskedLMConfig) else ''}token, {count}",
+    )
     yield "perplexity", f"{results['perplexity']:.2f}", "per token"
     yield "accuracy", f"{100 * results['accuracy']:.1f} %", "likeliest token is the right one"
     if "bits_per_byte" in results:
         yield "bits per byte", f"{results['bits_per_byte']:.4f}", f"on {results['bytes']:,.0f} bytes of text"
     if "exact_match" in results:
-        yield "exact match", f"{100 * results['exact_match']:.2f} %", f"of {results['pairs']:,.0f} pairs, greedy decoding"
+        yield (
+            "exact match",
+            f"{100 * results['exact_match']:.2f} %",
+            f"of {results['pairs']:,.0f} pairs, greedy decoding",
+        )
 
 
 def _baselines(run: Run, prepared: Prepared):
     train, heldout = (prepared.dataset.split(split) for split in ("train", "validation"))
     if isinstance(run.task, CausalLMConfig):
         texts = [[example[run.data.text_key] for example in _all(source)] for source in (train, heldout)]
-        yield "5-gram", f"{ngram_bits_per_byte(*texts):.4f}", "bits per byte: interpolated Kneser-Ney, same training split"
-        yield "xz -9", f"{xz_bits_per_byte(texts[1]):.4f}", "bits per byte: of the held-out text alone, for scale"
+        yield (
+            "5-gram",
+            f"{ngram_bits_per_byte(*texts):.4f}",
+            "bits per byte: interpolated Kneser-Ney, same training split",
+        )
+        yield (
+            "xz -9",
+            f"{xz_bits_per_byte(texts[1]):.4f}",
+            "bits per byte: of the held-out text alone, for scale",
+        )
     elif isinstance(run.task, MaskedLMConfig):
         ids = [_ids(source, prepared.tokenizer, run.data.text_key) for source in (train, heldout)]
         nats = unigram_cross_entropy(*ids, prepared.tokenizer.vocab_size)

@@ -49,7 +49,10 @@ class Run:
     """Where checkpoints, metrics.csv, loss.png and the model card go."""
 
     def __post_init__(self):
-        for name, embedding in (("embedding", self.model.embedding), ("decoder_embedding", self.model.decoder_embedding)):
+        for name, embedding in (
+            ("embedding", self.model.embedding),
+            ("decoder_embedding", self.model.decoder_embedding),
+        ):
             if embedding is None:
                 continue
             ours, theirs = embedding.vocab_size, self.data.tokenizer.vocab_size
@@ -121,7 +124,7 @@ def prepare(run: Run) -> Prepared:
         )
     seed = run.training.seed
     if isinstance(run.task, SequenceToSequenceConfig):
-        source_key, target_key = keys
+        source_key, target_key = run.data.source_key, run.data.target_key
         task = run.task.bind(dataset, tokenizer, seed=seed, source_key=source_key, target_key=target_key)
     else:
         task = run.task.bind(dataset, tokenizer, seed=seed, text_key=run.data.text_key)

@@ -61,14 +61,15 @@ def bert_tiny() -> Run:
     return Run(
         model=TransformerConfig(
             embedding=EmbeddingConfig(
-                width=width, vocab_size=vocab_size, positions=LearnedPositions(max_length=length), norm=NormConfig()
+                width=width,
+                vocab_size=vocab_size,
+                positions=LearnedPositions(max_length=length),
+                norm=NormConfig(),
             ),
             encoder=StackConfig(
                 num_layers=4,
                 width=width,
-                attention=AttentionConfig(
-                    num_heads=3, head_size=64, biases=("query", "key", "value", "output")
-                ),
+                attention=AttentionConfig(num_heads=3, head_size=64, biases=("query", "key", "value", "output")),
                 mlp=MlpConfig(hidden_size=4 * width, activation="gelu", bias=True),
                 norm=NormConfig(),
             ),

@@ -42,7 +42,9 @@ class Scorer:
 
         self._score = jax.jit(score, static_argnums=0)
 
-    def __call__(self, apply: Callable[..., Any], params: Any, batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, float]:
+    def __call__(
+        self, apply: Callable[..., Any], params: Any, batches: Iterable[Mapping[str, np.ndarray]]
+    ) -> dict[str, float]:
         """Mean of every metric weighted by `metrics["weight"]`, whose sum is returned as "weight"."""
         totals: dict[str, float] = {}
         # Dispatch runs ahead of the device; the results are read at the end.

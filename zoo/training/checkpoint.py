@@ -35,7 +35,7 @@ class DiskFullError(OSError):
         super().__init__(errno.ENOSPC, message)
 
     def __str__(self) -> str:
-        return self.strerror
+        return str(self.strerror)
 
 
 def encode_data_state(state: Any) -> dict[str, Any]:
@@ -188,9 +188,7 @@ def clear_disk_errors(folder: Path) -> Iterator[None]:
             raise
         _remove_unfinished(folder / CHECKPOINTS)
         steps = list_steps(folder)
-        intact = (
-            f"the checkpoint of step {steps[-1]} is intact" if steps else "no checkpoint was written before"
-        )
+        intact = f"the checkpoint of step {steps[-1]} is intact" if steps else "no checkpoint was written before"
         raise DiskFullError(
             f"disk full while writing to {folder}; {intact}: free space and run the same command again"
         ) from error

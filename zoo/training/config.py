@@ -81,9 +81,7 @@ class MeshConfig:
         sizes = {axis: getattr(self, axis) for axis in MESH_AXES}
         for axis, size in sizes.items():
             if size != -1 and size < 1:
-                raise ValueError(
-                    f"mesh.{axis} is {size}; give a positive count, or -1 for all remaining devices"
-                )
+                raise ValueError(f"mesh.{axis} is {size}; give a positive count, or -1 for all remaining devices")
         if list(sizes.values()).count(-1) > 1:
             raise ValueError(f"only one mesh axis can be -1 (all remaining devices), got {sizes}")
 

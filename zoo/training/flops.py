@@ -54,7 +54,7 @@ def _count(jaxpr: Any) -> float:
 
 def _count_equation(equation: Any) -> float:
     name, params = equation.primitive.name, equation.params
-    shapes = [getattr(x.aval, "shape", ()) for x in equation.invars]
+    shapes: list[Any] = [getattr(x.aval, "shape", ()) for x in equation.invars]
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
         return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(shapes[0][i] for i in contracted)
@@ -90,7 +90,7 @@ def _jaxprs(value: Any) -> list[Any]:
     return []
 
 
-def peak_flops(device: jax.Device, compute_dtype: Any = jnp.bfloat16) -> float | None:
+def peak_flops(device: Any, compute_dtype: Any = jnp.bfloat16) -> float | None:
     """Return one device's peak in FLOP/s for a compute dtype; None for a device that is not in the table.
 
     float32 products run as TF32 on GPUs, at half the rate, and in bfloat16 passes on TPUs. A CPU's ceiling is
@@ -118,7 +118,7 @@ def measure_ceiling(compute_dtype: Any = jnp.float32, size: int = 1024, seconds:
     return 2 * size**3 / best
 
 
-def memory_in_use(device: jax.Device) -> int:
+def memory_in_use(device: Any) -> int:
     """Return the peak bytes in use: on the device where it says so, else of this process."""
     stats = device.memory_stats()
     if stats:

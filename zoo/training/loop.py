@@ -171,9 +171,7 @@ class _Session:
     def _take_steps(self, train_step: Callable) -> None:
         if self.step:
             done = self.step == self.training.num_steps
-            self.progress.say(
-                f"step {self.step} is {'the last: nothing left to train' if done else 'restored'}"
-            )
+            self.progress.say(f"step {self.step} is {'the last: nothing left to train' if done else 'restored'}")
             if self._due(self.training.evaluate_every) and not self.metrics.has(self.step, "validation_"):
                 self._evaluate()  # the run was stopped during this evaluation
         while self.step < self.training.num_steps:

@@ -109,8 +109,4 @@ def read_metrics(path: str | Path) -> list[dict[str, str]]:
     text = path.read_text(encoding="utf-8")
     whole = text[: text.rfind("\n") + 1]
     rows = csv.DictReader(io.StringIO(whole))
-    return [
-        {name: value for name, value in row.items() if name and value}
-        for row in rows
-        if row["step"].isdigit()
-    ]
+    return [{name: value for name, value in row.items() if name and value} for row in rows if row["step"].isdigit()]

@@ -65,8 +65,6 @@ class Prefetcher:
                 batch = next(self._iterator)
                 self._ready.put((place_batch(batch, self._mesh), self._iterator.get_state()))
         except StopIteration:
-            self._ready.put(
-                ValueError('the task\'s "train" batches ended: they must be endless; repeat the data')
-            )
+            self._ready.put(ValueError('the task\'s "train" batches ended: they must be endless; repeat the data'))
         except BaseException as error:  # whatever it is, the training thread raises it
             self._ready.put(error)

@@ -94,7 +94,5 @@ def read_run(folder: str | Path) -> Any:
     """Return the resolved run of a folder; raise ValueError if it holds none."""
     path = Path(folder) / "run.json"
     if not path.is_file():
-        raise ValueError(
-            f"{folder} is not a run folder: it has no run.json; name the folder that training wrote to"
-        )
+        raise ValueError(f"{folder} is not a run folder: it has no run.json; name the folder that training wrote to")
     return json.loads(path.read_text(encoding="utf-8"))

@@ -75,9 +75,7 @@ def abstract_state(
         params=shard_parameters(state.params, mesh),
         opt_state=shard_optimizer_state(state.opt_state, state.params, mesh),
     )
-    return jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state, shardings
-    )
+    return jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state, shardings)
 
 
 def initialise_state(

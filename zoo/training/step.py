@@ -14,9 +14,7 @@ from zoo.training.state import TrainState
 Metrics = dict[str, jax.Array]
 
 
-def _gradients(
-    task: Task, apply: Apply, params: Params, batch: Any, rng: jax.Array
-) -> tuple[Metrics, Params]:
+def _gradients(task: Task, apply: Apply, params: Params, batch: Any, rng: jax.Array) -> tuple[Metrics, Params]:
     """Return metrics (with "loss") and the gradients of the mean loss per scored token."""
 
     def loss(params):
