@@ -115,9 +115,9 @@ def run_cell(options: argparse.Namespace, case: str, length: int, dtype: str, ba
 
 def make_contenders(options, case, sizes, inputs, arguments, backward) -> list[Contender | None]:
     """Compile and warm up every implementation that can run the case."""
-    long = sizes.S > options.dense_up_to
+    long = options.dense_up_to < sizes.S
     reference = None
-    if sizes.S <= min(CHECKED_LENGTH, options.dense_up_to):
+    if min(CHECKED_LENGTH, options.dense_up_to) >= sizes.S:
         exact = [x.astype(jnp.float32) for x in inputs]
         with jax.default_matmul_precision("highest"):
             reference = jax.block_until_ready(jitted(ours("dense", arguments), backward)(*exact))
@@ -190,7 +190,7 @@ def prepare(name: str, function: Any, inputs: tuple, reference: Any) -> Contende
 
 
 def torch_peer(case: str, inputs: tuple, backward: bool) -> Contender | None:
-    """torch's scaled_dot_product_attention on the same values, where torch is installed and the mask is its own."""
+    """Torch's scaled_dot_product_attention on the same values, where torch is installed and the mask is its own."""
     if case not in ("full", "causal"):
         return None
     try:

@@ -24,32 +24,37 @@ def attend(call: Call) -> tuple[jax.Array, jax.Array]:
     q = jnp.moveaxis(_by_group(jnp.moveaxis(q, 1, 2), call), 3, 1)
     products = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=call.accumulator)
     logits = masked_logits(products.reshape(batch, num_heads, num_queries, num_keys), call)
-    poisoned = jnp.where(_sees_nonfinite(logits, call), jnp.inf, logits).max(-1) == jnp.inf
-    weights, lse = softmax(logits, call)
+    weights, total, lse = softmax(logits, call, finite=_finite_pairs(call))
     weights = _by_group(weights.astype(v.dtype), call)
     out = jnp.einsum("bkgts,bskh->btkgh", weights, v, preferred_element_type=call.accumulator)
-    out = out.reshape(batch, num_queries, num_heads, -1)
-    poisoned, lse = poisoned.swapaxes(1, 2), lse.swapaxes(1, 2)
-    out = jnp.where(poisoned[..., None], jnp.nan, out)
-    return out.astype(call.v.dtype), jnp.where(poisoned, jnp.nan, lse)
+    out = out.reshape(batch, num_queries, num_heads, -1) / total.swapaxes(1, 2)[..., None]
+    lse = lse.swapaxes(1, 2)
+    out = jnp.where(jnp.isnan(lse)[..., None], jnp.nan, out)
+    return out.astype(call.v.dtype), lse
 
 
-def softmax(logits: jax.Array, call: Call) -> tuple[jax.Array, jax.Array]:
-    """Weights [B, N, T, S], after dropout, and float32 log-sum-exp [B, N, T]; zero and -inf for rows without keys."""
+def softmax(logits: jax.Array, call: Call, finite: jax.Array | bool = True):
+    """Weights [B, N, T, S] after dropout, what to divide by [B, N, T], and float32 log-sum-exp [B, N, T].
+
+    Rows without keys have weights 0 and log-sum-exp -inf. Rows that see a pair where `finite` is false have
+    log-sum-exp NaN.
+    """
+    largest = jnp.where(finite | jnp.isneginf(logits), logits, jnp.inf).max(-1)
+    sees_nonfinite = jnp.isposinf(largest)
     sinks = None if call.sinks is None else call.sinks.astype(logits.dtype)[:, None]
-    largest = logits.max(-1) if sinks is None else jnp.maximum(logits.max(-1), sinks)
+    largest = largest if sinks is None else jnp.maximum(largest, sinks)
     largest = jax.lax.stop_gradient(jnp.where(jnp.isfinite(largest), largest, 0))
     weights = jnp.exp(logits - largest[..., None])
     total = weights.sum(-1)
     total = total if sinks is None else total + jnp.exp(sinks - largest)
     safe_total = jnp.where(total > 0, total, 1)
     lse = jnp.where(total > 0, largest + jnp.log(safe_total), -jnp.inf)
-    weights = weights / safe_total[..., None]
+    lse = jnp.where(sees_nonfinite, jnp.nan, lse).astype(jnp.float32)
     if call.dropout_seeds is not None:
         rows, columns = jnp.arange(logits.shape[2]), jnp.arange(logits.shape[3])
         kept = dropout.keep(call.dropout_seeds, rows, columns, call.dropout_rate)
         weights = jnp.where(kept, weights / (1 - call.dropout_rate), 0)
-    return weights, lse.astype(jnp.float32)
+    return weights, safe_total, lse
 
 
 def _by_group(x: jax.Array, call: Call) -> jax.Array:
@@ -58,12 +63,11 @@ def _by_group(x: jax.Array, call: Call) -> jax.Array:
     return x.reshape(x.shape[0], num_kv_heads, num_heads // num_kv_heads, *x.shape[2:])
 
 
-def _sees_nonfinite(logits: jax.Array, call: Call) -> jax.Array:
-    """Which pairs behind no mask hold a vector with NaN or infinity, bool [B, N, T, S]."""
-    bad_query = ~is_finite(call.q)[..., 0].swapaxes(1, 2)
-    bad_key = ~(is_finite(call.k) & is_finite(call.v))[..., 0].swapaxes(1, 2)
-    bad_key = jnp.repeat(bad_key, call.q.shape[2] // call.k.shape[2], axis=1)
-    return (bad_query[..., :, None] | bad_key[..., None, :]) & (logits > -jnp.inf)
+def _finite_pairs(call: Call) -> jax.Array:
+    """Pairs of which neither vector holds NaN or infinity, bool [B, N, T, S]."""
+    query = is_finite(call.q)[..., 0].swapaxes(1, 2)
+    key = (is_finite(call.k) & is_finite(call.v))[..., 0].swapaxes(1, 2)
+    return query[..., :, None] & jnp.repeat(key, call.q.shape[2] // call.k.shape[2], axis=1)[..., None, :]
 
 
 def masked_logits(products: jax.Array, call: Call) -> jax.Array:
