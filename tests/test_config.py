@@ -91,7 +91,7 @@ def test_json_round_trip(name):
 def test_json_errors_name_field_and_reason():
     fields = as_dict(BERT)
     fields["encoder"]["num_layers"] = 0
-    with pytest.raises(ValueError, match=r"here does not describe .* num_layers is 0.*encoder"):
+    with pytest.raises(ValueError, match=r"here does not describe .*num_layers is 0.*encoder"):
         from_dict(TransformerConfig, fields, "here")
     fields = as_dict(BERT)
     fields["encoder"]["attention"]["num_head"] = 1
