@@ -12,7 +12,7 @@ from zoo.kernels import dense
 from zoo.kernels.call import Call
 
 # Beyond this many rows (T * N) arithmetic shows, by measurement on CPUs.
-MAX_ROWS = 640
+MAX_ROWS = 64
 
 
 def supports(call: Call) -> str | None:
