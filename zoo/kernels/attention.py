@@ -24,7 +24,7 @@ logger = logging.getLogger("zoo.kernels")
 BACKENDS = {"dense": dense, "blockwise": blockwise, "decode": decode}
 
 # Beyond this many logits a head, `blockwise` is the faster one.
-MAX_DENSE_LOGITS = 384 * 384
+MAX_DENSE_LOGITS = 128 * 128
 
 # An offset given as a Python integer is compiled in from this many queries on, where it lets whole blocks of
 # keys be dropped at compile time. Below, it is an argument: decoding over Python integers compiles once.

@@ -73,11 +73,11 @@ def is_finite(x: jax.Array) -> jax.Array:
 
 
 def without_nonfinite(x: jax.Array) -> jax.Array:
-    """Zeros for the vectors of the last axis that hold NaN or infinity.
+    """Zeros in place of NaN and infinity.
 
     A masked value enters products with weight zero, and 0 * NaN is NaN: products must see zeros instead.
     """
-    return jnp.where(is_finite(x), x, jnp.zeros_like(x))
+    return jnp.where(jnp.isfinite(x), x, jnp.zeros_like(x))
 
 
 def guard_nonfinite(k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -19,28 +19,28 @@ def supports(call: Call) -> str | None:
 
 def attend(call: Call) -> tuple[jax.Array, jax.Array]:
     """Attention output [B, T, N, Hv] in v's dtype, and log-sum-exp [B, T, N] in float32."""
-    batch, num_queries, num_keys, num_heads, _ = call.sizes
-    q, k, v = (without_nonfinite(x) for x in (call.q, call.k, call.v))
-    q = jnp.moveaxis(_by_group(jnp.moveaxis(q, 1, 2), call), 3, 1)
-    products = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=call.accumulator)
+    batch, num_queries, num_keys, num_heads, num_kv_heads = call.sizes
+    # Heads first, the rows of a group together: the products then come out as they are read.
+    q, k, v = (jnp.moveaxis(without_nonfinite(x), 2, 1) for x in (call.q, call.k, call.v))
+    q = q.reshape(batch, num_kv_heads, -1, q.shape[-1])
+    products = jnp.einsum("bkrh,bksh->bkrs", q, k, preferred_element_type=call.accumulator)
     logits = masked_logits(products.reshape(batch, num_heads, num_queries, num_keys), call)
-    weights, total, lse = softmax(logits, call, finite=_finite_pairs(call))
-    weights = _by_group(weights.astype(v.dtype), call)
-    out = jnp.einsum("bkgts,bskh->btkgh", weights, v, preferred_element_type=call.accumulator)
-    out = out.reshape(batch, num_queries, num_heads, -1) / total.swapaxes(1, 2)[..., None]
-    lse = lse.swapaxes(1, 2)
-    out = jnp.where(jnp.isnan(lse)[..., None], jnp.nan, out)
-    return out.astype(call.v.dtype), lse
+    weights, total, lse = softmax(logits, call)
+    weights = weights.astype(v.dtype).reshape(products.shape)
+    out = jnp.einsum("bkrs,bksh->bkrh", weights, v, preferred_element_type=call.accumulator)
+    out = out.reshape(batch, num_heads, num_queries, -1) / total[..., None]
+    out, lse = out.swapaxes(1, 2), lse.swapaxes(1, 2)
+    sees_nonfinite = _sees_nonfinite(jax.lax.stop_gradient(call))
+    out = jnp.where(sees_nonfinite[..., None], jnp.nan, out)
+    return out.astype(call.v.dtype), jnp.where(sees_nonfinite, jnp.nan, lse)
 
 
-def softmax(logits: jax.Array, call: Call, finite: jax.Array | bool = True):
+def softmax(logits: jax.Array, call: Call):
     """Weights [B, N, T, S] after dropout, what to divide by [B, N, T], and float32 log-sum-exp [B, N, T].
 
-    Rows without keys have weights 0 and log-sum-exp -inf. Rows that see a pair where `finite` is false have
-    log-sum-exp NaN.
+    Rows without keys have weights 0 and log-sum-exp -inf.
     """
-    largest = jnp.where(finite | jnp.isneginf(logits), logits, jnp.inf).max(-1)
-    sees_nonfinite = jnp.isposinf(largest)
+    largest = logits.max(-1)
     sinks = None if call.sinks is None else call.sinks.astype(logits.dtype)[:, None]
     largest = largest if sinks is None else jnp.maximum(largest, sinks)
     largest = jax.lax.stop_gradient(jnp.where(jnp.isfinite(largest), largest, 0))
@@ -49,25 +49,28 @@ def softmax(logits: jax.Array, call: Call, finite: jax.Array | bool = True):
     total = total if sinks is None else total + jnp.exp(sinks - largest)
     safe_total = jnp.where(total > 0, total, 1)
     lse = jnp.where(total > 0, largest + jnp.log(safe_total), -jnp.inf)
-    lse = jnp.where(sees_nonfinite, jnp.nan, lse).astype(jnp.float32)
     if call.dropout_seeds is not None:
         rows, columns = jnp.arange(logits.shape[2]), jnp.arange(logits.shape[3])
         kept = dropout.keep(call.dropout_seeds, rows, columns, call.dropout_rate)
         weights = jnp.where(kept, weights / (1 - call.dropout_rate), 0)
-    return weights, safe_total, lse
+    return weights, safe_total, lse.astype(jnp.float32)
 
 
-def _by_group(x: jax.Array, call: Call) -> jax.Array:
-    """[B, N, …] -> [B, K, N / K, …]."""
-    num_heads, num_kv_heads = call.sizes[3:]
-    return x.reshape(x.shape[0], num_kv_heads, num_heads // num_kv_heads, *x.shape[2:])
+def _sees_nonfinite(call: Call) -> jax.Array:
+    """Which rows see a vector with NaN or infinity, bool [B, T, N]."""
+    batch, num_queries, num_keys, num_heads, num_kv_heads = call.sizes
 
+    def search():
+        query = ~is_finite(call.q).swapaxes(1, 2)  # [B, N, T, 1]
+        key = ~(is_finite(call.k) & is_finite(call.v)).swapaxes(1, 2).swapaxes(2, 3)  # [B, K, 1, S]
+        allowed = evaluate_mask(call)
+        seen = query | jnp.repeat(key, num_heads // num_kv_heads, axis=1)
+        seen = seen if allowed is None else seen & allowed
+        return seen.any(-1).swapaxes(1, 2)
 
-def _finite_pairs(call: Call) -> jax.Array:
-    """Pairs of which neither vector holds NaN or infinity, bool [B, N, T, S]."""
-    query = is_finite(call.q)[..., 0].swapaxes(1, 2)
-    key = (is_finite(call.k) & is_finite(call.v))[..., 0].swapaxes(1, 2)
-    return query[..., :, None] & jnp.repeat(key, call.q.shape[2] // call.k.shape[2], axis=1)[..., None, :]
+    # Nearly always there is none, and then no pass over T x S is spent on it.
+    all_finite = jnp.isfinite(sum(x.sum(dtype=call.accumulator) for x in (call.q, call.k, call.v)))
+    return jax.lax.cond(all_finite, lambda: jnp.zeros((batch, num_queries, num_heads), bool), search)
 
 
 def masked_logits(products: jax.Array, call: Call) -> jax.Array:
