@@ -22,12 +22,25 @@ def supports(call: Call) -> str | None:
     return None if rows <= MAX_ROWS else f"T * N = {rows} rows, and it is made for at most {MAX_ROWS}"
 
 
+@jax.custom_vjp
 def attend(call: Call) -> tuple[jax.Array, jax.Array]:
     """Attention output [B, T, N, Hv] in v's dtype, and log-sum-exp [B, T, N] in float32."""
     out, lse = _attend(call)
     # NaN anywhere, be it masked or another head's, reaches a product of all heads. Then, and only then, the reference
     # sorts out which rows truly see it; a check beforehand would read the cache twice.
     return jax.lax.cond(jnp.isfinite(out).all(), lambda call: (out, lse), dense.attend, call)
+
+
+def _forward(call: Call):
+    return attend(call), call
+
+
+def _backward(call: Call, cotangents):
+    # Gradients of single steps are rare, and the reference's keep clear of NaN.
+    return jax.vjp(dense.attend, call)[1](cotangents)
+
+
+attend.defvjp(_forward, _backward)
 
 
 def _attend(call: Call) -> tuple[jax.Array, jax.Array]:
