@@ -80,7 +80,7 @@ def test_masks_reject_bad_sizes():
 
 def test_explicit_backend_raises_rather_than_falls_back():
     wide = zeros(1, 64, 4, 8)
-    with pytest.raises(ValueError, match="decode.*rows"):
+    with pytest.raises(ValueError, match=r"decode.*rows"):
         attention(wide, wide, wide, backend="decode")
 
 

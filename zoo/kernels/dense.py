@@ -58,7 +58,7 @@ def softmax(logits: jax.Array, call: Call):
 
 def _sees_nonfinite(call: Call) -> jax.Array:
     """Which rows see a vector with NaN or infinity, bool [B, T, N]."""
-    batch, num_queries, num_keys, num_heads, num_kv_heads = call.sizes
+    batch, num_queries, _, num_heads, num_kv_heads = call.sizes
 
     def search():
         query = ~is_finite(call.q).swapaxes(1, 2)  # [B, N, T, 1]
