@@ -135,11 +135,10 @@ def _alternatives(kind: Any, value: Any) -> list[Any]:
     if get_origin(kind) is Literal:
         return [choice for choice in get_args(kind) if choice != value]
     if get_origin(kind) in (Union, types.UnionType):
+        members = [member for member in get_args(kind) if member is not types.NoneType]
         others = [None] if value is not None and types.NoneType in get_args(kind) else []
-        for member in get_args(kind):
-            if member is not types.NoneType and (value is None or not isinstance(value, member)):
-                others += _alternatives(member, None)
-            elif member is not types.NoneType and not dataclasses.is_dataclass(member):
+        for member in members:
+            if not dataclasses.is_dataclass(member) or not isinstance(value, member):
                 others += _alternatives(member, value)
         return others
     if get_origin(kind) is tuple:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zoo.data import Dataset, Tokenizer, packed_batches, scored_windows
+from zoo.data.batches import shuffle_window
 from zoo.generate import Sampling, generate
 from zoo.tasks.losses import Scorer, cross_entropy
 
@@ -48,7 +49,8 @@ class CausalLM:
                        text_key=self.text_key)  # fmt: skip
         source = self.dataset.split(split)
         if split == "train":
-            return packed_batches(source, self.tokenizer, seed=self.seed, **options)
+            window = shuffle_window(self.config.sequence_length, self.config.batch_size)
+            return packed_batches(source, self.tokenizer, seed=self.seed, shuffled_batches=window, **options)
         return scored_windows(source, self.tokenizer, stride=self.config.stride, **options)
 
     def loss(self, apply, params, batch: Mapping[str, Any], rng=None):

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from zoo.data import Dataset, Tokenizer, packed_batches, scored_windows
+from zoo.data.batches import shuffle_window
 from zoo.generate import Sampling
 from zoo.tasks.losses import Scorer, cross_entropy
 
@@ -55,7 +56,8 @@ class MaskedLM:
         options = dict(sequence_length=length, batch_size=self.config.batch_size, text_key=self.text_key)
         source = self.dataset.split(split)
         if split == "train":
-            return packed_batches(source, self.tokenizer, seed=self.seed, **options)
+            window = shuffle_window(length, self.config.batch_size)
+            return packed_batches(source, self.tokenizer, seed=self.seed, shuffled_batches=window, **options)
         return scored_windows(source, self.tokenizer, stride=length, **options)
 
     def loss(self, apply, params, batch: Mapping[str, Any], rng=None):
