@@ -287,7 +287,9 @@ def draw(rows: list[dict], path: Path) -> None:
         for name in dict.fromkeys(r["name"] for r in chosen):
             points = sorted((r["S"], r["tokens_per_second"]) for r in chosen if r["name"] == name)
             style = {"linestyle": "--"} if name == "auto" else {}
-            axes.plot(*zip(*points, strict=True), marker="o", label=name, color=colours.get(name), markersize=4, **style)
+            axes.plot(
+                *zip(*points, strict=True), marker="o", label=name, color=colours.get(name), markersize=4, **style
+            )
         axes.set(xscale="log", yscale="log", title=f"{case}, {dtype}\n{direction}", xlabel="length S")
         ticks = sorted({r["S"] for r in chosen})
         axes.set_xticks(ticks, [str(t) for t in ticks])
