@@ -1,19 +1,22 @@
-"""Eight fake CPU devices for every test, set before JAX is imported, and JAX's strict modes."""
+"""Eight fake CPU devices for every test, programs compiled in haste, JAX's strict modes; set before JAX is imported.
+
+A test compiles much and computes little, so its time goes into XLA's optimisations: without them it takes a third.
+tests/test_scripts.py runs the scripts in processes of their own, with XLA as a user has it.
+"""
 
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_parallel_codegen_split_count=1",
+    ]
+)
 
 import jax
-import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "standard")
-
-
-@pytest.fixture
-def compile_fast():
-    """Compile with few optimisations: for programs that run a few times, where compilation is the cost."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)

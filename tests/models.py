@@ -1,7 +1,10 @@
 """Tiny configurations that together use every mechanism of the core, and inputs for them."""
 
 import dataclasses
+import functools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from zoo.config import (
@@ -29,6 +32,7 @@ from zoo.config import (
     TransformerConfig,
     YarnScaling,
 )
+from zoo.transformer import Transformer
 
 VOCAB, WIDTH = 61, 16
 RMS = NormConfig(kind="rms", epsilon=1e-6, bias=False)
@@ -148,10 +152,12 @@ GPTJ = TransformerConfig(
         causal=True,
         branches="parallel_shared_norm",
         attention=attention(
+            num_heads=2,
+            head_size=16,
             rotary=RotaryConfig(
                 pairing="interleaved",
                 scaling=YarnScaling(factor=4.0, original_length=16, attention_factor=1.1, beta_fast=4.0, beta_slow=0.5),
-            )
+            ),
         ),
     ),
     head=LanguageModelHead(tied=False),
@@ -263,8 +269,8 @@ def inputs(config: TransformerConfig, batch: int = 2, length: int = 12, seed: in
     rng = np.random.default_rng(seed)
     arrays: dict[str, np.ndarray] = {}
     if config.embedding.patches is not None:
-        size = config.embedding.patches.image_size
-        arrays["pixel_values"] = rng.normal(size=(batch, 3, size, size)).astype(np.float32)
+        size, channels = config.embedding.patches.image_size, config.embedding.patches.num_channels
+        arrays["pixel_values"] = rng.normal(size=(batch, channels, size, size)).astype(np.float32)
     else:
         arrays["input_ids"] = rng.integers(1, config.embedding.vocab_size, (batch, length)).astype(np.int32)
     if config.embedding.num_token_types:
@@ -273,3 +279,17 @@ def inputs(config: TransformerConfig, batch: int = 2, length: int = 12, seed: in
         ids = rng.integers(1, config.target_vocab_size, (batch, length - 3))
         arrays["decoder_input_ids"] = ids.astype(np.int32)
     return arrays
+
+
+@functools.cache
+def build(name: str):
+    """A model in float32, and random parameters of which none stands at its zero or one, so that every one matters."""
+    model = Transformer(CONFIGS[name])
+    shapes = jax.eval_shape(model.init, jax.random.key(0), **inputs(CONFIGS[name]))["params"]
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        start = 0.7 if path[-1].key == "scale" else 0.0
+        return jnp.asarray(start + 0.2 * rng.standard_normal(leaf.shape), jnp.float32)
+
+    return model, jax.tree_util.tree_map_with_path(draw, shapes)

@@ -2,23 +2,16 @@
 
 import jax
 import jax.numpy as jnp
+import models
 import numpy as np
 import pytest
 from models import CONFIGS, inputs
 
 from zoo.generate import GREEDY, PROMPT_BUCKET, Sampling, _generate, generate
-from zoo.transformer import Transformer
-
-
-@pytest.fixture(autouse=True)
-def _compile_fast(compile_fast):
-    """Each program runs once or twice here."""
 
 
 def build(name: str):
-    model = Transformer(CONFIGS[name])
-    params = jax.jit(model.init)(jax.random.key(1), **inputs(CONFIGS[name]))["params"]
-    params = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+    model, params = models.build(name)
 
     def apply(params, **given):
         return model.apply({"params": params}, **given)

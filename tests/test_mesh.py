@@ -69,7 +69,7 @@ def losses(name: str, mesh_config: MeshConfig, layers: str = "scanned") -> np.nd
 
 @pytest.mark.parametrize("mesh", MESHES)
 @pytest.mark.parametrize("name", ["llama", "t5"])
-def test_losses_equal_one_device(name, mesh, compile_fast):
+def test_losses_equal_one_device(name, mesh):
     one = losses(name, MeshConfig(data=1))
     assert one[-1] < one[0]
     np.testing.assert_allclose(losses(name, MESHES[mesh]), one, atol=1e-5, rtol=0)

@@ -24,9 +24,7 @@ def evaluate(backend, q, k, v, grad_out, grad_lse, arguments):
         finite = jnp.where(jnp.isneginf(lse), 0, lse)
         return (out.astype(jnp.float32) * grad_out).sum() + (finite * grad_lse).sum(), (out, lse)
 
-    # What XLA does not optimise, it need not compile for long: these programs run once.
-    options = {"xla_backend_optimization_level": "0"}
-    gradient = jax.jit(jax.grad(loss, (0, 1, 2, 3), has_aux=True), compiler_options=options)
+    gradient = jax.jit(jax.grad(loss, (0, 1, 2, 3), has_aux=True))
     gradients, outputs = gradient(q, k, v, trained)
     results = dict(zip(FORWARD, outputs, strict=True)) | dict(zip("qkv", gradients[:3], strict=True))
     results |= {name: jax.tree.leaves(value)[0] for name, value in gradients[3].items()}

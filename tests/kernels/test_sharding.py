@@ -20,8 +20,7 @@ def losses(backend, arguments):
         out = attention(q, k, v, **trained, **fixed, backend=backend)
         return (out * jnp.arange(out.size).reshape(out.shape) / out.size).sum()
 
-    options = {"xla_backend_optimization_level": "0"}
-    return jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3)), compiler_options=options), trained
+    return jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3))), trained
 
 
 def ambient(shape, axis_type=jax.sharding.AxisType.Auto):

@@ -243,7 +243,6 @@ class Explodes(Counting):
         return Constant(self.batch_size, self.seed)
 
 
-@pytest.mark.usefixtures("compile_fast")
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path):
     with pytest.raises(NonFiniteError, match=r"loss is inf at step 7; .* step 4, is from before"):
         run_toy(tmp_path, task=Explodes())

@@ -20,7 +20,6 @@ def arrays(seed):
     )
 
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
 PARAMS, GRADIENTS = arrays(0), arrays(1)
 
 

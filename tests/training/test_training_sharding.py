@@ -25,9 +25,6 @@ PARAMS = jax.tree.map(
 )
 
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
-
 def train_on(mesh_config, num_steps=20, accumulate=1, **optimizer):
     """Return (losses, state, mesh) of a few steps of the toy."""
     mesh, model, task = make_mesh(mesh_config), Toy(), Counting()
