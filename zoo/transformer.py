@@ -599,36 +599,13 @@ class Transformer(nn.Module):
         encoder_attention_mask: Int[Array, "B S"] | None = None,
         cache: Cache | None = None,
         dropout_rng: Array | None = None,
+        with_head: bool = True,
     ) -> Output:
         """Run the decoder over a whole sequence, or over the positions that follow `cache`.
 
         With a cache, `attention_mask` speaks of the new positions and cross-attention reads the cache's memory.
+        `with_head=False` leaves the logits out, which at most one position needs in decoding.
         """
-        output = self._decoded(
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            position_ids,
-            segment_ids,
-            encoder_hidden_states,
-            encoder_attention_mask,
-            cache,
-            dropout_rng,
-        )
-        return self._with_head(output, attention_mask)
-
-    def _decoded(
-        self,
-        input_ids: Int[Array, "B T"] | None,
-        attention_mask: Int[Array, "B T"] | None = None,
-        token_type_ids: Int[Array, "B T"] | None = None,
-        position_ids: Int[Array, "B T"] | None = None,
-        segment_ids: Int[Array, "B T"] | None = None,
-        encoder_hidden_states: Float[Array, "B S D"] | None = None,
-        encoder_attention_mask: Int[Array, "B S"] | None = None,
-        cache: Cache | None = None,
-        dropout_rng: Array | None = None,
-    ) -> Output:
         if input_ids is None:
             name = "input_ids" if self.config.encoder is None else "decoder_input_ids"
             raise ValueError(f"{name} is missing; this model's decoder reads it")
@@ -651,7 +628,8 @@ class Transformer(nn.Module):
             cache=cache,
             dropout_rng=rngs[1],
         )
-        return Output(last_hidden_state=x, aux_loss=balance, keys_values=keys_values)
+        output = Output(last_hidden_state=x, aux_loss=balance, keys_values=keys_values)
+        return self._with_head(output, attention_mask) if with_head else output
 
     def prefill(
         self,
@@ -667,12 +645,13 @@ class Transformer(nn.Module):
             Logits of the token that follows the prompt, and the cache.
         """
         positions = jnp.maximum(jnp.cumsum(attention_mask, -1) - 1, 0)
-        output = self._decoded(
+        output = self.decode(
             input_ids,
             attention_mask,
             position_ids=positions,
             encoder_hidden_states=encoder_hidden_states,
             encoder_attention_mask=encoder_attention_mask,
+            with_head=False,
         )
         memory: dict[str, Any] = {}
         if encoder_hidden_states is not None:
@@ -685,7 +664,7 @@ class Transformer(nn.Module):
         """Logits of the token that follows `token`, and the cache with `token` in it."""
         ids, seen = token[:, None], jnp.ones((token.shape[0], 1), jnp.int32)
         positions = cache.segment_ids.sum(-1, keepdims=True)
-        output = self._decoded(ids, position_ids=positions, cache=cache)
+        output = self.decode(ids, position_ids=positions, cache=cache, with_head=False)
         return self._logits(output.last_hidden_state)[:, 0], cache.append(output.keys_values, seen)
 
     def _logits(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:

@@ -28,7 +28,7 @@ def pairs():
 
 
 def packed(documents, tokenizer, **options):
-    options = {"sequence_length": T, "batch_size": B, "seed": 7, **options}
+    options = {"sequence_length": T, "batch_size": B, "seed": 7, "shuffled_batches": SHUFFLED_BATCHES, **options}
     return packed_batches(documents, tokenizer, **options)
 
 
@@ -49,12 +49,10 @@ def equal(first, second):
     return first.keys() == second.keys() and all(np.array_equal(first[k], second[k]) for k in first)
 
 
-def read_stream(monkeypatch, num_tokens, documents, tokenizer, **options):
+def read_stream(num_tokens, documents, tokenizer, **options):
     """The tokens in the order in which they are packed: a window of one row has nothing to shuffle."""
-    with monkeypatch.context() as patch:
-        patch.setattr("zoo.data.batches.SHUFFLED_BATCHES", 1)
-        batches = packed(documents, tokenizer, batch_size=1, **options)
-        rows = [next(batches)["tokens"][0] for _ in range(-(-num_tokens // (T + 1)))]
+    batches = packed(documents, tokenizer, batch_size=1, shuffled_batches=1, **options)
+    rows = [next(batches)["tokens"][0] for _ in range(-(-num_tokens // (T + 1)))]
     return np.concatenate(rows)
 
 
@@ -64,18 +62,18 @@ def split_documents(stream, tokenizer):
 
 
 class TestPacked:
-    def test_every_epoch_holds_every_document_once_and_whole(self, monkeypatch, documents, tokenizer):
+    def test_every_epoch_holds_every_document_once_and_whole(self, documents, tokenizer):
         wanted = [whole(document, tokenizer) for document in documents]
         num_tokens = sum(map(len, wanted))
-        found = split_documents(read_stream(monkeypatch, 3 * num_tokens + 1, documents, tokenizer), tokenizer)
+        found = split_documents(read_stream(3 * num_tokens + 1, documents, tokenizer), tokenizer)
         epochs = [found[i * len(wanted) : (i + 1) * len(wanted)] for i in range(3)]
         assert [sorted(epoch) for epoch in epochs] == [sorted(wanted)] * 3
         assert wanted not in epochs
         assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
 
-    def test_a_window_deals_the_rows_of_the_stream_in_another_order(self, monkeypatch, documents, tokenizer):
+    def test_a_window_deals_the_rows_of_the_stream_in_another_order(self, documents, tokenizer):
         num_rows = SHUFFLED_BATCHES * B
-        stream = read_stream(monkeypatch, 2 * num_rows * (T + 1), documents, tokenizer).reshape(2, num_rows, T + 1)
+        stream = read_stream(2 * num_rows * (T + 1), documents, tokenizer).reshape(2, num_rows, T + 1)
         batches = packed(documents, tokenizer)
         orders = []
         for window in stream:
@@ -130,11 +128,11 @@ class TestPacked:
         batches.set_state(state)
         assert all(equal(next(batches), batch) for batch in ahead)
 
-    def test_processes_read_disjoint_documents_and_miss_none(self, monkeypatch, tokenizer):
+    def test_processes_read_disjoint_documents_and_miss_none(self, tokenizer):
         documents = [{"text": f"{i}"} for i in range(30)]
         seen = []
         for index in range(3):
-            stream = read_stream(monkeypatch, 100, documents, tokenizer, process_index=index, process_count=3)
+            stream = read_stream(100, documents, tokenizer, process_index=index, process_count=3)
             seen.append({tokenizer.decode(ids) for ids in split_documents(stream, tokenizer)})
         assert [len(texts) for texts in seen] == [10, 10, 10]
         assert set.union(*seen) == {str(i) for i in range(30)}

@@ -16,10 +16,10 @@ from zoo.data.tokenizer import Tokenizer
 
 Batch = dict[str, np.ndarray]
 
-# Rows are shuffled within this many batches: neighbours in a long document then land far apart.
+# Rows are shuffled within this many batches, and at least this many tokens: neighbours in a long document then land far
+# apart. With 64 batches of the tiny GPT, which hold a few dozen files, its loss fell within each window and jumped by
+# 1.5 nats at the next.
 SHUFFLED_BATCHES = 64
-# Language models shuffle within this many tokens where that is more: with 64 batches of the tiny GPT, which hold a few
-# dozen files, its loss fell within each window and jumped by 1.5 nats at the next.
 SHUFFLED_TOKENS = 1 << 21
 # Tokens remembered before documents are tokenised anew each epoch: 1 GiB of int32.
 REMEMBERED_TOKENS = 1 << 28
@@ -69,7 +69,8 @@ def packed_batches(
     Every epoch draws the documents in a new order, a function of `seed` and the epoch alone. `batch_size` is
     this process's; process i of n reads every n-th document from the i-th.
 
-    Rows are dealt in an order drawn for each window of `shuffled_batches` batches.
+    Rows are dealt in an order drawn for each window of `shuffled_batches` batches, by default as many as hold
+    `SHUFFLED_TOKENS` tokens and at least `SHUFFLED_BATCHES`.
 
     Yields {"tokens", "segment_ids", "positions"}, each int32 [B, T + 1]: row[:-1] is the input and row[1:]
     the target wherever both have one segment id. Segments count from 1 in each row; positions restart with
@@ -84,13 +85,8 @@ def packed_batches(
         row_length=sequence_length + 1,
         batch_size=batch_size,
         seed=seed,
-        shuffled_batches=shuffled_batches or SHUFFLED_BATCHES,
+        shuffled_batches=shuffled_batches or max(SHUFFLED_BATCHES, SHUFFLED_TOKENS // (sequence_length * batch_size)),
     )
-
-
-def shuffle_window(sequence_length: int, batch_size: int) -> int:
-    """Batches that hold `SHUFFLED_TOKENS` tokens, and at least `SHUFFLED_BATCHES`."""
-    return max(SHUFFLED_BATCHES, SHUFFLED_TOKENS // (sequence_length * batch_size))
 
 
 class PackedBatches(grain.DatasetIterator):

@@ -1,5 +1,6 @@
 """Next-token prediction over packed documents (GPT): the loss, and held-out bits per byte."""
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from zoo.data import Dataset, Tokenizer, packed_batches, scored_windows
-from zoo.data.batches import shuffle_window
 from zoo.generate import Sampling, generate
 from zoo.tasks.losses import Scorer, cross_entropy
 
@@ -35,13 +35,19 @@ class CausalLMConfig:
         return CausalLM(self, dataset, tokenizer, seed, text_key)
 
 
+@dataclass(frozen=True, eq=False)
 class CausalLM:
     """`CausalLMConfig` on a dataset: a `Task` as training sees it."""
 
-    def __init__(self, config: CausalLMConfig, dataset: Dataset, tokenizer: Tokenizer, seed: int, text_key: str):
-        self.config, self.dataset, self.tokenizer = config, dataset, tokenizer
-        self.seed, self.text_key = seed, text_key
-        self._scorer = Scorer(self.loss)
+    config: CausalLMConfig
+    dataset: Dataset
+    tokenizer: Tokenizer
+    seed: int
+    text_key: str
+
+    @functools.cached_property
+    def _scorer(self) -> Scorer:
+        return Scorer(self.loss)
 
     def batches(self, split: str):
         """Packed rows, endless and shuffled, for "train"; otherwise windows that score every token once."""
@@ -49,8 +55,7 @@ class CausalLM:
                        text_key=self.text_key)  # fmt: skip
         source = self.dataset.split(split)
         if split == "train":
-            window = shuffle_window(self.config.sequence_length, self.config.batch_size)
-            return packed_batches(source, self.tokenizer, seed=self.seed, shuffled_batches=window, **options)
+            return packed_batches(source, self.tokenizer, seed=self.seed, **options)
         return scored_windows(source, self.tokenizer, stride=self.config.stride, **options)
 
     def loss(self, apply, params, batch: Mapping[str, Any], rng=None):

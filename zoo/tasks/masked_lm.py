@@ -1,5 +1,6 @@
 """Masked-token prediction (BERT, Devlin et al. 2019): hide 15 % of the tokens, predict them from both sides."""
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +12,6 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from zoo.data import Dataset, Tokenizer, packed_batches, scored_windows
-from zoo.data.batches import shuffle_window
 from zoo.generate import Sampling
 from zoo.tasks.losses import Scorer, cross_entropy
 
@@ -42,13 +42,19 @@ class MaskedLMConfig:
         return MaskedLM(self, dataset, tokenizer, seed, text_key)
 
 
+@dataclass(frozen=True, eq=False)
 class MaskedLM:
     """`MaskedLMConfig` on a dataset: a `Task` as training sees it."""
 
-    def __init__(self, config: MaskedLMConfig, dataset: Dataset, tokenizer: Tokenizer, seed: int, text_key: str):
-        self.config, self.dataset, self.tokenizer = config, dataset, tokenizer
-        self.seed, self.text_key = seed, text_key
-        self._scorer = Scorer(self.loss)
+    config: MaskedLMConfig
+    dataset: Dataset
+    tokenizer: Tokenizer
+    seed: int
+    text_key: str
+
+    @functools.cached_property
+    def _scorer(self) -> Scorer:
+        return Scorer(self.loss)
 
     def batches(self, split: str):
         """Packed rows, endless and shuffled, for "train"; otherwise each held-out token once."""
@@ -56,8 +62,7 @@ class MaskedLM:
         options = dict(sequence_length=length, batch_size=self.config.batch_size, text_key=self.text_key)
         source = self.dataset.split(split)
         if split == "train":
-            window = shuffle_window(length, self.config.batch_size)
-            return packed_batches(source, self.tokenizer, seed=self.seed, shuffled_batches=window, **options)
+            return packed_batches(source, self.tokenizer, seed=self.seed, **options)
         return scored_windows(source, self.tokenizer, stride=length, **options)
 
     def loss(self, apply, params, batch: Mapping[str, Any], rng=None):

@@ -1,5 +1,6 @@
 """One sequence from another (translation, dates): teacher-forced loss, and exact match of greedy decoding."""
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,21 +32,20 @@ class SequenceToSequenceConfig:
         return SequenceToSequence(self, dataset, tokenizer, seed, source_key, target_key)
 
 
+@dataclass(frozen=True, eq=False)
 class SequenceToSequence:
     """`SequenceToSequenceConfig` on a dataset: a `Task` as training sees it."""
 
-    def __init__(
-        self,
-        config: SequenceToSequenceConfig,
-        dataset: Dataset,
-        tokenizer: Tokenizer,
-        seed: int,
-        source_key: str,
-        target_key: str,
-    ):
-        self.config, self.dataset, self.tokenizer, self.seed = config, dataset, tokenizer, seed
-        self.source_key, self.target_key = source_key, target_key
-        self._scorer = Scorer(self.loss)
+    config: SequenceToSequenceConfig
+    dataset: Dataset
+    tokenizer: Tokenizer
+    seed: int
+    source_key: str
+    target_key: str
+
+    @functools.cached_property
+    def _scorer(self) -> Scorer:
+        return Scorer(self.loss)
 
     def batches(self, split: str):
         """Padded pairs, endless and shuffled, for "train"; otherwise one pass."""

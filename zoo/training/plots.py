@@ -56,12 +56,12 @@ def _plot(axes, train: np.ndarray, held_out: list[tuple[int, float]]) -> None:
             linewidth=1,
             label="validation",
         )
-        style = {"textcoords": "offset points", "ha": "right", "color": VALIDATION}
-        axes.annotate(f"{held_out[-1][1]:.3f}", held_out[-1], (0, 9), **style)
+        style = {"textcoords": "offset points", "va": "center", "color": VALIDATION}
+        axes.annotate(f"{held_out[-1][1]:.3f}", held_out[-1], (8, 0), **style)
     if len(losses) > 1:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
-        axes.set_xlim(steps[0], steps[-1] * 1.1)
+        axes.set_xlim(steps[0], steps[-1] * steps[-1] ** 0.1 if held_out else steps[-1])
         shown = [losses.min(), np.quantile(losses, 0.995), smoothed.max(), *(loss for _, loss in held_out)]
         margin = 0.05 * (max(shown) - min(shown)) or 0.1
         axes.set_ylim(min(shown) - margin, max(shown) + margin)
