@@ -12,9 +12,11 @@ import argparse
 import dataclasses
 import functools
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
+import random
 import re
 import shlex
 import statistics
@@ -34,7 +36,7 @@ import zoo
 from zoo.kernels.cases import CASES, Sizes
 
 REPEATS = 7
-"""Timed calls a figure; the median is reported."""
+"""Least number of timed calls a figure; the median is reported."""
 CHECKED_LENGTH = 4096
 """Longest sequence whose result is compared with the dense backend, which needs S² memory."""
 OURS = ("auto", "blockwise", "dense")
@@ -105,12 +107,16 @@ def run_cell(options: argparse.Namespace, case: str, length: int, dtype: str, ba
     inputs = sizes.inputs(rng, jnp.dtype(dtype))
     arguments = CASES[case](rng, sizes)
     contenders = [c for c in make_contenders(options, case, sizes, inputs, arguments, backward) if c is not None]
-    for _ in range(options.repeats):
-        for contender in contenders:
+    rounds, order = options.repeats, random.Random(0)
+    for index in itertools.count():
+        for contender in order.sample(contenders, len(contenders)):
             start = time.perf_counter()
             contender.call()
             contender.times.append(time.perf_counter() - start)
-    return report(contenders, case, sizes, dtype, backward)
+        if index == 0:  # short calls are repeated for some seconds
+            rounds = max(rounds, min(50, round(3 / sum(c.times[0] for c in contenders))))
+        if index + 1 >= rounds:
+            return report(contenders, case, sizes, dtype, backward)
 
 
 def make_contenders(options, case, sizes, inputs, arguments, backward) -> list[Contender | None]:
@@ -193,6 +199,8 @@ def torch_peer(case: str, inputs: tuple, backward: bool) -> Contender | None:
     """Torch's scaled_dot_product_attention on the same values, where torch is installed and the mask is its own."""
     if case not in ("full", "causal"):
         return None
+    # Else torch's threads spin on after each call, and whoever comes next has fewer cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         import torch
     except ImportError:
@@ -268,7 +276,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: installed[name] for name in packages if name in installed},
         "command": "python " + " ".join(map(shlex.quote, ["benchmarks/attention.py", *sys.argv[1:]])),
-        "repeats": "medians of interleaved calls after a warm-up",
+        "repeats": "medians of calls in an order drawn for each round, after a warm-up",
     }
 
 

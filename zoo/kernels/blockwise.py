@@ -13,11 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from zoo.kernels.call import Call, guard_nonfinite, without_nonfinite
+from zoo.kernels.call import LOWEST, Call, guard_nonfinite, without_nonfinite
 from zoo.kernels.schedule import plan
 from zoo.kernels.tiles import At, DropoutTiles, Grid, MaskTiles, bias_tiles, prepare_bias
-
-LOWEST = -1e30  # stands for -inf where a difference of infinities would be NaN
 
 
 def supports(call: Call) -> str | None:

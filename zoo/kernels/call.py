@@ -9,6 +9,9 @@ import numpy as np
 from zoo.kernels.bias import Bias
 from zoo.kernels.masks import Clause, Frame, Mask, normalise
 
+LOWEST = -1e30
+"""Stands for -inf where a difference of infinities would be NaN."""
+
 
 def _static():
     return dataclasses.field(metadata={"static": True})

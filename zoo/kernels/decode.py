@@ -50,9 +50,9 @@ def _attend(call: Call) -> tuple[jax.Array, jax.Array]:
     k, v = (x.reshape(batch, num_keys, -1) for x in (call.k, call.v))
     products = jnp.einsum("brd,bsd->brs", q, k, preferred_element_type=call.accumulator)
     products = products.reshape(batch, num_queries, num_heads, num_keys).swapaxes(1, 2)
-    weights, total, lse = dense.softmax(dense.masked_logits(products, call), call)
+    weights, lse = dense.softmax(dense.masked_logits(products, call), call)
     weights = weights.astype(v.dtype).swapaxes(1, 2).reshape(batch, num_queries * num_heads, num_keys)
     out = jnp.einsum("brs,bsd->brd", weights, v, preferred_element_type=call.accumulator)
     out = out.reshape(batch, num_queries, num_heads, num_kv_heads, -1)
-    out = jnp.where(own[:, :, None] > 0, out, 0).sum(3) / total.swapaxes(1, 2)[..., None]
+    out = jnp.where(own[:, :, None] > 0, out, 0).sum(3)
     return out.astype(call.v.dtype), lse.swapaxes(1, 2)
