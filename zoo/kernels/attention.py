@@ -26,7 +26,7 @@ BACKENDS = {"dense": dense, "blockwise": blockwise, "decode": decode}
 # Beyond this many logits a head `blockwise` is the faster one, forward and backward, by measurement on CPUs: in
 # the accumulator's own dtype, and in half precision.
 MAX_DENSE_LOGITS = 128 * 128
-MAX_DENSE_LOGITS_HALF = 96 * 96
+MAX_DENSE_LOGITS_HALF = 64 * 64
 
 # An offset given as a Python integer is compiled in from this many queries on, where it lets whole blocks of
 # keys be dropped at compile time. Below, it is an argument: decoding over Python integers compiles once.
