@@ -17,7 +17,6 @@ from zoo.kernels.call import LOWEST, Call, guard_nonfinite, without_nonfinite
 from zoo.kernels.schedule import plan
 from zoo.kernels.tiles import At, DropoutTiles, Grid, MaskTiles, bias_tiles, prepare_bias
 
-
 MAX_BATCHED_LOGITS = 128 * 128
 """Up to so many logits a head, a CPU takes all heads in one batch of products."""
 
@@ -196,8 +195,8 @@ class Problem:
         self.call = dataclasses.replace(rest, q=q, k=k, v=v, sinks=sinks)
         self.grid, self.accumulator = grid, self.call.accumulator
         self.group = q.shape[2] // k.shape[2]
-        # Heads in sequence keep their blocks in a CPU's cache; an accelerator wants them at once, and so does a CPU where
-        # a head is no more than one small block.
+        # Heads in sequence keep their blocks in a CPU's cache; an accelerator wants them at once, and so does a CPU
+        # where a head is no more than one small block.
         one_small_block = grid.num_queries * grid.num_keys <= min(MAX_BATCHED_LOGITS, grid.block_q * grid.block_k)
         self.sequential = bias is not None or (jax.default_backend() == "cpu" and not one_small_block)
         self.mask = MaskTiles(self.call, grid)
