@@ -25,8 +25,8 @@ _RMS = NormConfig(kind="rms", epsilon=1e-6, bias=False)
 def gpt_tiny() -> Run:
     """A GPT that writes Python: next-token prediction on the standard library's sources and documentation.
 
-    Measured on 2 virtual CPU cores with AMX: 1.665 bits per byte on held-out modules, where an interpolated 5-gram
-    byte model of the same training split has 1.843; level with it after 150 steps. About 1 s a step on an idle machine.
+    Measured on 2 virtual CPU cores with AMX, in six minutes: 1.580 bits per byte on held-out modules, where an
+    interpolated 5-gram byte model of the same training split has 1.843. About 0.85 s a step.
     """
     vocab_size, width = 4096, 256
     return Run(
@@ -57,7 +57,8 @@ def gpt_tiny() -> Run:
 def bert_tiny() -> Run:
     """A BERT that fills gaps: masked-token prediction on the standard library's sources and documentation.
 
-    Hardware: a CPU. Result: not yet measured.
+    Measured on 2 virtual CPU cores with AMX, in six minutes beside other jobs: 6.555 nats per hidden token, where the
+    token frequencies of the training split have 7.3150.
     """
     vocab_size, width, length = 4096, 192, 128
     return Run(
@@ -91,8 +92,7 @@ def bert_tiny() -> Run:
 def translate_dates() -> Run:
     """A T5 that reads dates: "samedi 21 novembre 2026" to "2026-11-21", from the locale data of Babel.
 
-    Measured on 2 virtual CPU cores over 1000 steps: all of 2,242 held-out dates exact (99.15 % after 750). The 700
-    steps it takes now: not yet measured.
+    Measured on 2 virtual CPU cores, in 3:23 minutes: all of 2,242 held-out dates exact.
     """
     vocab_size, width = 512, 128
     attention = AttentionConfig(num_heads=4, head_size=32)

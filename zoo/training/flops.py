@@ -105,7 +105,7 @@ def peak_flops(device: Any, compute_dtype: Any = jnp.bfloat16) -> float | None:
     return 1e12 * PEAK_TFLOPS[max(names, key=len)] / slower
 
 
-def measure_ceiling(compute_dtype: Any = jnp.float32, size: int = 1024, seconds: float = 0.15) -> float:
+def measure_ceiling(compute_dtype: Any = jnp.float32, size: int = 1024, seconds: float = 0.5) -> float:
     """Return the FLOP/s of the best of a few square matrix products on the default device."""
     x = jnp.ones((size, size), compute_dtype)
     product = jax.jit(lambda x: jnp.matmul(x, x, preferred_element_type=jnp.float32).astype(compute_dtype))
