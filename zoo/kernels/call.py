@@ -71,9 +71,8 @@ class Call:
 
 def is_finite(x: jax.Array) -> jax.Array:
     """Which vectors of the last axis hold neither NaN nor infinity, bool [..., 1]."""
-    # A maximum, where `isfinite(x).all()` would become a cascade of windowed reductions on CPUs.
-    magnitude, infinity = _magnitude(jax.lax.stop_gradient(x))
-    return magnitude.max(-1, keepdims=True) < infinity
+    # A maximum of floats: `isfinite(x).all()`, or one of integers, would become a cascade of windows on CPUs.
+    return jnp.isfinite(jnp.abs(jax.lax.stop_gradient(x)).max(-1, keepdims=True))
 
 
 @jax.custom_jvp
@@ -82,23 +81,14 @@ def without_nonfinite(x: jax.Array) -> jax.Array:
 
     A masked value enters products with weight zero, and 0 * NaN is NaN: products must see zeros instead.
     """
-    magnitude, infinity = _magnitude(x)
-    bits = jax.lax.bitcast_convert_type(x, magnitude.dtype)
-    return jax.lax.bitcast_convert_type(jnp.where(magnitude < infinity, bits, jnp.zeros_like(bits)), x.dtype)
+    # CPUs widen what they compute in half precision and hand the wide copy to the product; integers stay as they are.
+    kind = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
+    bits, infinity = (jax.lax.bitcast_convert_type(y, kind) for y in (x, jnp.asarray(jnp.inf, x.dtype)))
+    kept = jnp.where((bits & infinity) == infinity, jnp.zeros_like(bits), bits)  # all bits of the exponent set
+    return jax.lax.bitcast_convert_type(kept, x.dtype)
 
 
 without_nonfinite.defjvp(lambda primals, tangents: (without_nonfinite(*primals), *tangents))
-
-
-def _magnitude(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Integers that are ordered as |x| is, with NaN last, and that of infinity.
-
-    CPUs widen what they compute in half precision and hand the wide copy on to the product; integers stay as they are.
-    """
-    kind = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
-    infinity = jax.lax.bitcast_convert_type(jnp.asarray(jnp.inf, x.dtype), kind)
-    unsigned = jnp.asarray(jnp.iinfo(kind).max >> 1, kind)
-    return jax.lax.bitcast_convert_type(x, kind) & unsigned, infinity
 
 
 def guard_nonfinite(k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
