@@ -86,6 +86,9 @@ def test_bfloat16(case):
     compare(case, TEST_SIZES["square"], jnp.bfloat16, ["small_blocks"], 1e-2)
 
 
-@pytest.mark.parametrize("case", ["packed"])
+@pytest.mark.parametrize("case", ["packed", "padding", "sinks", "softcap", "dropout", "positions", "offset_array"])
 def test_default_blocks(case):
-    compare(case, TEST_SIZES["square"], jnp.float32, ["blockwise"], 1e-6)
+    """A head is one block here: all heads are taken in one batch, save where there is a bias."""
+    compare(
+        case, TEST_SIZES["grouped" if fits(case, TEST_SIZES["grouped"]) else "square"], jnp.float32, ["blockwise"], 1e-6
+    )
