@@ -11,7 +11,7 @@ out=${OUT:-benchmarks/results}
 mkdir -p "$out"
 
 echo "== correctness"
-"$python" benchmarks/check.py --out "$out"
+"$python" benchmarks/check.py ${SMALL:+--cases causal packed relative} --out "$out"
 
 echo "== attention"
 if [ -n "${SMALL:-}" ]; then
