@@ -92,7 +92,7 @@ def bert_tiny() -> Run:
 def translate_dates() -> Run:
     """A T5 that reads dates: "samedi 21 novembre 2026" to "2026-11-21", from the locale data of Babel.
 
-    Measured on 2 virtual CPU cores, in 3:23 minutes: all of 2,242 held-out dates exact.
+    Measured on 2 virtual CPU cores, in 3:12 minutes: all of 2,242 held-out dates exact.
     """
     vocab_size, width = 512, 128
     attention = AttentionConfig(num_heads=4, head_size=32)
