@@ -124,7 +124,9 @@ def qkv(sizes, seed=0):
 
 
 def gradients(backend, inputs, rows=slice(None), **arguments):
-    loss = lambda q, k, v: attention(q, k, v, backend=backend, **arguments)[:, rows].sum()  # noqa: E731
+    def loss(q, k, v):
+        return attention(q, k, v, backend=backend, **arguments)[:, rows].sum()
+
     return jax.jit(jax.grad(loss, (0, 1, 2)))(*inputs)
 
 

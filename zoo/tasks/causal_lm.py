@@ -1,6 +1,5 @@
 """Next-token prediction over packed documents (GPT): the loss, and held-out bits per byte."""
 
-import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import numpy as np
 
 from zoo.data import Dataset, Tokenizer, packed_batches, scored_windows
 from zoo.generate import Sampling, generate
-from zoo.tasks.losses import Scorer, cross_entropy
+from zoo.tasks.losses import cross_entropy, score_split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +44,6 @@ class CausalLM:
     seed: int
     text_key: str
 
-    @functools.cached_property
-    def _scorer(self) -> Scorer:
-        return Scorer(self.loss)
-
     def batches(self, split: str):
         """Packed rows, endless and shuffled, for "train"; otherwise windows that score every token once."""
         options = dict(sequence_length=self.config.sequence_length, batch_size=self.config.batch_size,
@@ -76,7 +71,7 @@ class CausalLM:
     def evaluate(self, apply, params) -> dict[str, float]:
         """Held-out loss (nats per token), perplexity, and bits per byte of the documents' text."""
         source = self.dataset.split("validation")
-        scored = self._scorer(apply, params, self.batches("validation"))
+        scored = score_split(self.loss, apply, params, self.batches("validation"))
         num_bytes = sum(len(source[i][self.text_key].encode()) for i in range(len(source)))
         nats = scored["loss"] * scored["weight"]
         return {

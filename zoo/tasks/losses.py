@@ -1,5 +1,6 @@
 """Losses over a vocabulary, and the sums that turn batches of them into held-out figures."""
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -30,30 +31,27 @@ def cross_entropy(
     return (nats * weights).sum() / count, metrics
 
 
-class Scorer:
-    """A task's loss over a whole split, compiled once."""
+def score_split(
+    loss: Callable[..., Any], apply: Callable[..., Any], params: Any, batches: Iterable[Mapping[str, np.ndarray]]
+) -> dict[str, float]:
+    """Mean of a task's loss and metrics over a whole split, weighted by `metrics["weight"]`, whose sum is "weight".
 
-    def __init__(self, loss: Callable[..., Any]):
-        """Take the task's `loss(apply, params, batch, rng)`."""
+    Compiled once for each `loss(apply, params, batch, rng)` and `apply`.
+    """
+    totals: dict[str, float] = {}
+    # Dispatch runs ahead of the device; the results are read at the end.
+    for metrics in [_score_batch(loss, apply, params, batch) for batch in batches]:
+        weight = float(metrics.pop("weight"))
+        totals["weight"] = totals.get("weight", 0.0) + weight
+        for name, value in metrics.items():
+            totals[name] = totals.get(name, 0.0) + weight * float(value)
+    weight = totals.pop("weight", 0.0)
+    if weight == 0.0:
+        raise ValueError("the split has nothing to score; give it at least one document of two tokens")
+    return {"weight": weight, **{name: value / weight for name, value in totals.items()}}
 
-        def score(apply, params, batch):
-            value, metrics = loss(apply, params, batch, None)
-            return {"loss": value, **metrics}
 
-        self._score = jax.jit(score, static_argnums=0)
-
-    def __call__(
-        self, apply: Callable[..., Any], params: Any, batches: Iterable[Mapping[str, np.ndarray]]
-    ) -> dict[str, float]:
-        """Mean of every metric weighted by `metrics["weight"]`, whose sum is returned as "weight"."""
-        totals: dict[str, float] = {}
-        # Dispatch runs ahead of the device; the results are read at the end.
-        for metrics in [self._score(apply, params, batch) for batch in batches]:
-            weight = float(metrics.pop("weight"))
-            totals["weight"] = totals.get("weight", 0.0) + weight
-            for name, value in metrics.items():
-                totals[name] = totals.get(name, 0.0) + weight * float(value)
-        weight = totals.pop("weight", 0.0)
-        if weight == 0.0:
-            raise ValueError("the split has nothing to score; give it at least one document of two tokens")
-        return {"weight": weight, **{name: value / weight for name, value in totals.items()}}
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _score_batch(loss, apply, params, batch):
+    value, metrics = loss(apply, params, batch, None)
+    return {"loss": value, **metrics}

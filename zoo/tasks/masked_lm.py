@@ -1,6 +1,5 @@
 """Masked-token prediction (BERT, Devlin et al. 2019): hide 15 % of the tokens, predict them from both sides."""
 
-import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from jaxtyping import Array, Bool, Int
 
 from zoo.data import Dataset, Tokenizer, packed_batches, scored_windows
 from zoo.generate import Sampling
-from zoo.tasks.losses import Scorer, cross_entropy
+from zoo.tasks.losses import cross_entropy, score_split
 
 MASK = "<mask>"
 """What a prompt writes where a token is hidden."""
@@ -52,10 +51,6 @@ class MaskedLM:
     seed: int
     text_key: str
 
-    @functools.cached_property
-    def _scorer(self) -> Scorer:
-        return Scorer(self.loss)
-
     def batches(self, split: str):
         """Packed rows, endless and shuffled, for "train"; otherwise each held-out token once."""
         length = self.config.sequence_length - 1  # rows carry one token more than they have targets
@@ -86,7 +81,7 @@ class MaskedLM:
 
     def evaluate(self, apply, params) -> dict[str, float]:
         """Held-out loss (nats per hidden token), perplexity and accuracy."""
-        scored = self._scorer(apply, params, self.batches("validation"))
+        scored = score_split(self.loss, apply, params, self.batches("validation"))
         return {
             "loss": scored["loss"],
             "perplexity": math.exp(min(scored["loss"], 700.0)),

@@ -1,6 +1,5 @@
 """One sequence from another (translation, dates): teacher-forced loss, and exact match of greedy decoding."""
 
-import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import numpy as np
 
 from zoo.data import Dataset, Tokenizer, pair_batches
 from zoo.generate import GREEDY, Sampling, generate
-from zoo.tasks.losses import Scorer, cross_entropy
+from zoo.tasks.losses import cross_entropy, score_split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +42,6 @@ class SequenceToSequence:
     source_key: str
     target_key: str
 
-    @functools.cached_property
-    def _scorer(self) -> Scorer:
-        return Scorer(self.loss)
-
     def batches(self, split: str):
         """Padded pairs, endless and shuffled, for "train"; otherwise one pass."""
         source = self.dataset.split(split)
@@ -76,7 +71,7 @@ class SequenceToSequence:
 
     def evaluate(self, apply, params) -> dict[str, float]:
         """Held-out loss (nats per token) and the share of pairs whose greedy output is exactly the target."""
-        scored = self._scorer(apply, params, self.batches("validation"))
+        scored = score_split(self.loss, apply, params, self.batches("validation"))
         pairs = right = 0
         for batch in self.batches("validation"):
             real = batch["target_segment_ids"].any(-1)
