@@ -13,7 +13,7 @@ SMALL_BLOCKS = (8, 16)
 
 def _register(name, block_sizes):
     attend = functools.partial(blockwise.attend, block_sizes=block_sizes)
-    BACKENDS[name] = types.SimpleNamespace(attend=attend, supports=blockwise.supports)
+    BACKENDS[name] = types.SimpleNamespace(attend=attend, supports=blockwise.supports, PLATFORM=None)
 
 
 @pytest.fixture(autouse=True, scope="session")

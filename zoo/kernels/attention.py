@@ -110,9 +110,17 @@ def choose(call: Call, backend: str) -> str:
         return chosen
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r} is unknown; choose from auto, {', '.join(BACKENDS)}")
-    if (refusal := BACKENDS[backend].supports(call)) is not None:
-        raise ValueError(f"backend={backend!r} cannot run this call: {refusal}; use backend='auto' or another")
+    if (reason := refusal(backend, call)) is not None:
+        raise ValueError(f"backend={backend!r} cannot run this call: {reason}; use backend='auto' or another")
     return backend
+
+
+def refusal(backend: str, call: Call) -> str | None:
+    """Why a backend cannot run a call on this machine; None when it can."""
+    module, platform = BACKENDS[backend], jax.default_backend()
+    if module.PLATFORM not in (None, platform):
+        return f"it is made for a {module.PLATFORM.upper()}, and JAX runs on a {platform.upper()}"
+    return module.supports(call)
 
 
 def _automatic(call: Call) -> tuple[str, str]:
@@ -153,9 +161,9 @@ def explain(q, k, v, *, backend: str = "auto", **arguments) -> str:
         "  with " + (", ".join(name for name, value in features.items() if value is not None) or "nothing else"),
         f"  runs on {chosen}: {reason}",
     ]
-    for name, module in BACKENDS.items():
+    for name in BACKENDS:
         if name != chosen:
-            lines.append(f"  not on {name}: {module.supports(call) or 'it could, but is expected to be slower'}")
+            lines.append(f"  not on {name}: {refusal(name, call) or 'it could, but is expected to be slower'}")
     return "\n".join(lines)
 
 

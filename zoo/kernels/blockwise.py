@@ -20,6 +20,9 @@ from zoo.kernels.tiles import At, DropoutTiles, Grid, MaskTiles, bias_tiles, pre
 MAX_BATCHED_LOGITS = 128 * 128
 """Up to so many logits a head, a CPU takes all heads in one batch of products."""
 
+PLATFORM = None
+"""Runs on any."""
+
 
 def supports(call: Call) -> str | None:
     """Why this backend cannot run the call; None when it can. It always can."""

@@ -14,6 +14,9 @@ from zoo.kernels.call import Call
 # Beyond this many rows (T * N) arithmetic shows, by measurement on CPUs.
 MAX_ROWS = 64
 
+PLATFORM = None
+"""Runs on any."""
+
 
 def supports(call: Call) -> str | None:
     """Why this backend cannot run the call; None when it can."""

@@ -11,6 +11,9 @@ from zoo.kernels import dropout, masks
 from zoo.kernels.bias import DenseBias, toeplitz
 from zoo.kernels.call import LOWEST, Call, is_finite, without_nonfinite
 
+PLATFORM = None
+"""Runs on any."""
+
 
 def supports(call: Call) -> str | None:
     """Why this backend cannot run the call; None when it can. It always can."""
