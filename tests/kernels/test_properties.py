@@ -27,6 +27,7 @@ from zoo.kernels import (
     merge,
 )
 from zoo.kernels.attention import _run, choose, prepare
+from zoo.kernels.bias import diagonal_sums, toeplitz
 from zoo.kernels.cases import CASES, Sizes
 from zoo.kernels.dense import evaluate_mask
 
@@ -194,27 +195,35 @@ def test_decoding_compiles_once():
     assert _run._cache_size() == before + 1
 
 
-MEMORY = ["causal", "window", "packed", "padding", "alibi", "relative"]
-
-
 @pytest.mark.parametrize("backward", [False, True])
-@pytest.mark.parametrize("case", MEMORY)
+@pytest.mark.parametrize("case", CASES)
 def test_blockwise_memory_grows_linearly(case, backward):
-    """The compiler's own count of temporary bytes at 2 S is at most 2.2 times that at S."""
+    """The compiler's own count of temporary bytes at 2 S is at most 2.2 times that at S, gradients of biases included."""
 
     def temp_bytes(length):
         sizes = Sizes(B=1, T=length, S=length, N=2, K=2, H=32, V=32)
         rng = np.random.default_rng(0)
         arguments = CASES[case](rng, sizes)
+        trained = {name: arguments.pop(name) for name in ("bias", "sinks") if name in arguments}
 
-        def loss(q, k, v):
-            return jnp.square(attention(q, k, v, backend="blockwise", **arguments)).sum()
+        def loss(q, k, v, trained):
+            return jnp.square(attention(q, k, v, backend="blockwise", **arguments, **trained)).sum()
 
-        function = jax.grad(loss, (0, 1, 2)) if backward else loss
-        compiled = jax.jit(function).lower(*sizes.inputs(rng, jnp.float32)).compile()
+        function = jax.grad(loss, (0, 1, 2, 3)) if backward else loss
+        compiled = jax.jit(function).lower(*sizes.inputs(rng, jnp.float32), trained).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     assert temp_bytes(8192) <= 2.2 * temp_bytes(4096)
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (20, 37), (64, 48), (96, 96)])
+def test_diagonal_sums_transpose_toeplitz(shape):
+    rng = np.random.default_rng(0)
+    block, vector = (rng.standard_normal(size).astype(np.float32) for size in (shape, (2, sum(shape) - 1)))
+    expected = [np.trace(block, offset) for offset in range(1 - shape[0], shape[1])]
+    np.testing.assert_allclose(diagonal_sums(jnp.asarray(block)), expected, atol=1e-4)
+    matrices = [[[v[s - t + shape[0] - 1] for s in range(shape[1])] for t in range(shape[0])] for v in vector]
+    np.testing.assert_array_equal(toeplitz(jnp.asarray(vector), *shape), matrices)
 
 
 def test_wrong_arguments_are_named():

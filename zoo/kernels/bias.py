@@ -126,8 +126,17 @@ def toeplitz(diagonals: jax.Array, num_rows: int, num_columns: int) -> jax.Array
 def diagonal_sums(block: jax.Array) -> jax.Array:
     """The transpose of `toeplitz`: [..., T, S] -> sums of the diagonals [..., T + S - 1]."""
     *leading, num_rows, num_columns = block.shape
-    length = num_rows + num_columns
-    rows = jnp.pad(block, [(0, 0)] * len(leading) + [(0, 0), (num_rows - 1, 0)])
-    flat = rows.reshape(*leading, num_rows * (length - 1))
-    flat = jnp.pad(flat, [(0, 0)] * len(leading) + [(0, num_rows)])
-    return flat.reshape(*leading, num_rows, length).sum(-2)[..., :-1]
+    # Groups of rows first, then their sums: a shift pads each row by all shifts, and 31 are less than T - 1.
+    group = 32 if num_rows % 32 == 0 else 1
+    groups = block.reshape(*leading, num_rows // group, group, num_columns)
+    return _shifted_sum(_shifted_sum(groups, 1), group)
+
+
+def _shifted_sum(rows: jax.Array, step: int) -> jax.Array:
+    """The sum of rows [..., R, C], each shifted left by `step` against the one before: [..., C + (R - 1) * step]."""
+    *leading, num_rows, num_columns = rows.shape
+    keep = [(0, 0)] * len(leading)
+    length = num_columns + (num_rows - 1) * step
+    flat = jnp.pad(rows, [*keep, (0, 0), (length - num_columns, 0)]).reshape(*leading, num_rows * length)
+    flat = jnp.pad(flat, [*keep, (0, num_rows * step)])  # read with a longer stride, each row lies `step` further left
+    return flat.reshape(*leading, num_rows, length + step).sum(-2)[..., :length]
