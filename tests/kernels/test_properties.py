@@ -28,6 +28,7 @@ from zoo.kernels import (
 )
 from zoo.kernels.attention import _run, choose, prepare
 from zoo.kernels.bias import diagonal_sums, toeplitz
+from zoo.kernels.call import narrow
 from zoo.kernels.cases import CASES, Sizes
 from zoo.kernels.dense import evaluate_mask
 
@@ -198,7 +199,7 @@ def test_decoding_compiles_once():
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("case", CASES)
 def test_blockwise_memory_grows_linearly(case, backward):
-    """The compiler's own count of temporary bytes at 2 S is at most 2.2 times that at S, gradients of biases included."""
+    """The compiler's count of temporary bytes at 2 S is at most 2.2 times that at S; biases have gradients too."""
 
     def temp_bytes(length):
         sizes = Sizes(B=1, T=length, S=length, N=2, K=2, H=32, V=32)
@@ -224,6 +225,14 @@ def test_diagonal_sums_transpose_toeplitz(shape):
     np.testing.assert_allclose(diagonal_sums(jnp.asarray(block)), expected, atol=1e-4)
     matrices = [[[v[s - t + shape[0] - 1] for s in range(shape[1])] for t in range(shape[0])] for v in vector]
     np.testing.assert_array_equal(toeplitz(jnp.asarray(vector), *shape), matrices)
+
+
+def test_narrow_rounds_as_conversion_does():
+    bits = np.random.default_rng(0).integers(0, 2**32, 100_000, np.uint32)
+    x = np.concatenate([bits.view(np.float32), np.float32([0, -0.0, np.inf, -np.inf, 3.4e38, 1.00390625, 1.01171875])])
+    x = x[~np.isnan(x)]
+    for values, expected in ((x, jnp.asarray(x).astype(jnp.bfloat16)), (np.float32([np.nan]), jnp.bfloat16(np.nan))):
+        np.testing.assert_array_equal(np.float32(narrow(jnp.asarray(values), jnp.bfloat16)), np.float32(expected))
 
 
 def test_wrong_arguments_are_named():

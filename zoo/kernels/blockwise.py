@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from zoo.kernels.call import LOWEST, Call, guard_nonfinite, without_nonfinite
+from zoo.kernels.call import LOWEST, Call, guard_nonfinite, narrow, without_nonfinite
 from zoo.kernels.schedule import plan
 from zoo.kernels.tiles import At, DropoutTiles, Grid, MaskTiles, bias_tiles, prepare_bias
 
@@ -76,7 +76,7 @@ def _forward_head(problem: "Problem", head, blocks):
             total = total * decay + weights.sum(-1)
             if problem.dropout is not None:
                 weights = problem.dropout(weights, here, transposed=False)
-            acc = acc * decay[:, None] + _dot(weights.astype(v.dtype), v[key], 1, 0)
+            acc = acc * decay[:, None] + _dot(narrow(weights, v.dtype), v[key], 1, 0)
             return new_largest, total, acc
 
         rows = jnp.zeros(grid.block_q, problem.accumulator)
@@ -153,8 +153,8 @@ def _backward_head(problem: "Problem", head, blocks, dbias):
             grad_logits = weights * (grad_weights - delta[row][None, :])
             grad_logits = grad_logits if slope is None else grad_logits * slope
             dbias = dbias if dbias is None else problem.bias.add(dbias, grad_logits, here)
-            grad_logits = grad_logits.astype(q.dtype)
-            dv = dv + _dot(dropped.astype(q.dtype), grad_out[row], 1, 0)
+            grad_logits = narrow(grad_logits, q.dtype)
+            dv = dv + _dot(narrow(dropped, q.dtype), grad_out[row], 1, 0)
             dk = dk + _dot(grad_logits, q[row], 1, 0)
             dq = dq.at[row].add(_dot(k_transposed[key], grad_logits, 1, 0))
             return dq, dk, dv, dbias
