@@ -1,8 +1,9 @@
 """The attention op, its masks and its biases. Imports JAX and NumPy alone."""
 
-from zoo.kernels.attention import attention, explain, merge
+from zoo.kernels.attention import attention, explain
 from zoo.kernels.bias import ALiBi, DenseBias, RelativeBias
 from zoo.kernels.masks import Causal, Chunked, Dense, Full, Lengths, Mask, PrefixLM, Segments, Window
+from zoo.kernels.merging import merge
 
 __all__ = [
     "ALiBi",

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import logging
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ import numpy as np
 from zoo.kernels import blockwise, decode, dense, dropout, sharding
 from zoo.kernels.bias import ALiBi, Bias, DenseBias, RelativeBias
 from zoo.kernels.call import Call
+from zoo.kernels.context import MEETINGS
 from zoo.kernels.masks import Full, Mask
 
 logger = logging.getLogger("zoo.kernels")
@@ -48,6 +50,7 @@ def attention(
     dropout_rng: jax.Array | None = None,
     dropout_rate: float = 0.0,
     backend: str = "auto",
+    context: Literal["gather", "ring"] = "gather",
     return_lse: bool = False,
 ):
     """Multi-head attention, softmax(cap(scale q·k + bias) | mask) v.
@@ -67,6 +70,8 @@ def attention(
       dropout_rng: key of jax.random; without one nothing is dropped.
       dropout_rate: probability that a weight is dropped, a Python float.
       backend: "auto", or the name of one, which then runs or raises.
+      context: how queries meet keys on a mesh whose axis `context` splits both: "gather" collects all keys on each
+        device; "ring" passes them round, in memory for one device's share. Without such an axis it says nothing.
       return_lse: also return the log of the softmax's denominator, [B, T, N] float32 (sinks included).
 
     Returns:
@@ -76,30 +81,18 @@ def attention(
       ValueError: arguments that do not fit together, or an explicit backend that cannot run them.
     """
     call, rng = prepare(q, k, v, mask, bias, sinks, scale, softcap, q_offset, kv_positions, dropout_rng, dropout_rate)
-    out, lse = _run(call, rng, choose(call, backend))
+    if context not in MEETINGS:
+        raise ValueError(f"context={context!r} is unknown; choose from {', '.join(MEETINGS)}")
+    out, lse = _run(call, rng, choose(sharding.piece(call, context), backend), context)
     return (out, lse) if return_lse else out
 
 
-@functools.partial(jax.jit, static_argnames="backend")
-def _run(call: Call, rng: jax.Array | None, backend: str) -> tuple[jax.Array, jax.Array]:
+@functools.partial(jax.jit, static_argnames=("backend", "context"))
+def _run(call: Call, rng: jax.Array | None, backend: str, context: str) -> tuple[jax.Array, jax.Array]:
     if rng is not None:
         batch, _, _, num_heads, _ = call.sizes
         call = dataclasses.replace(call, dropout_seeds=dropout.seeds(rng, batch, num_heads))
-    return sharding.run(BACKENDS[backend].attend, call)
-
-
-def merge(*parts: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """Join attention over disjoint sets of keys: pairs (out [B, T, N, Hv], lse [B, T, N]) -> one pair.
-
-    A cache and the tokens of one step can so be attended to apart, and the cache is never copied. Sinks
-    belong to one part only.
-    """
-    outs, lses = zip(*parts, strict=True)
-    lse = functools.reduce(jnp.logaddexp, lses)
-    # Where no part saw a key, the difference of infinities is NaN and the weight must be zero.
-    weights = [jnp.where(jnp.isneginf(part), 0, jnp.exp(part - jnp.where(jnp.isneginf(lse), 0, lse))) for part in lses]
-    out = sum(weight[..., None] * out.astype(jnp.float32) for weight, out in zip(weights, outs, strict=True))
-    return out.astype(outs[0].dtype), lse
+    return sharding.run(BACKENDS[backend].attend, call, context)
 
 
 def choose(call: Call, backend: str) -> str:
