@@ -132,7 +132,7 @@ def _log_once(backend: str, reason: str) -> None:
     logger.info("attention runs on %s: %s", backend, reason)
 
 
-def explain(q, k, v, *, backend: str = "auto", **arguments) -> str:
+def explain(q, k, v, *, backend: str = "auto", context: Literal["gather", "ring"] = "gather", **arguments) -> str:
     """Say which backend `attention` would run with these arguments, and why each other one would not.
 
     Takes arrays or jax.ShapeDtypeStruct. Nothing is computed.
@@ -142,21 +142,24 @@ def explain(q, k, v, *, backend: str = "auto", **arguments) -> str:
     defaults = dict.fromkeys(names) | absent
     arguments.pop("return_lse", None)
     call, rng = prepare(q, k, v, **(defaults | arguments))
-    chosen = choose(call, backend)
-    reason = _automatic(call)[1] if backend == "auto" else "asked for by name"
+    piece = sharding.piece(call, context)
+    chosen = choose(piece, backend)
+    reason = _automatic(piece)[1] if backend == "auto" else "asked for by name"
     batch, num_queries, num_keys, num_heads, num_kv_heads = call.sizes
     offset = "dynamic" if call.static_offset is None else call.static_offset
     features = {"bias": call.bias, "sinks": call.sinks, "softcap": call.softcap, "dropout": rng}
+    pieces = f"  in pieces of T={piece.sizes[1]} S={piece.sizes[2]} on a mesh that splits the sequence"
     lines = [
         f"attention over B={batch} T={num_queries} S={num_keys} N={num_heads} K={num_kv_heads} "
         f"H={call.q.shape[-1]} Hv={call.v.shape[-1]} {call.q.dtype} on {jax.default_backend()}",
         f"  mask {describe(call.mask)}, q_offset {offset}",
         "  with " + (", ".join(name for name, value in features.items() if value is not None) or "nothing else"),
+        *([pieces] if piece is not call else []),
         f"  runs on {chosen}: {reason}",
     ]
     for name in BACKENDS:
         if name != chosen:
-            lines.append(f"  not on {name}: {refusal(name, call) or 'it could, but is expected to be slower'}")
+            lines.append(f"  not on {name}: {refusal(name, piece) or 'it could, but is expected to be slower'}")
     return "\n".join(lines)
 
 

@@ -28,7 +28,7 @@ from zoo.kernels.bias import DenseBias
 from zoo.kernels.call import Call
 from zoo.kernels.masks import And, Causal, Chunked, Clause, Dense, Lengths, Mask, Or, PrefixLM, Segments, Window
 from zoo.kernels.merging import add_sinks, merge, merge_devices
-from zoo.kernels.schedule import live_pairs
+from zoo.kernels.schedule import live_pairs, pad_clause
 
 AXIS = "context"
 MEETINGS = ("gather", "ring")
@@ -272,12 +272,11 @@ def _ring_backward(ring: Ring, residuals, cotangents):
         gradients = (dq, *ring.forward(travelling), dbias)
         return (ring.forward((k, v)), ring.step(visit, step, gradients, (q, k, v, bias), rest)), None
 
-    last = ring.split.num_shards - 1
+    # The last transfer of keys is for nothing; a last step apart, to save it, would double the time to compile.
     gradients = jax.tree.map(lambda x: jnp.zeros(x.shape, _accumulator(x)), inputs)
-    ((k, v), (dq, *travelling, dbias)), _ = lax.scan(step, ((k, v), gradients), jnp.arange(last))
+    (_, gradients), _ = lax.scan(step, ((k, v), gradients), jnp.arange(ring.split.num_shards))
+    dq, *travelling, dbias = gradients
     gradients = (dq, *ring.forward(travelling), dbias)
-    dq, dk, dv, dbias = ring.step(visit, last, gradients, (q, k, v, bias), rest)
-    gradients = (dq, *ring.forward((dk, dv)), dbias)
     return jax.tree.map(lambda x, g: g.astype(x.dtype), inputs, gradients), None
 
 
@@ -300,7 +299,8 @@ def _add_bias(total, gradient, start):
 def _is_alive(piece: Call) -> bool | jax.Array:
     """Whether any row of a piece may see any of its keys; True where that is known at trace time."""
     sizes = piece.sizes[1:3]
-    live = live_pairs(piece.clauses(), piece.frame().key_positions, (1, 1), sizes).any()
+    clauses = tuple(pad_clause(clause, *sizes, last_position=None) for clause in piece.clauses())
+    live = live_pairs(clauses, piece.frame().key_positions, (1, 1), sizes).any()
     return bool(live) if not isinstance(live, jax.Array) else live
 
 
