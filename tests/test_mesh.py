@@ -23,6 +23,7 @@ MESHES = {
     "fsdp": MeshConfig(data=1, fsdp=8),
     "tensor": MeshConfig(data=4, tensor=2),
     "mixed": MeshConfig(data=2, fsdp=2, tensor=2),
+    "context": MeshConfig(data=2, context=2, tensor=2),
 }
 
 

@@ -26,7 +26,7 @@ from jax import lax
 
 from zoo.kernels.bias import DenseBias
 from zoo.kernels.call import Call
-from zoo.kernels.masks import And, Causal, Chunked, Clause, Dense, Lengths, Mask, Or, PrefixLM, Segments, Window
+from zoo.kernels.masks import And, Causal, Chunked, Clause, Dense, Full, Lengths, Mask, Or, PrefixLM, Segments, Window
 from zoo.kernels.merging import add_sinks, merge, merge_devices
 from zoo.kernels.schedule import live_pairs, pad_clause
 
@@ -48,6 +48,8 @@ class Split:
       rows, keys: whether queries, and whether keys are split.
       ring: whether keys travel in a ring, rather than be gathered.
       num_runs: runs of rows a device works on: 2 where the mask is skewed, else 1.
+      aligned: whether a causal mask leaves of every piece all, nothing, or what is causal from its own first key on:
+        then kernels whose masks are compiled in can run the ring.
     """
 
     num_shards: int
@@ -55,6 +57,7 @@ class Split:
     keys: bool
     ring: bool
     num_runs: int
+    aligned: bool
 
     @classmethod
     def of(cls, call: Call, num_shards: int, meeting: str) -> "Split | None":
@@ -68,7 +71,9 @@ class Split:
         ring = rows and keys and meeting == "ring"
         lengths = (num_queries, num_keys) if ring else (num_queries,)
         balanced = rows and _is_skewed(call) and all(length % (2 * num_shards) == 0 for length in lengths)
-        return cls(num_shards=num_shards, rows=rows, keys=keys, ring=ring, num_runs=2 if balanced else 1)
+        aligned = ring and num_queries == num_keys and _is_causal(call)
+        num_runs = 2 if balanced else 1
+        return cls(num_shards=num_shards, rows=rows, keys=keys, ring=ring, num_runs=num_runs, aligned=aligned)
 
     def piece(self, call: Call) -> Call:
         """The shapes of the calls that devices make, by which a backend is chosen."""
@@ -78,7 +83,8 @@ class Split:
 
         def cut(call, start):
             first = 0 if num_keys == call.sizes[2] else start
-            return crop(call, call.q[:, :num_queries], call.k[:, :num_keys], call.v[:, :num_keys], start, first)
+            piece = crop(call, call.q[:, :num_queries], call.k[:, :num_keys], call.v[:, :num_keys], start, first)
+            return _from_first_key(piece) if self.aligned else piece
 
         return jax.eval_shape(cut, call, jax.ShapeDtypeStruct((), jnp.int32))
 
@@ -96,6 +102,48 @@ def _is_skewed(call: Call) -> bool:
         return False
     below, above = _limits(call.mask)
     return below != above
+
+
+def _is_causal(call: Call) -> bool:
+    """Whether `Causal`, from position 0 on, is all that reads positions."""
+    known = call.static_offset == 0 and call.kv_positions is None and not _has_structured_bias(call)
+    return known and _past(call.mask) is not None and _reads_positions(call)
+
+
+def _reads_positions(call: Call) -> bool:
+    """Whether the mask or the bias depends on positions at all."""
+    return not _is_free(call.mask) or _has_structured_bias(call)
+
+
+def _is_free(mask: Mask) -> bool:
+    match mask:
+        case Full() | Segments() | Lengths() | Dense():
+            return True
+        case And() | Or():
+            return _is_free(mask.left) and _is_free(mask.right)
+    return False
+
+
+def _has_structured_bias(call: Call) -> bool:
+    return call.bias is not None and not isinstance(call.bias, DenseBias)
+
+
+def _past(mask: Mask) -> Mask | None:
+    """What is left of a mask where all keys lie before all queries; None where that depends on how far."""
+    match mask:
+        case Causal():
+            return Full()
+        case _ if _is_free(mask):
+            return mask
+        case And():
+            left, right = _past(mask.left), _past(mask.right)
+            return None if left is None or right is None else left & right
+    return None
+
+
+def _from_first_key(piece: Call) -> Call:
+    """A piece whose first row and first key have the same position, or which reads none, known at trace time."""
+    return dataclasses.replace(piece, q_offset=None, static_offset=0)
 
 
 def _dense_masks(mask: Mask) -> list:
@@ -116,10 +164,11 @@ def _limits(mask: Mask) -> tuple[bool, bool]:
             return mask.left is not None, mask.right is not None
         case Chunked():
             return True, True
-        case And():
-            return tuple(a or b for a, b in zip(_limits(mask.left), _limits(mask.right), strict=True))
-        case Or():
-            return tuple(a and b for a, b in zip(_limits(mask.left), _limits(mask.right), strict=True))
+        case And() | Or():
+            (below, above), (other_below, other_above) = _limits(mask.left), _limits(mask.right)
+            if isinstance(mask, And):
+                return below or other_below, above or other_above
+            return below and other_below, above and other_above
     return False, False
 
 
@@ -131,7 +180,7 @@ def run(attend: Attend, split: Split, call: Call) -> tuple[jax.Array, jax.Array]
 
 
 def _run_own_keys(attend: Attend, call: Call) -> tuple[jax.Array, jax.Array]:
-    """All rows against this device's keys, then merged."""
+    """All rows against the device's keys, then merged."""
     start = lax.axis_index(AXIS) * call.sizes[2]
     out, lse = attend(crop(dataclasses.replace(call, sinks=None), call.q, call.k, call.v, 0, start))
     out, lse = add_sinks(*merge_devices(out.astype(call.accumulator), lse, AXIS), call.sinks)
@@ -139,7 +188,7 @@ def _run_own_keys(attend: Attend, call: Call) -> tuple[jax.Array, jax.Array]:
 
 
 def _run_all_keys(attend: Attend, split: Split, call: Call) -> tuple[jax.Array, jax.Array]:
-    """This device's rows against all keys."""
+    """The device's rows against all keys."""
     k, v = (lax.all_gather(x, AXIS, axis=1, tiled=True) if split.keys else x for x in (call.k, call.v))
     q = _exchange(split, call.q)
     starts = split.starts(lax.axis_index(AXIS), q.shape[2])
@@ -149,7 +198,7 @@ def _run_all_keys(attend: Attend, split: Split, call: Call) -> tuple[jax.Array, 
 
 
 def _exchange(split: Split, x: jax.Array) -> jax.Array:
-    """This device's run of [B, T, …] -> the runs that it works on, [num_runs, B, T / num_runs, …]."""
+    """The device's run of [B, T, …] -> the runs that it works on, [num_runs, B, T / num_runs, …]."""
     if split.num_runs == 1:
         return x[None]
     first, second = (lax.ppermute(part, AXIS, _home(split, side)) for side, part in enumerate(jnp.split(x, 2, axis=1)))
@@ -177,11 +226,11 @@ def _home(split: Split, side: int) -> list[tuple[int, int]]:
 
 
 def _run_ring(attend: Attend, split: Split, call: Call) -> tuple[jax.Array, jax.Array]:
-    """This device's rows against each device's keys in turn."""
+    """The device's rows against each device's keys in turn."""
     inputs = (*(_exchange(split, x) for x in (call.q, call.k, call.v)), call.bias)
     rest = dataclasses.replace(call, q=None, k=None, v=None, bias=None, sinks=None)
-    out, lse = (_restore(split, x) for x in _ring(Ring(attend=attend, split=split), inputs, rest))
-    out, lse = add_sinks(out, lse, call.sinks)
+    out, lse = _ring(Ring(attend=attend, split=split), inputs, rest)
+    out, lse = add_sinks(_restore(split, out), _restore(split, lse), call.sinks)
     return out.astype(call.v.dtype), lse
 
 
@@ -206,7 +255,15 @@ class Ring:
             row, key = pair // runs, pair % runs
             call = dataclasses.replace(rest, bias=bias)
             piece = crop(call, q[row], k[key], v[key], row_starts[row], key_starts[key])
-            run = lambda carry: visit(carry, row, key, key_starts[key], piece)  # noqa: E731
+
+            def run(carry):
+                go = functools.partial(visit, carry, row, key, key_starts[key])
+                if not self.split.aligned:
+                    return go(piece)
+                diagonal = _from_first_key(piece)
+                past = dataclasses.replace(diagonal, mask=_past(piece.mask))
+                return lax.cond(row_starts[row] == key_starts[key], lambda: go(diagonal), lambda: go(past))
+
             alive = _is_alive(piece)
             return (run(carry) if alive is True else lax.cond(alive, run, lambda carry: carry, carry)), None
 
@@ -219,7 +276,7 @@ class Ring:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _ring(ring: Ring, inputs, rest: Call):
+def _ring(ring: Ring, inputs, rest: Call) -> tuple[jax.Array, jax.Array]:
     """Attention without sinks over stacked runs, out and log-sum-exp in float32. Residuals are one device's share."""
     return _ring_forward(ring, inputs, rest)[0]
 
@@ -321,7 +378,7 @@ def crop(call: Call, q: jax.Array, k: jax.Array, v: jax.Array, row_start, key_st
     seeds = call.dropout_seeds
     if seeds is not None:
         seeds = seeds + jnp.stack([jnp.asarray(x, jnp.uint32) for x in (row_start, key_start)])
-    return dataclasses.replace(
+    piece = dataclasses.replace(
         call,
         q=q,
         k=k,
@@ -333,6 +390,7 @@ def crop(call: Call, q: jax.Array, k: jax.Array, v: jax.Array, row_start, key_st
         kv_positions=None if call.kv_positions is None else frame.columns(call.kv_positions),
         dropout_seeds=seeds,
     )
+    return piece if _reads_positions(call) else _from_first_key(piece)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -22,9 +22,7 @@ BATCH_AXES = ("data", "fsdp")
 HEAD_AXIS = "tensor"
 
 
-def run(
-    attend: Callable[[Call], tuple[jax.Array, jax.Array]], call: Call, meeting: str
-) -> tuple[jax.Array, jax.Array]:
+def run(attend: Callable[[Call], tuple[jax.Array, jax.Array]], call: Call, meeting: str) -> tuple[jax.Array, jax.Array]:
     """`attend(call)`, on each device of the ambient mesh for its own part if there is one."""
     layout = Layout.of(call, meeting)
     if layout is None:
