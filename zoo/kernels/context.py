@@ -229,8 +229,8 @@ def _run_ring(attend: Attend, split: Split, call: Call) -> tuple[jax.Array, jax.
     """The device's rows against each device's keys in turn."""
     inputs = (*(_exchange(split, x) for x in (call.q, call.k, call.v)), call.bias)
     rest = dataclasses.replace(call, q=None, k=None, v=None, bias=None, sinks=None)
-    out, lse = _ring(Ring(attend=attend, split=split), inputs, rest)
-    out, lse = add_sinks(_restore(split, out), _restore(split, lse), call.sinks)
+    parts = _ring(Ring(attend=attend, split=split), inputs, rest)
+    out, lse = add_sinks(*jax.tree.map(functools.partial(_restore, split), parts), call.sinks)
     return out.astype(call.v.dtype), lse
 
 
