@@ -4,6 +4,7 @@ from zoo.kernels.attention import attention, explain
 from zoo.kernels.bias import ALiBi, DenseBias, RelativeBias
 from zoo.kernels.masks import Causal, Chunked, Dense, Full, Lengths, Mask, PrefixLM, Segments, Window
 from zoo.kernels.merging import merge
+from zoo.kernels.paged import paged_attention
 
 __all__ = [
     "ALiBi",
@@ -21,4 +22,5 @@ __all__ = [
     "attention",
     "explain",
     "merge",
+    "paged_attention",
 ]

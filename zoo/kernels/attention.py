@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoo.kernels import blockwise, decode, dense, dropout, sharding, triton
+from zoo.kernels import blockwise, cudnn, decode, dense, dropout, mosaic, sharding, split_k, triton
 from zoo.kernels.bias import ALiBi, Bias, DenseBias, RelativeBias
 from zoo.kernels.call import Call
 from zoo.kernels.context import MEETINGS
@@ -23,7 +23,15 @@ from zoo.kernels.masks import Full, Mask
 
 logger = logging.getLogger("zoo.kernels")
 
-BACKENDS = {"dense": dense, "blockwise": blockwise, "decode": decode, "triton": triton}
+BACKENDS = {
+    "dense": dense,
+    "blockwise": blockwise,
+    "decode": decode,
+    "split_k": split_k,
+    "cudnn": cudnn,
+    "mosaic": mosaic,
+    "triton": triton,
+}
 
 # Beyond this many logits a head `blockwise` is the faster one, forward and backward, by measurement on CPUs: in
 # the accumulator's own dtype, and in half precision.
