@@ -15,7 +15,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoo.kernels import blockwise, cudnn, decode, dense, dropout, mosaic, sharding, split_k, triton
+from zoo.kernels import (
+    blockwise,
+    cudnn,
+    decode,
+    dense,
+    dropout,
+    mosaic,
+    mosaic_tpu,
+    sharding,
+    splash,
+    split_k,
+    triton,
+)
 from zoo.kernels.bias import ALiBi, Bias, DenseBias, RelativeBias
 from zoo.kernels.call import Call
 from zoo.kernels.context import MEETINGS
@@ -31,6 +43,8 @@ BACKENDS = {
     "cudnn": cudnn,
     "mosaic": mosaic,
     "triton": triton,
+    "splash": splash,
+    "mosaic_tpu": mosaic_tpu,
 }
 
 # Beyond this many logits a head `blockwise` is the faster one, forward and backward, by measurement on CPUs: in
@@ -207,7 +221,8 @@ def prepare(q, k, v, mask, bias, sinks, scale, softcap, q_offset, kv_positions, 
         q=q, k=k, v=v, mask=mask, bias=bias, sinks=sinks, q_offset=offset, static_offset=static_offset,
         kv_positions=_check_kv_positions(kv_positions, batch, num_keys), dropout_seeds=None,
         scale=1 / math.sqrt(head_size) if scale is None else float(scale),
-        softcap=None if softcap is None else float(softcap), dropout_rate=float(dropout_rate),
+        softcap=None if softcap is None else float(softcap),
+        dropout_rate=0.0 if dropout_rng is None else float(dropout_rate),
     )  # fmt: skip
     return call, dropout_rng if dropout_rate > 0 else None
 

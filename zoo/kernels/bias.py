@@ -6,7 +6,6 @@ values repeat the T + S - 1 of one diagonal vector; backends carry that vector a
 """
 
 import dataclasses
-import functools
 import math
 
 import jax
@@ -90,21 +89,25 @@ def relative_bucket(relative, num_buckets: int, bidirectional: bool, max_distanc
     beyond. If bidirectional, the upper half of all buckets is for keys after the query; else those share the
     bucket of distance 0.
     """
-    xp, search = jnp, functools.partial(jnp.searchsorted, method="compare_all")
-    if isinstance(relative, np.ndarray):
-        xp, search = np, np.searchsorted
-    relative = xp.asarray(relative).astype(xp.int32)
+    xp = np if isinstance(relative, np.ndarray) else jnp
+    relative = relative.astype(np.int32)
     if bidirectional:
         num_buckets //= 2
         offset, distance = xp.where(relative > 0, num_buckets, 0), xp.abs(relative)
     else:
         offset, distance = 0, xp.maximum(-relative, 0)
+    # By comparisons with numbers alone, as kernels want it: they cannot hold a constant array.
+    first = first_distances(num_buckets, max_distance)
+    return (offset + sum((distance >= int(start)).astype(np.int32) for start in first)).astype(np.int32)
+
+
+def first_distances(num_buckets: int, max_distance: int) -> np.ndarray:
+    """The first distance of each bucket of one side but the first, whose is 0, int32 [num_buckets - 1]."""
     exact = num_buckets // 2
-    # First distance of each wide bucket, in float64: a float32 logarithm can miss a boundary.
+    # In float64: a float32 logarithm can miss a boundary.
     steps = np.arange(1, num_buckets - exact) / (num_buckets - exact)
-    first = np.ceil(exact * np.power(max_distance / exact, steps) - 1e-9).astype(np.int32)
-    wide = exact + search(first, distance, side="right").astype(xp.int32)
-    return (offset + xp.where(distance < exact, distance, wide)).astype(xp.int32)
+    wide = np.ceil(exact * np.power(max_distance / exact, steps) - 1e-9).astype(np.int32)
+    return np.concatenate([np.arange(1, exact + 1, dtype=np.int32), wide])
 
 
 def alibi_slopes(num_heads: int) -> np.ndarray:
