@@ -47,8 +47,16 @@ BACKENDS = {
     "mosaic_tpu": mosaic_tpu,
 }
 
-# Beyond this many logits a head `blockwise` is the faster one, forward and backward, by measurement on CPUs: in
-# the accumulator's own dtype, and in half precision.
+# On each platform the first of these that takes a call runs it. The order on CPUs is measured; on GPUs and TPUs it is
+# what their makers' figures suggest: a library's kernel, then zoo's own, which takes what libraries refuse.
+PREFERENCE = {
+    "cpu": ("decode", "blockwise"),
+    "gpu": ("split_k", "cudnn", "mosaic", "triton", "blockwise"),
+    "tpu": ("splash", "mosaic_tpu", "blockwise"),
+}
+
+# Up to this many logits a head `dense` is the faster one, forward and backward, by measurement on CPUs: in the
+# accumulator's own dtype, and in half precision.
 MAX_DENSE_LOGITS = 128 * 128
 MAX_DENSE_LOGITS_HALF = 64 * 64
 
@@ -139,14 +147,17 @@ def refusal(backend: str, call: Call) -> str | None:
 
 
 def _automatic(call: Call) -> tuple[str, str]:
-    """The fastest backend for these shapes, and why."""
+    """The backend expected to be the fastest for these shapes, and why."""
     _, num_queries, num_keys, num_heads, _ = call.sizes
-    if jax.default_backend() == "cpu" and decode.supports(call) is None:
-        return "decode", f"T x N = {num_queries * num_heads} rows are few, so that reading the keys decides"
+    order = PREFERENCE.get(jax.default_backend(), ("blockwise",))
+    first = next(name for name in order if BACKENDS[name].supports(call) is None)
+    if first == "decode":
+        return first, f"T x N = {num_queries * num_heads} rows are few, so that reading the keys decides"
     limit = MAX_DENSE_LOGITS if call.q.dtype == call.accumulator else MAX_DENSE_LOGITS_HALF
-    if num_queries * num_keys > limit:
-        return "blockwise", f"T x S = {num_queries * num_keys} logits a head are more than {limit}"
-    return "dense", f"T x S = {num_queries * num_keys} logits a head are at most {limit}"
+    if num_queries * num_keys <= limit:
+        return "dense", f"T x S = {num_queries * num_keys} logits a head are at most {limit}"
+    reason = f"T x S = {num_queries * num_keys} logits a head are more than {limit}"
+    return first, f"{reason}, and of {', '.join(order)} it is the first that takes the call"
 
 
 @functools.cache
