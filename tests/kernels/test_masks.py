@@ -99,3 +99,15 @@ def test_static_masks_skip_blocks_at_trace_time():
         live = MaskTiles(call, Grid.cut(sizes.T, sizes.S, (256, 256))).live(per_batch=True)
         assert isinstance(live, np.ndarray)
         assert live.sum() == expected, mask
+
+
+def test_masks_of_different_classes_are_different_trees():
+    """Else jit would now and then run one mask's program for another, as JAX 0.10 does with dataclasses."""
+    ids = jnp.zeros((B, T), jnp.int32)
+    masks = [Full(), Causal(), Window(3, 4), Window(4, 3), Chunked(3), Chunked(4), PrefixLM(ids), Dense(ids)]
+    masks += [Lengths(ids), Lengths(None, ids), Segments(ids), Causal() & Full(), Causal() | Full(), Full() & Causal()]
+    structures = [jax.tree.structure(mask) for mask in masks]
+    assert all(a != b for i, a in enumerate(structures) for b in structures[:i])
+    assert jax.tree.structure(Causal() & Lengths(ids)) == jax.tree.structure(Causal() & Lengths(ids + 1))
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(Causal() & Lengths(ids))]
+    assert paths == [".right.q"]

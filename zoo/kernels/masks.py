@@ -46,13 +46,29 @@ def _as_mask(value) -> Mask:
 
 
 def _pytree(*meta_fields: str):
-    """Make a frozen dataclass and a pytree of a class; `meta_fields` are static, the others are leaves."""
+    """Make a frozen dataclass and a pytree of a class; `meta_fields` are static, the others are leaves.
+
+    The class itself is among what is static: JAX's own registration of dataclasses (0.10) leaves it out when tree
+    structures are compared, and then now and then runs what was compiled for another class.
+    """
 
     def decorate(cls):
         cls = dataclasses.dataclass(frozen=True)(cls)
         names = [field.name for field in dataclasses.fields(cls)]
-        data_fields = [name for name in names if name not in meta_fields]
-        return jax.tree_util.register_dataclass(cls, data_fields=data_fields, meta_fields=list(meta_fields))
+        leaves = [name for name in names if name not in meta_fields]
+
+        def flatten(mask):
+            return [getattr(mask, name) for name in leaves], (cls, *(getattr(mask, name) for name in meta_fields))
+
+        def flatten_with_keys(mask):
+            values, static = flatten(mask)
+            return list(zip(map(jax.tree_util.GetAttrKey, leaves), values, strict=True)), static
+
+        def unflatten(static, values):
+            return cls(**dict(zip(meta_fields, static[1:], strict=True)), **dict(zip(leaves, values, strict=True)))
+
+        jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+        return cls
 
     return decorate
 
