@@ -163,7 +163,7 @@ def test_decoding_moves_no_keys():
 def temporaries(num, context):
     """Bytes a device needs beside arguments and results, for a gradient over 64 tokens a device."""
     sizes = Sizes(B=1, T=64 * num, S=64 * num, N=2, K=2, H=32, V=32)
-    return compiled(sizes, num, context, True, "dense", mask=Causal()).memory_analysis().temp_size_in_bytes
+    return compiled(sizes, num, context, gradient=True, mask=Causal()).memory_analysis().temp_size_in_bytes
 
 
 def test_memory_of_the_ring_is_one_devices_share():
