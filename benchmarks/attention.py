@@ -1,314 +1,141 @@
-"""Time every attention backend side by side: forward, forward and backward, one run, interleaved, medians.
+"""Time every attention backend and its peers side by side, beside what the device can do at best.
 
-    python benchmarks/attention.py --quick                 # two minutes on two CPU cores
-    python benchmarks/attention.py --lengths 512 2048 8192 --cases causal window packed --dtypes bfloat16
+    python benchmarks/attention.py --quick                    two minutes on two CPU cores
+    python benchmarks/attention.py --suite gpu                what bash benchmarks/gpu.sh runs
+    python benchmarks/attention.py --cases causal window --lengths 1024 8192 --dtypes bfloat16 --directions forward
 
-Peers on the same inputs in the same run: `jax.nn.dot_product_attention`, and torch's scaled_dot_product_attention where
-torch is installed. Beside each time stand the largest error against the dense backend in float32, and the temporary
-memory by the compiler's own analysis. Results go to results/<device>.json and .png. Needs jax, numpy and matplotlib.
+One run times everything in turn, in an order drawn anew each round. Before an implementation is timed its output and
+its gradients are compared with a float64 reference; one that fails is named with its reason and left out. Results go to
+attention-<device>.json, written after every cell, and to three plots beside it: .png (throughput against length),
+-roofline.png and -memory.png. Needs jax, flax, numpy and matplotlib; torch and tokamax join where they are installed.
 """
 
 import argparse
-import dataclasses
 import functools
-import importlib.metadata
-import itertools
-import json
+import gc
 import os
-import platform
-import random
-import re
-import shlex
-import statistics
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+# Else JAX takes most of a GPU's memory at once, and torch beside it finds none.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-import zoo
-from zoo.kernels.cases import CASES, Sizes
-
-REPEATS = 7
-"""Least number of timed calls a figure; the median is reported."""
-CHECKED_LENGTH = 4096
-"""Longest sequence whose result is compared with the dense backend, which needs S² memory."""
-OURS = ("auto", "blockwise", "dense")
-JAX, TORCH = "jax.nn", "torch SDPA"
+from benchmarks import plots, timing
+from benchmarks.contenders import Contender, Refused, automatic, backend, backend_names
+from benchmarks.options import parse
+from benchmarks.peers import PEERS, default_peers
+from benchmarks.problems import Cell, Problem
+from benchmarks.reference import ROW_FACTOR, TOLERANCE, Reference, make_reference
+from benchmarks.report import Record, add_automatic, add_backward, fields, file_stem, make_rows, show
+from benchmarks.suites import Grid
 
 
-@dataclasses.dataclass
-class Contender:
-    """One implementation on one problem: what is timed, and what is known about it."""
-
-    name: str
-    call: Callable[[], Any]
-    error: float | None = None
-    temp_bytes: int | None = None
-    compile_seconds: float | None = None
-    times: list[float] = dataclasses.field(default_factory=list)
-
-
-def main() -> None:
-    """Run the grid, print a table, write JSON and a plot."""
-    options = parse()
-    rows = []
-    for dtype in options.dtypes:
-        for case in options.cases:
-            for length in options.lengths:
-                for backward in (False, True):
-                    rows += run_cell(options, case, length, dtype, backward)
+def main(argv: list[str] | None = None) -> None:
+    """Run the grid, print a table a cell, write JSON and plots."""
+    options = parse(argv, __doc__)
     folder = Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
-    name = re.sub(r"[^a-z0-9]+", "-", device_name().lower()).strip("-")
-    record = {"environment": environment(), "results": rows}
-    (folder / f"attention-{name}.json").write_text(json.dumps(record, indent=1) + "\n")
-    draw(rows, folder / f"attention-{name}.png")
-    print(f"\nwrote {folder}/attention-{name}.json and .png")
-
-
-def parse() -> argparse.Namespace:
-    """The grid, from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048, 4096, 8192])
-    parser.add_argument("--cases", nargs="+", default=["causal", "full", "window", "packed", "relative"], choices=CASES)
-    parser.add_argument(
-        "--dtypes", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16", "float16"]
-    )
-    parser.add_argument("--heads", type=int, default=8)
-    parser.add_argument("--head-size", type=int, default=64)
-    parser.add_argument("--tokens", type=int, default=2048, help="batch is tokens / length, at least 1")
-    parser.add_argument("--backends", nargs="+", default=list(OURS))
-    parser.add_argument(
-        "--dense-up-to", type=int, default=4096, help="longest S for implementations that need S² memory"
-    )
-    parser.add_argument("--repeats", type=int, default=REPEATS)
-    parser.add_argument("--out", default=str(Path(__file__).parent / "results"))
-    parser.add_argument("--quick", action="store_true", help="a small grid: 512 and 2048, causal")
-    options = parser.parse_args()
-    if options.quick:
-        options.lengths, options.cases, options.repeats = [512, 2048], ["causal"], 5
-    return options
-
-
-def run_cell(options: argparse.Namespace, case: str, length: int, dtype: str, backward: bool) -> list[dict]:
-    """Time all contenders on one problem, in turn, and print a line each."""
-    batch = max(1, options.tokens // length)
-    sizes = Sizes(
-        B=batch, T=length, S=length, N=options.heads, K=options.heads, H=options.head_size, V=options.head_size
-    )
-    rng = np.random.default_rng(0)
-    inputs = sizes.inputs(rng, jnp.dtype(dtype))
-    arguments = CASES[case](rng, sizes)
-    contenders = [c for c in make_contenders(options, case, sizes, inputs, arguments, backward) if c is not None]
-    rounds, order = options.repeats, random.Random(0)
-    for index in itertools.count():
-        for contender in order.sample(contenders, len(contenders)):
-            start = time.perf_counter()
-            contender.call()
-            contender.times.append(time.perf_counter() - start)
-        if index == 0:  # short calls are repeated for some seconds
-            rounds = max(rounds, min(50, round(3 / sum(c.times[0] for c in contenders))))
-        if index + 1 >= rounds:
-            return report(contenders, case, sizes, dtype, backward)
-
-
-def make_contenders(options, case, sizes, inputs, arguments, backward) -> list[Contender | None]:
-    """Compile and warm up every implementation that can run the case."""
-    long = options.dense_up_to < sizes.S
-    reference = None
-    if min(CHECKED_LENGTH, options.dense_up_to) >= sizes.S:
-        exact = [x.astype(jnp.float32) for x in inputs]
-        with jax.default_matmul_precision("highest"):
-            reference = jax.block_until_ready(jitted(ours("dense", arguments), backward)(*exact))
-    made = []
-    for backend in options.backends:
-        if not (long and backend == "dense"):
-            made.append(prepare(backend, jitted(ours(backend, arguments), backward), inputs, reference))
-    peer = jax_peer(case, sizes, arguments)
-    if peer is not None and not long:
-        made.append(prepare(JAX, jitted(peer, backward), inputs, reference))
-    made.append(torch_peer(case, inputs, backward))
-    return made
-
-
-def ours(backend: str, arguments: dict) -> Callable:
-    """The attention op with one backend."""
-    return lambda q, k, v: zoo.attention(q, k, v, backend=backend, **arguments)
-
-
-def jax_peer(case: str, sizes: Sizes, arguments: dict) -> Callable | None:
-    """`jax.nn.dot_product_attention` with the same mask, where it has one."""
-    attend = jax.nn.dot_product_attention
-    match case:
-        case "full":
-            return attend
-        case "causal":
-            return functools.partial(attend, is_causal=True)
-        case "window":
-            mask = arguments["mask"]
-            return functools.partial(attend, local_window_size=(mask.left, mask.right))
-        case "padding":
-            return functools.partial(attend, key_value_seq_lengths=arguments["mask"].kv)
-        case "packed":
-            # What a user of jax.nn writes: the mask as an array.
-            ids = arguments["mask"].right.q_ids
-            causal = jnp.tril(jnp.ones((sizes.T, sizes.S), bool))
-            return functools.partial(attend, mask=(causal & (ids[:, :, None] == ids[:, None, :]))[:, None])
-    return None
-
-
-def jitted(attend: Callable, backward: bool) -> Any:
-    """Forward, or the gradients of the sum of squares."""
-    if not backward:
-        return jax.jit(attend)
-
-    def loss(q, k, v):
-        return jnp.square(attend(q, k, v).astype(jnp.float32)).sum()
-
-    return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
-
-
-def prepare(name: str, function: Any, inputs: tuple, reference: Any) -> Contender:
-    """Compile, measure memory and error, warm up."""
+    record = Record(folder / f"{file_stem()}.json", options.resume)
+    work = [(cell, grid) for cell, grid in options.work if fields(cell) not in record.done]
     start = time.perf_counter()
-    compiled = function.lower(*inputs).compile()
-    seconds = time.perf_counter() - start
-    error = None
-    result = jax.block_until_ready(compiled(*inputs))
-    if reference is not None:
-        pairs = zip(jax.tree.leaves(result), jax.tree.leaves(reference), strict=True)
-        error = max(float(jnp.abs(a.astype(jnp.float32) - b).max() / jnp.abs(b).max()) for a, b in pairs)
-    analysis = compiled.memory_analysis()
-    return Contender(
-        name,
-        lambda: jax.block_until_ready(compiled(*inputs)),
-        error,
-        None if analysis is None else analysis.temp_size_in_bytes,
-        seconds,
-    )
+    for index, (cell, grid) in enumerate(work):
+        elapsed = time.perf_counter() - start
+        if options.deadline_seconds is not None and elapsed > options.deadline_seconds:
+            print(f"{len(work) - index} of {len(work)} cells are left out: {options.deadline_seconds:.0f} s are over")
+            break
+        left = f", about {clock(elapsed / index * (len(work) - index))} left" if index else ""
+        print(f"\n[{index + 1} of {len(work)}, {clock(elapsed)} so far{left}] {cell}", flush=True)
+        rows = run_cell(cell, grid, options, record)
+        record.finish(cell, rows)
+        free_memory()
+    record.write(finished=True)
+    for path in plots.draw(record.path):
+        print(f"wrote {path}")
+    print(f"wrote {record.path}: {len(record.results)} rows in {clock(time.perf_counter() - start)}")
 
 
-def torch_peer(case: str, inputs: tuple, backward: bool) -> Contender | None:
-    """Torch's scaled_dot_product_attention on the same values, where torch is installed and the mask is its own."""
-    if case not in ("full", "causal"):
-        return None
-    # Else torch's threads spin on after each call, and whoever comes next has fewer cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    try:
-        import torch
-    except ImportError:
-        return None
-    device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
-    kind = getattr(torch, str(inputs[0].dtype))
-    tensors = [
-        torch.tensor(np.asarray(x.astype(jnp.float32))).to(device, kind).transpose(1, 2).requires_grad_(backward)
-        for x in inputs
-    ]
-
-    def call():
-        out = torch.nn.functional.scaled_dot_product_attention(*tensors, is_causal=case == "causal")
-        if backward:
-            torch.autograd.grad(out.float().square().sum(), tensors)
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    call()
-    return Contender(TORCH, call)
+def clock(seconds: float) -> str:
+    """Minutes and seconds."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
-def report(contenders: list[Contender], case: str, sizes: Sizes, dtype: str, backward: bool) -> list[dict]:
-    """Print a block of lines, ratios to `jax.nn` (else to the first) first; return them as records."""
-    medians = {c.name: statistics.median(c.times) for c in contenders}
-    base = JAX if JAX in medians else contenders[0].name
-    direction = "forward+backward" if backward else "forward"
-    print(
-        f"\n{case}, {dtype}, {direction}: B={sizes.B} S={sizes.S} N={sizes.N} H={sizes.H}   (speed relative to {base})"
-    )
-    rows = []
-    for c in contenders:
-        row = {
-            "case": case,
-            "dtype": dtype,
-            "direction": direction,
-            "name": c.name,
-            "B": sizes.B,
-            "S": sizes.S,
-            "N": sizes.N,
-            "H": sizes.H,
-            "speed_relative_to": base,
-            "relative_speed": medians[base] / medians[c.name],
-            "milliseconds": 1e3 * medians[c.name],
-            "tokens_per_second": sizes.B * sizes.T / medians[c.name],
-            "relative_error": c.error,
-            "temp_megabytes": None if c.temp_bytes is None else c.temp_bytes / 1e6,
-            "compile_seconds": c.compile_seconds,
-        }
-        rows.append(row)
-        error = "        " if c.error is None else f"{c.error:8.1e}"
-        memory = "         " if c.temp_bytes is None else f"{c.temp_bytes / 1e6:7.1f} MB"
-        print(
-            f"  {row['relative_speed']:6.2f}x  {row['milliseconds']:9.2f} ms  error {error}  temp {memory}  {c.name}",
-            flush=True,
-        )
+def run_cell(cell: Cell, grid: Grid, options: argparse.Namespace, record: Record) -> list[dict]:
+    """Check and time all contenders on one problem, and print the table."""
+    record.ceilings.sample(cell.dtype)
+    problem = Problem(cell)
+    reference = make_reference(problem)
+    chosen = automatic(problem)
+    contenders, errors = [], {}
+    for name, make in makers(problem, grid, chosen, options.square_up_to).items():
+        if record.ended_process(cell, name):
+            continue
+        record.begin(cell, name)
+        contender, reason = prepare(make, reference, errors)
+        if contender is None:
+            record.skip(cell, name, reason)
+        else:
+            contenders.append(contender)
+    num_calls, slow = timing.measure(contenders, options.budget_seconds) if contenders else (1, [])
+    for contender in slow:
+        record.skip(cell, contender.name, f"a call takes longer than the cell's {options.budget_seconds} s")
+    timed = [contender for contender in contenders if contender.samples]
+    rows = make_rows(problem, timed, errors, reference.num_rows, num_calls)
+    if grid.backends is None or "auto" in grid.backends:
+        rows = add_automatic(rows, chosen)
+    add_backward(rows, record.results)
+    if rows:
+        show(rows, record.ceilings)
     return rows
 
 
-def device_name() -> str:
-    """What the figures were made on: the accelerator's kind, or the CPU's number of cores."""
-    device = jax.devices()[0]
-    return f"cpu-{os.cpu_count()}-cores" if device.platform == "cpu" else device.device_kind
+def makers(problem: Problem, grid: Grid, chosen: str, square_up_to: int) -> dict[str, Callable[[], Contender]]:
+    """What makes each contender of a cell, by name; `auto` stands for the backend `chosen`."""
+    names = ("auto", *backend_names()) if grid.backends is None else grid.backends
+    found = {name: functools.partial(backend, name, problem, square_up_to) for name in names if name != "auto"}
+    if "auto" in names:
+        found[chosen] = functools.partial(backend, chosen, problem, problem.cell.sizes.S)
+    for name in default_peers() if grid.peers is None else grid.peers:
+        found[name] = functools.partial(PEERS[name], problem, square_up_to)
+    return found
 
 
-def environment() -> dict[str, Any]:
-    """Versions, device and command, to stand beside the figures."""
-    packages = ("jax", "jaxlib", "numpy", "torch")
-    installed = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions()}
-    return {
-        "device": device_name(),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "versions": {name: installed[name] for name in packages if name in installed},
-        "command": "python " + " ".join(map(shlex.quote, ["benchmarks/attention.py", *sys.argv[1:]])),
-        "repeats": "medians of calls in an order drawn for each round, after a warm-up",
-    }
+def prepare(make, reference: Reference, errors: dict) -> tuple[Contender | None, str]:
+    """Compile a contender and compare it with the reference; (None, reason) where it cannot run or is wrong."""
+    try:
+        contender = make()
+        errors[contender.name] = error, worst_row = reference.errors(contender.results(reference))
+    except Refused as refusal:
+        return None, str(refusal)
+    except Exception as error:
+        check_device(error)
+        lines = str(error).strip().splitlines() or [""]
+        return None, f"{type(error).__name__}: {lines[0][:200]}"
+    tolerance = TOLERANCE[reference.dtype]
+    if not (error <= tolerance and worst_row <= ROW_FACTOR * tolerance):
+        return None, f"WRONG: error {error:.1e}, at the worst row {worst_row:.1e}, against float64; not timed"
+    return contender, ""
 
 
-def draw(rows: list[dict], path: Path) -> None:
-    """One panel a case, dtype and direction: tokens per second against length, a line an implementation."""
-    from matplotlib.figure import Figure
+def check_device(error: Exception) -> None:
+    """End the process where the device no longer answers: nothing after could be trusted."""
+    try:
+        jnp.ones(8).sum().block_until_ready()
+    except Exception:
+        print(f"the device is lost after {type(error).__name__}: run again with --resume", file=sys.stderr)
+        sys.exit(3)
 
-    panels = sorted({(r["dtype"], r["direction"], r["case"]) for r in rows})
-    columns = min(4, len(panels))
-    lines = -(-len(panels) // columns)
-    figure = Figure(figsize=(4.2 * columns, 3.4 * lines), layout="constrained")
-    colours = {"auto": "#08519c", "blockwise": "#3182bd", "dense": "#9ecae1", JAX: "#d94801", TORCH: "#555555"}
-    for place, (dtype, direction, case) in enumerate(panels, 1):
-        axes = figure.add_subplot(lines, columns, place)
-        chosen = [r for r in rows if (r["dtype"], r["direction"], r["case"]) == (dtype, direction, case)]
-        for name in dict.fromkeys(r["name"] for r in chosen):
-            points = sorted((r["S"], r["tokens_per_second"]) for r in chosen if r["name"] == name)
-            style = {"linestyle": "--"} if name == "auto" else {}
-            axes.plot(
-                *zip(*points, strict=True), marker="o", label=name, color=colours.get(name), markersize=4, **style
-            )
-        axes.set(xscale="log", yscale="log", title=f"{case}, {dtype}\n{direction}", xlabel="length S")
-        ticks = sorted({r["S"] for r in chosen})
-        axes.set_xticks(ticks, [str(t) for t in ticks])
-        axes.minorticks_off()
-        axes.grid(alpha=0.3, which="both")
-        if (place - 1) % columns == 0:
-            axes.set_ylabel("tokens per second (higher is faster)")
-        if place == 1:
-            axes.legend(fontsize=8)
-    figure.suptitle(f"Attention on {device_name()}: {rows[0]['N']} heads of {rows[0]['H']}")
-    figure.savefig(path, dpi=110)
+
+def free_memory() -> None:
+    """Give back what a cell held; JAX and torch share a GPU."""
+    gc.collect()
+    if "torch" in sys.modules and jax.default_backend() == "gpu":
+        sys.modules["torch"].cuda.empty_cache()
 
 
 if __name__ == "__main__":
