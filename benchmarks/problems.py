@@ -129,14 +129,17 @@ def rows_of(clause: masks.Clause, rows: np.ndarray) -> masks.Clause:
     """A clause for some of the queries only, in NumPy and with an axis for heads: [B or 1, N or 1, rows (, S)]."""
 
     def per_row(x):
-        return None if x is None else np.asarray(x)[:, None, rows]
+        # A single value holds for all queries.
+        return None if x is None else np.asarray(x)[:, None, rows if x.shape[-1] > 1 else slice(None)]
 
     dense = [np.asarray(array) for array in clause.dense]
     return masks.Clause(
         low=per_row(clause.low),
         high=per_row(clause.high),
         end=None if clause.end is None else np.asarray(clause.end)[:, None],
-        segments=tuple((per_row(q_ids), np.asarray(kv_ids)[:, None]) for q_ids, kv_ids in clause.segments),
+        segments=tuple(
+            (np.asarray(q_ids)[:, None, rows], np.asarray(kv_ids)[:, None]) for q_ids, kv_ids in clause.segments
+        ),
         dense=tuple(array if array.shape[-2] == 1 else array[..., rows, :] for array in dense),
     )
 
