@@ -10,6 +10,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 DECODE = "decode"
 AUTO = "auto"
@@ -74,6 +75,7 @@ def throughput(content: dict) -> Figure:
         axes.set(yscale="log", ylabel=f"{unit}" + (" of k and v read" if decode else ""), title=panel)
         low, high = axes.get_ylim()
         axes.set_ylim(low, max(high, ceiling * 1.8))
+        plain_ticks(axes)
     legend(figure, content, content["results"])
     return figure
 
@@ -98,6 +100,7 @@ def memory(content: dict) -> Figure | None:
                           textcoords="offset points", fontsize=7.5, ha="right", va="center")  # fmt: skip
             limits = min(limits[0], ends[0] / 1.5), max(limits[1], ends[-1] * 2)
         axes.set_ylim(*limits)
+        plain_ticks(axes)
     legend(figure, content, [row for rows in panels.values() for row in rows])
     return figure
 
@@ -171,9 +174,17 @@ def plot_lines(axes: Axes, content: dict, rows: list[dict], value) -> None:
     lengths = sorted({row["S"] for row in rows})
     axes.set(xscale="log", xlabel="length S" if rows[0]["direction"] != DECODE else "keys in the cache S")
     axes.set_xticks(lengths, [str(length) if length < 1024 else f"{length / 1024:g}k" for length in lengths])
-    axes.minorticks_off()
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlim(lengths[0] / 1.25, lengths[-1] * 1.25)
     axes.grid(alpha=0.3)
+
+
+def plain_ticks(axes: Axes) -> None:
+    """Numbers in place of powers of ten, at 1, 2 and 5 where the axis is short."""
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def style(name: str, kind: str, content: dict) -> dict:
