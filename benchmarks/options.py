@@ -11,7 +11,7 @@ from benchmarks.peers import PEERS
 from benchmarks.problems import ALL_CASES, DIRECTIONS, DTYPES, Cell
 from benchmarks.suites import SUITES, Grid
 
-BUDGETS = {"default": 3.0, "quick": 0.8, "gpu": 1.5, "small": 0.2}
+BUDGETS = {"default": 3.0, "quick": 0.6, "gpu": 1.5, "small": 0.2}
 """Seconds of timing a cell, by suite; compiling and checking come on top."""
 RESULTS = Path(__file__).parent / "results"
 

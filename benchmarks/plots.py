@@ -96,7 +96,7 @@ def memory(content: dict) -> Figure | None:
         for power, start in ((1, min(values)), (2, max(values))):
             ends = [start * 0.8 ** (3 - 2 * power) * (length / lengths[0]) ** power for length in lengths]
             axes.plot(lengths, ends, color="black", linestyle=":", linewidth=1)
-            axes.annotate(f"grows as S{'²' if power == 2 else ''}", (lengths[-1], ends[-1]), (0, 12 * power - 18),
+            axes.annotate(f"grows as S{'²' if power == 2 else ''}", (lengths[-1], ends[-1]), (0, 20 * power - 32),
                           textcoords="offset points", fontsize=7.5, ha="right", va="center")  # fmt: skip
             limits = min(limits[0], ends[0] / 1.5), max(limits[1], ends[-1] * 2)
         axes.set_ylim(*limits)
