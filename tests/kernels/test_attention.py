@@ -20,6 +20,7 @@ from zoo.kernels import (
     attention,
     explain,
 )
+from zoo.kernels.call import is_finite
 from zoo.kernels.cases import Sizes
 
 # The package's attribute of this name is the function.
@@ -142,6 +143,14 @@ def test_the_future_cannot_change_the_past(backend, bad):
     clean, dirty = (gradients(backend, x, rows=past, mask=Causal()) for x in ((q, k, v), spoilt))
     for a, b in zip(clean, dirty, strict=True):
         np.testing.assert_allclose(b, a, atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_one_bad_element_among_many_vectors_is_found(dtype, bad):
+    """XLA's maximum on CPUs loses NaN from a certain size on."""
+    x = jnp.ones((4, 128, 4, 64), dtype).at[1, 7, 2, 5].set(bad)
+    assert jnp.argwhere(~jax.jit(is_finite)(x)).tolist() == [[1, 7, 2, 0]]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
