@@ -6,6 +6,7 @@ the function beneath it is called, which gives float32.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -143,9 +144,9 @@ def _kernel(call: Call, ranges: fused.Ranges) -> tuple[jax.Array, jax.Array]:
         (True, True): MaskType.PADDING_CAUSAL,
     }
     size, value_size = _head_size(call), call.v.shape[-1]
-    q, k, v = (jnp.pad(x, [(0, 0)] * 3 + [(0, size - x.shape[-1])]) for x in (call.q, call.k, call.v))
+    widen = lambda x: jnp.pad(x, [(0, 0)] * 3 + [(0, size - x.shape[-1])])  # noqa: E731
     out, lse = _library(
-        q, k, v, _bias(call), None, *(lengths or (None, None)),
+        widen(call.q), widen(call.k), widen(call.v), _bias(call), None, *(lengths or (None, None)),
         scale=call.scale, mask_type=kinds[causal, lengths is not None], return_residual=True,
         sliding_window_length=None if band.left is None else band.left + 1,
     )  # fmt: skip
@@ -172,7 +173,7 @@ def _bias(call: Call) -> jax.Array | None:
     return jnp.where(jnp.isneginf(array), jnp.asarray(HIDDEN[array.dtype.name], array.dtype), array)
 
 
-def _library(*arguments, **options):
+def _library(*arguments, **options) -> Any:
     from jax._src.cudnn.fused_attention_stablehlo import dot_product_attention
 
     return dot_product_attention(*arguments, **options)

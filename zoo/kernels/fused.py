@@ -8,6 +8,7 @@ JAX, so that the same selections also keep the gradients clean.
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,30 +29,30 @@ class Ranges:
     Both lie in 0 … S; a row without keys has first >= end. NumPy when known at trace time.
     """
 
-    first: np.ndarray | jax.Array
-    end: np.ndarray | jax.Array
+    first: Any
+    end: Any
 
     @classmethod
     def of(cls, call: Call) -> "Ranges":
         """The ranges of a call for which `range_refusal` is None."""
-        (clause,), (_, num_queries, num_keys, _, _) = call.clauses(), call.sizes
+        clause, (_, num_queries, num_keys, _, _) = call.clauses()[0], call.sizes
         zero = np.zeros((1, num_queries), np.int32)
         first = zero if clause.low is None else clause.low
         end = zero + np.int32(num_keys) if clause.high is None else clause.high + np.int32(1)
         return cls(*((np if is_static(x) else jnp).clip(x, 0, num_keys).astype(np.int32) for x in (first, end)))
 
     @property
-    def alive(self) -> np.ndarray | jax.Array:
+    def alive(self) -> Any:
         """Which rows see a key, bool [B or 1, T]."""
         return self.first < self.end
 
     @property
-    def num_rows(self) -> np.ndarray | jax.Array:
+    def num_rows(self) -> Any:
         """How many rows see a key, int32 [B or 1]."""
         return self.alive.sum(-1).astype(np.int32)
 
     @property
-    def num_keys(self) -> np.ndarray | jax.Array:
+    def num_keys(self) -> Any:
         """The end of the last range that is not empty, int32 [B or 1]."""
         return (self.end * self.alive).max(-1)
 
@@ -60,12 +61,12 @@ def range_refusal(call: Call) -> str | None:
     """Why the rows of a call do not each see one range of keys; None when they do."""
     if call.kv_positions is not None:
         return "keys lie at positions of their own (kv_positions)"
-    clauses = call.clauses()
-    if len(clauses) > 1:
+    clause, *others = call.clauses()
+    if others:
         return "the mask is a union"
-    if clauses[0].segments:
+    if clause.segments:
         return "the mask has Segments"
-    return "the mask has a Dense array" if clauses[0].dense else None
+    return "the mask has a Dense array" if clause.dense else None
 
 
 def attend(kernel: Callable, call: Call) -> tuple[jax.Array, jax.Array]:
@@ -80,12 +81,11 @@ def attend(kernel: Callable, call: Call) -> tuple[jax.Array, jax.Array]:
     ranges = Ranges.of(call)
     columns = np.arange(call.sizes[2], dtype=np.int32)
     seen = (ranges.first.min(-1, keepdims=True) <= columns) & (columns < ranges.end.max(-1, keepdims=True))
-    q, k, v = (
-        jnp.where(keep[:, :, None, None], without_nonfinite(x), jnp.zeros_like(x))
-        for keep, x in ((ranges.alive, call.q), (seen, call.k), (seen, call.v))
-    )
-    out, lse = _attend(kernel, dataclasses.replace(call, q=q, k=k, v=v), ranges)
-    alive, poisoned = jax.lax.stop_gradient((_alive(call, ranges), _sees_nonfinite(call, ranges)))
+    clean = lambda x, keep: jnp.where(keep[:, :, None, None], without_nonfinite(x), jnp.zeros_like(x))  # noqa: E731
+    cleaned = dataclasses.replace(call, q=clean(call.q, ranges.alive), k=clean(call.k, seen), v=clean(call.v, seen))
+    outputs: Any = _attend(kernel, cleaned, ranges)
+    out, lse = outputs
+    alive, poisoned = _alive(call, ranges), _sees_nonfinite(call, ranges)
     out = jnp.where(alive[..., None], out, jnp.zeros_like(out))
     lse = jnp.where(alive, lse, -jnp.inf)
     return jnp.where(poisoned[..., None], jnp.nan, out).astype(call.v.dtype), jnp.where(poisoned, jnp.nan, lse)
@@ -115,8 +115,8 @@ _attend.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _alive(call: Call, ranges: Ranges) -> jax.Array:
-    """Which rows see a key that no bias of -inf hides, bool [B or 1, T, N or 1]."""
-    if not isinstance(call.bias, DenseBias):
+    """Which rows see a key that no bias of -inf hides, bool [B or 1, T, N or 1]. A soft cap makes -inf finite."""
+    if not isinstance(call.bias, DenseBias) or call.softcap is not None:
         return jnp.asarray(ranges.alive)[..., None]
     array = call.bias.array.reshape((1,) * (4 - call.bias.array.ndim) + call.bias.array.shape)
     columns = jnp.arange(call.sizes[2], dtype=jnp.int32)
