@@ -37,7 +37,7 @@ ALLOWED = {
 """What each part of zoo may import, besides itself."""
 FOREIGN = {"torch", "transformers", "tensorflow"}
 KERNEL_LIBRARIES = {"jax", "numpy"}
-OPTIONAL = {"mosaic.py": {"tokamax"}}
+OPTIONAL = {"mosaic.py": {"tokamax", "absl"}}
 """Extras of single backends, imported when they run."""
 
 

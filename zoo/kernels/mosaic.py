@@ -6,6 +6,7 @@ nor gives the softmax's residuals, so the op beneath it is called.
 """
 
 import importlib.util
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -106,7 +107,16 @@ def _library(q, k, v, bias, *, is_causal, first, end, scale, softcap):
     """Output [B, T, N, V], and (largest logit, sum of exponentials above it), float32 [B, N, T] each."""
     from tokamax._src.ops.attention import base, pallas_mosaic_gpu  # pyright: ignore[reportMissingImports]
 
+    leave_command_line_alone()
     return pallas_mosaic_gpu.PallasMosaicGpuFlashAttention()(
         q, k, v, bias=bias, mask=base.Mask(k_start=first, k_end=end, is_causal=is_causal),
         logits_scale=scale, logits_soft_cap=softcap, return_residuals=True,
     )  # fmt: skip
+
+
+def leave_command_line_alone() -> None:
+    """Parse absl's flags from the program's name alone: tokamax would parse those of whatever program imports zoo."""
+    from absl import flags  # pyright: ignore[reportMissingImports, reportMissingModuleSource]
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(sys.argv[:1])
