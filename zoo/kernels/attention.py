@@ -14,14 +14,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoo.kernels import blockwise, cudnn, decode, dense, dropout, mosaic, sharding
+from zoo.kernels import blockwise, cudnn, decode, dense, dropout, mosaic, sharding, split_k
 from zoo.kernels.bias import ALiBi, Bias, DenseBias, RelativeBias
 from zoo.kernels.call import Call
 from zoo.kernels.masks import Full, Mask
 
 logger = logging.getLogger("zoo.kernels")
 
-BACKENDS = {"dense": dense, "blockwise": blockwise, "decode": decode, "cudnn": cudnn, "mosaic": mosaic}
+BACKENDS = {
+    "dense": dense,
+    "blockwise": blockwise,
+    "decode": decode,
+    "split_k": split_k,
+    "cudnn": cudnn,
+    "mosaic": mosaic,
+}
 
 # Beyond this many logits a head `blockwise` is the faster one, forward and backward, by measurement on CPUs: in
 # the accumulator's own dtype, and in half precision.

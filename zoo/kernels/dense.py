@@ -75,14 +75,19 @@ def _sees_nonfinite(call: Call) -> jax.Array:
 
 def masked_logits(products: jax.Array, call: Call) -> jax.Array:
     """Scale, bias, soft cap and mask of q·k [B, N, T, S]; `LOWEST` where the mask, or a bias of -inf, hides a key."""
-    logits = products * call.scale
-    if call.bias is not None:
-        logits = jnp.maximum(logits + evaluate_bias(call).astype(logits.dtype), LOWEST)
-    allowed = evaluate_mask(call)
-    if call.softcap is not None:
+    bias = None if call.bias is None else evaluate_bias(call)
+    return combine(products, bias, evaluate_mask(call), call.scale, call.softcap)
+
+
+def combine(products, bias, allowed, scale: float, softcap: float | None) -> jax.Array:
+    """The logits of `masked_logits` from their parts; bias and allowed pairs broadcast to [B, N, T, S], or None."""
+    logits = products * scale
+    if bias is not None:
+        logits = jnp.maximum(logits + bias.astype(logits.dtype), LOWEST)
+    if softcap is not None:
         # NaN behind the mask would reach the gradient through tanh's derivative.
         logits = logits if allowed is None else jnp.where(allowed, logits, 0)
-        logits = call.softcap * jnp.tanh(logits / call.softcap)
+        logits = softcap * jnp.tanh(logits / softcap)
     return logits if allowed is None else jnp.where(allowed, logits, LOWEST)
 
 
