@@ -1,13 +1,18 @@
 """Few queries against a long cache: split over blocks of keys, and over pages."""
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from comparison import ALL, compare
 
-from zoo.kernels import Causal, Lengths, Window, attention, online, split_k
+from zoo.kernels import Causal, Lengths, Window, attention, online, paged, paged_attention, split_k
 from zoo.kernels.cases import Sizes, fits
+
+# The package's attribute of this name is the function.
+module = importlib.import_module("zoo.kernels.attention")
 
 # Three blocks of two chunks and the rest of a fourth, which begins early.
 SEVERAL = Sizes(T=3, S=59, K=2, V=12)
@@ -44,11 +49,9 @@ def test_block_sizes():
 
 
 def _call(q, k, v, **arguments):
-    from zoo.kernels.attention import prepare  # the package's attribute of this module's name is the function
-
     absent = dict.fromkeys(("bias", "sinks", "scale", "softcap", "kv_positions", "dropout_rng"))
     absent |= {"mask": Lengths(), "q_offset": 0, "dropout_rate": 0.0}
-    return prepare(q, k, v, **(absent | arguments))[0]
+    return module.prepare(q, k, v, **(absent | arguments))[0]
 
 
 def test_split_k_refuses_many_queries():
@@ -98,3 +101,118 @@ def test_split_k_steps_compile_once():
     for i in range(4):
         step(jnp.int32(10 + i), jnp.asarray([5 + i, 9]))
     assert step._cache_size() == 1
+
+
+PAGE, NUM_PAGES, LENGTHS = 4, 40, (30, 7, 0)
+
+
+def pages_of(k, v, lengths, rng, dtype=jnp.float32):
+    """Keys and values cut into pages in random order, NaN wherever nothing was written, and the table."""
+    table = rng.permutation(NUM_PAGES)[: 3 * 8].reshape(3, 8).astype(np.int32)
+    arrays = []
+    for x in (k, v):
+        pages = np.full((NUM_PAGES, PAGE, *x.shape[2:]), np.nan)
+        for b, length in enumerate(lengths):
+            for s in range(length):
+                pages[table[b, s // PAGE], s % PAGE] = x[b, s]
+        arrays.append(jnp.asarray(pages, dtype))
+    for b, length in enumerate(lengths):
+        table[b, -(-length // PAGE) :] = 2**30 if b else -1  # not even a page
+    return *arrays, jnp.asarray(table)
+
+
+@pytest.fixture
+def small_pages(monkeypatch):
+    monkeypatch.setattr(paged, "BLOCK_KEYS", 3 * PAGE)
+    monkeypatch.setattr(online, "CHUNK", PAGE)
+    paged._attend.clear_cache()
+    yield
+    paged._attend.clear_cache()
+
+
+def problem(num_queries, lengths=LENGTHS, dtype=jnp.float32):
+    rng = np.random.default_rng(0)
+    q, k, v = Sizes(B=3, T=num_queries, S=32, K=2, V=12).inputs(rng, dtype)
+    return q, k, v, pages_of(np.asarray(k, float), np.asarray(v, float), lengths, rng, dtype), jnp.asarray(lengths)
+
+
+@pytest.mark.parametrize("num_queries", [1, 3])
+@pytest.mark.parametrize(
+    "arguments", [{}, {"window": 5, "scale": 0.3}, {"softcap": 2.0, "sinks": jnp.arange(4.0)}], ids=str
+)
+def test_paged_equals_contiguous(num_queries, arguments, small_pages):
+    q, k, v, (k_pages, v_pages, table), lengths = problem(num_queries)
+    actual = paged_attention(q, k_pages, v_pages, table, lengths, **arguments, return_lse=True)
+    mask = Causal() & Window(arguments.get("window"), None) & Lengths(kv=lengths)
+    others = {name: value for name, value in arguments.items() if name != "window"}
+    expected = attention(q, k, v, mask=mask, q_offset=lengths - num_queries, backend="dense", return_lse=True, **others)
+    for a, b in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    assert (actual[0][2] == 0).all()
+
+
+def test_paged_bfloat16(small_pages):
+    q, k, v, (k_pages, v_pages, table), lengths = problem(2, dtype=jnp.bfloat16)
+    actual = paged_attention(q, k_pages, v_pages, table, lengths)
+    expected = attention(q, k, v, mask=Causal() & Lengths(kv=lengths), q_offset=lengths - 2, backend="dense")
+    assert actual.dtype == jnp.bfloat16
+    np.testing.assert_allclose(actual.astype(jnp.float32), expected.astype(jnp.float32), atol=2e-2)
+
+
+def test_paged_sequences_share_pages(small_pages):
+    """A common prefix lies in memory once."""
+    q, k, v, (k_pages, v_pages, table), _ = problem(1, lengths=(32, 32, 32))
+    shared = table.at[1:, :5].set(table[0, :5])
+    k, v = (x.at[1:, : 5 * PAGE].set(x[0, : 5 * PAGE]) for x in (k, v))
+    lengths = jnp.asarray([32, 27, 22])
+    actual = paged_attention(q, k_pages, v_pages, shared, lengths)
+    expected = attention(q, k, v, mask=Lengths(kv=lengths), backend="dense")
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
+
+
+def test_paged_visible_nan_reaches_the_rows_that_see_it(small_pages):
+    q, _, _, (k_pages, v_pages, table), lengths = problem(3, lengths=(30, 9, 4))
+    spoilt = v_pages.at[table[0, 7], 0, 1, 0].set(jnp.nan)  # position 28, which the last two of 27, 28, 29 see
+    clean, dirty = (paged_attention(q, k_pages, x, table, lengths) for x in (v_pages, spoilt))
+    expected = np.zeros((3, 3, 4), bool)
+    expected[0, 1:, 2:] = True
+    np.testing.assert_array_equal(np.isnan(dirty).all(-1), expected)
+    np.testing.assert_allclose(dirty[~expected], clean[~expected], atol=1e-6)
+
+
+def test_paged_steps_compile_once(small_pages):
+    q, _, _, (k_pages, v_pages, table), _ = problem(1)
+    for length in (3, 20, 29):
+        paged_attention(q, k_pages, v_pages, jnp.roll(table, length), jnp.full(3, length))
+    assert paged._attend._cache_size() == 1
+
+
+def test_paged_gathers_few_pages_at_once():
+    """Memory beside the arguments does not grow with the table."""
+
+    def temporary(pages_each):
+        shapes = [((2, 1, 8, 64), jnp.bfloat16)] + [((2 * pages_each, 16, 8, 64), jnp.bfloat16)] * 2
+        shapes += [((2, pages_each), jnp.int32), ((2,), jnp.int32)]
+        arguments = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
+        return jax.jit(paged_attention).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary(1024) < 1.5 * temporary(256)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"page_table": jnp.zeros((2, 8), jnp.int32)}, r"\[3, pages"),
+        ({"lengths": jnp.zeros(3)}, "lengths is float32"),
+        ({"v_pages": jnp.zeros((40, 5, 2, 12))}, "first 3 axes"),
+        ({"k_pages": jnp.zeros((40, 4, 2, 12))}, "heads do not fit"),
+        ({"q": jnp.zeros((3, 1, 4, 8), jnp.bfloat16)}, "one floating dtype"),
+        ({"window": -1}, "counts keys"),
+        ({"sinks": jnp.zeros(2)}, r"\[4\]"),
+    ],
+)
+def test_paged_errors_name_the_value_and_the_mend(arguments, message):
+    q, _, _, (k_pages, v_pages, page_table), lengths = problem(1)
+    given = {"q": q, "k_pages": k_pages, "v_pages": v_pages, "page_table": page_table, "lengths": lengths}
+    with pytest.raises(ValueError, match=message):
+        paged_attention(**(given | arguments))

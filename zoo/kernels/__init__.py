@@ -3,6 +3,7 @@
 from zoo.kernels.attention import attention, explain, merge
 from zoo.kernels.bias import ALiBi, DenseBias, RelativeBias
 from zoo.kernels.masks import Causal, Chunked, Dense, Full, Lengths, Mask, PrefixLM, Segments, Window
+from zoo.kernels.paged import paged_attention
 
 __all__ = [
     "ALiBi",
@@ -20,4 +21,5 @@ __all__ = [
     "attention",
     "explain",
     "merge",
+    "paged_attention",
 ]
