@@ -101,7 +101,7 @@ def test_automatic_choice_and_explain(caplog):
     assert len(caplog.records) == 1
 
 
-@pytest.mark.parametrize("backend", ["dense", "small_blocks", "decode"])
+@pytest.mark.parametrize("backend", [*BACKENDS, "split_k"])
 def test_vmap_and_checkpoint(backend):
     q, k, v = (
         jnp.stack([x] * 2) for x in Sizes(B=1, T=12, S=12, N=2, K=2).inputs(np.random.default_rng(0), jnp.float32)

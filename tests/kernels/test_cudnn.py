@@ -232,7 +232,12 @@ def test_only_a_gradient_of_the_log_sum_exp_runs_blockwise(backend, monkeypatch)
     def loss(q, part):
         return attention(q, k, v, mask=Causal(), backend=backend, return_lse=True)[part].sum()
 
+    def deep(q):
+        layer = jax.checkpoint(lambda x, _: (attention(x, k, v, mask=Causal(), backend=backend), None))
+        return jax.lax.scan(layer, q, None, length=2)[0].sum()
+
     jax.jit(jax.grad(loss), static_argnums=1)(q, 0)
+    jax.jit(jax.grad(deep))(q)
     with pytest.raises(AssertionError, match="blockwise"):
         jax.jit(jax.grad(loss), static_argnums=1)(q, 1)
 
