@@ -200,12 +200,12 @@ def test_paged_gathers_few_pages_at_once():
     """Memory beside the arguments does not grow with the table."""
 
     def temporary(pages_each):
-        shapes = [((2, 1, 8, 64), jnp.bfloat16)] + [((2 * pages_each, 16, 8, 64), jnp.bfloat16)] * 2
-        shapes += [((2, pages_each), jnp.int32), ((2,), jnp.int32)]
-        arguments = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
+        shapes = [(2, 1, 8, 64)] + [(2 * pages_each, 16, 8, 64)] * 2
+        arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+        arguments += [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((2, pages_each), (2,))]
         return jax.jit(paged_attention).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
 
-    assert temporary(1024) < 1.5 * temporary(256)
+    assert temporary(1024) < 1.1 * temporary(256)
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def _attend(q, k_pages, v_pages, page_table, lengths, sinks, settings):
     def visit(block, state: online.State) -> online.State:
         start = jnp.minimum(block * pages, page_table.shape[1] - pages)
         table = jnp.clip(jax.lax.dynamic_slice_in_dim(page_table, start, pages, axis=1), 0, num_pages - 1)
-        k, v = (_gather(x, table).reshape(batch, pages * page_size, num_kv_heads, -1) for x in (k_pages, v_pages))
+        k, v = (x[table].reshape(batch, pages * page_size, num_kv_heads, -1) for x in (k_pages, v_pages))
         k, v = guard_nonfinite(k, v)
         columns = start * page_size + jnp.arange(pages * page_size, dtype=jnp.int32)
         allowed = (first <= columns) & (columns <= positions) & (columns >= block * pages * page_size)
@@ -87,13 +87,6 @@ def _attend(q, k_pages, v_pages, page_table, lengths, sinks, settings):
     begin = jnp.where(lengths[:, None] > 0, first[:, 0, :, 0], np.iinfo(np.int32).max).min() // block_keys
     state = jax.lax.fori_loop(begin, -(-lengths.max() // block_keys), visit, state)
     return state.finish(sinks, v_pages.dtype)
-
-
-def _gather(pages: jax.Array, table: jax.Array) -> jax.Array:
-    """The pages of a table [B, M]: [B, M, page size, K, H]."""
-    # As integers: a CPU would widen all pages of half precision before the loop, and gather from the wide copy.
-    bits = jax.lax.bitcast_convert_type(pages, jnp.dtype(f"uint{8 * pages.dtype.itemsize}"))
-    return jax.lax.bitcast_convert_type(bits[table], pages.dtype)
 
 
 def _check(q, k_pages, v_pages, page_table, lengths, window, sinks) -> None:
