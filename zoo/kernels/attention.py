@@ -14,14 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoo.kernels import blockwise, decode, dense, dropout, sharding
+from zoo.kernels import blockwise, decode, dense, dropout, sharding, triton
 from zoo.kernels.bias import ALiBi, Bias, DenseBias, RelativeBias
 from zoo.kernels.call import Call
 from zoo.kernels.masks import Full, Mask
 
 logger = logging.getLogger("zoo.kernels")
 
-BACKENDS = {"dense": dense, "blockwise": blockwise, "decode": decode}
+BACKENDS = {"dense": dense, "blockwise": blockwise, "decode": decode, "triton": triton}
 
 # Beyond this many logits a head `blockwise` is the faster one, forward and backward, by measurement on CPUs: in
 # the accumulator's own dtype, and in half precision.

@@ -17,10 +17,14 @@ def seeds(key: jax.Array, batch: int, num_heads: int) -> jax.Array:
 
 def keep(seed: jax.Array, rows: jax.Array, columns: jax.Array, rate: float) -> jax.Array:
     """Which weights survive, bool [..., R, C], from seed [..., 2] and array indices: rows [R], columns [C]."""
-    hashed_rows = _mix(rows.astype(jnp.uint32) + seed[..., 0, None])
-    hashed_columns = _mix(columns.astype(jnp.uint32) + seed[..., 1, None])
-    bits = _mix(hashed_rows[..., :, None] + hashed_columns[..., None, :])
-    return bits >= np.uint32(min(round(rate * 2**32), 2**32 - 1))
+    return survive(seed[..., 0, None, None], seed[..., 1, None, None], rows[:, None], columns[None, :], rate)
+
+
+def survive(row_seed: jax.Array, column_seed: jax.Array, rows: jax.Array, columns: jax.Array, rate: float) -> jax.Array:
+    """Which weights survive, bool: the two words of a seed and array indices, all of shapes that broadcast."""
+    hashed_rows = _mix(rows.astype(jnp.uint32) + row_seed)
+    hashed_columns = _mix(columns.astype(jnp.uint32) + column_seed)
+    return _mix(hashed_rows + hashed_columns) >= np.uint32(min(round(rate * 2**32), 2**32 - 1))
 
 
 def _mix(x: jax.Array) -> jax.Array:

@@ -73,6 +73,10 @@ class Grid:
         """The entries of [B or 1, S] that belong to a block, [block_k]."""
         return _materialise(_slice(x, (at.batch, at.key * self.block_k), (1, self.block_k))[0])
 
+    def slice_sequence(self, x, at: At) -> jax.Array:
+        """The entry of [B or 1, 1] that belongs to a block's sequence, [1]."""
+        return _slice(x, (at.batch, 0), (1, 1))[0]
+
     def slice_pairs(self, x, at: At) -> jax.Array:
         """The entries of [B or 1, N or 1, T or 1, S or 1] that belong to a block, [block_q or 1, block_k or 1]."""
         return _slice(x, self._pair_start(at), (1, 1, self.block_q, self.block_k))[0, 0]
@@ -130,20 +134,33 @@ class MaskTiles:
 
     def __call__(self, at: At, transposed: bool) -> jax.Array | None:
         """Which pairs of a block are allowed, bool [block_q, block_k] or transposed; None for all."""
-        grid = self.grid
-        clauses = tuple(
-            masks.Clause(
-                low=None if clause.low is None else grid.slice_rows(clause.low, at),
-                high=None if clause.high is None else grid.slice_rows(clause.high, at),
-                end=None if clause.end is None else _slice(clause.end, (at.batch, 0), (1, 1))[0],
-                segments=tuple(
-                    (grid.slice_rows(q_ids, at), grid.slice_columns(kv_ids, at)) for q_ids, kv_ids in clause.segments
-                ),
-                dense=tuple(grid.slice_pairs(array, at) for array in clause.dense),
-            )
-            for clause in self.clauses
+        return block_mask(self.clauses, self.positions, self.grid, at, transposed)
+
+
+def block_mask(clauses: tuple[masks.Clause, ...], positions, grid: Grid, at: At, transposed: bool) -> jax.Array | None:
+    """Which pairs of a block clauses allow, bool [block_q, block_k] or transposed; None for all.
+
+    Args:
+      clauses: over whole blocks, of arrays or of what else the grid slices.
+      positions: of the keys, [B or 1, S], over whole blocks; None where they are the array indices.
+      grid: how blocks are sliced.
+      at: the block.
+      transposed: give [block_k, block_q].
+    """
+    sliced = tuple(
+        masks.Clause(
+            low=None if clause.low is None else grid.slice_rows(clause.low, at),
+            high=None if clause.high is None else grid.slice_rows(clause.high, at),
+            end=None if clause.end is None else grid.slice_sequence(clause.end, at),
+            segments=tuple(
+                (grid.slice_rows(q_ids, at), grid.slice_columns(kv_ids, at)) for q_ids, kv_ids in clause.segments
+            ),
+            dense=tuple(grid.slice_pairs(array, at) for array in clause.dense),
         )
-        return masks.keep(clauses, grid.slice_columns(self.positions, at), grid.columns(at), transposed)
+        for clause in clauses
+    )
+    columns = grid.columns(at)
+    return masks.keep(sliced, columns if positions is None else grid.slice_columns(positions, at), columns, transposed)
 
 
 class DropoutTiles:

@@ -1,0 +1,353 @@
+"""The kernels of the backend `triton`, in Pallas: what one program on a GPU computes. Imports Pallas; import it late.
+
+Every kernel receives whole arrays (`Operands`, references) and reads the blocks that its place in the grid and its
+schedule name. Logits are in base 2, where the exponential is one instruction.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as pallas_triton
+
+from zoo.kernels import dropout
+from zoo.kernels.bias import ALiBi, DenseBias
+from zoo.kernels.call import LOWEST
+from zoo.kernels.tiles import At, Grid, block_mask
+from zoo.kernels.triton import Operands, Settings, Steps
+
+LOG2_E = math.log2(math.e)
+
+
+class References(Grid):
+    """A grid that slices references as `Grid` does arrays. Index 0 is read of every axis of length 1."""
+
+    def slice_rows(self, x, at: At) -> jax.Array:
+        """The entries of [B or 1, T] that belong to a block, [block_q]."""
+        return x[_index(x, 0, at.batch), self.row_slice(at)]
+
+    def slice_columns(self, x, at: At) -> jax.Array:
+        """The entries of [B or 1, S] that belong to a block, [block_k]."""
+        return x[_index(x, 0, at.batch), self.column_slice(at)]
+
+    def slice_sequence(self, x, at: At) -> jax.Array:
+        """The entry of [B or 1, 1] that belongs to a block's sequence, [1]."""
+        return x[_index(x, 0, at.batch), :]
+
+    def slice_pairs(self, x, at: At) -> jax.Array:
+        """The entries of [B or 1, N or 1, T or 1, S or 1] that belong to a block, [block_q or 1, block_k or 1]."""
+        return x[self.pair_index(x, at)]
+
+    def pair_index(self, x, at: At) -> tuple:
+        """The index of those entries."""
+        rows = slice(None) if x.shape[2] == 1 else self.row_slice(at)
+        columns = slice(None) if x.shape[3] == 1 else self.column_slice(at)
+        return _index(x, 0, at.batch), _index(x, 1, at.head), rows, columns
+
+    def row_slice(self, at: At):
+        """Where a block's queries lie along T."""
+        return pl.ds(at.query * self.block_q, self.block_q)
+
+    def column_slice(self, at: At):
+        """Where a block's keys lie along S."""
+        return pl.ds(at.key * self.block_k, self.block_k)
+
+
+def _index(x, axis: int, index):
+    return 0 if x.shape[axis] == 1 else index
+
+
+class Problem:
+    """Operands and settings inside a kernel: how blocks are read, and the logits and gradients of any block."""
+
+    def __init__(self, operands: Operands, settings: Settings):
+        self.operands, self.settings = operands, settings
+        self.grid = References(**vars(settings.grid))
+        self.group = operands.q.shape[2] // operands.k.shape[2]
+
+    def queries(self, x, at: At) -> jax.Array:
+        """A block of [B, T, N, H], [block_q, H]."""
+        return x[at.batch, self.grid.row_slice(at), at.head, :]
+
+    def keys(self, x, at: At) -> jax.Array:
+        """A block of [B, S, K, H], [block_k, H]."""
+        return x[at.batch, self.grid.column_slice(at), lax.div(at.head, self.group), :]
+
+    def schedule(self, batch, row):
+        """(how many live blocks a row of the schedule has, the function that gives the n-th)."""
+        order, num_live = self.operands.order, self.operands.num_live
+        return num_live[_index(num_live, 0, batch), row], lambda n: order[_index(order, 0, batch), row, n]
+
+    def logits(self, products: jax.Array, at: At, transposed: bool = False):
+        """Base-2 logits of a block of q·k, and the soft cap's derivative (None without one)."""
+        softcap = self.settings.softcap
+        unit = LOG2_E if softcap is None else 1 / softcap
+        logits = products * (self.settings.scale * unit)
+        if self.operands.bias is not None:
+            logits = logits + self.bias(at, transposed).astype(jnp.float32) * unit
+        slope = None
+        if softcap is not None:
+            capped = jnp.tanh(logits)
+            logits, slope = capped * (softcap * LOG2_E), 1 - capped * capped
+        allowed = block_mask(self.operands.clauses, self.operands.key_positions, self.grid, at, transposed)
+        if allowed is not None:
+            logits = jnp.where(allowed, logits, -jnp.inf)
+            slope = slope if slope is None else jnp.where(allowed, slope, 0.0)
+        return logits, slope
+
+    def bias(self, at: At, transposed: bool) -> jax.Array:
+        """What is added to the natural logits of a block; an axis may be 1."""
+        match bias := self.operands.bias:
+            case DenseBias():
+                block = self.grid.slice_pairs(bias.array, at)
+                return block.T if transposed else block
+            case ALiBi():
+                return -bias.slopes[at.head].astype(jnp.float32) * self.distances(at, transposed)
+            case Steps():
+                return bias.values[at.head, self.clipped(self.relative(at, transposed))]
+
+    def relative(self, at: At, transposed: bool = False) -> jax.Array:
+        """Key position - query position of the pairs of a block."""
+        rows, columns = self.positions(at)
+        return columns[:, None] - rows[None, :] if transposed else columns[None, :] - rows[:, None]
+
+    def distances(self, at: At, transposed: bool = False) -> jax.Array:
+        """The absolute value of that, in floats."""
+        return jnp.abs(self.relative(at, transposed).astype(jnp.float32))
+
+    def positions(self, at: At) -> tuple[jax.Array, jax.Array]:
+        """Positions of a block's queries and keys."""
+        positions = self.operands.key_positions
+        columns = self.grid.columns(at) if positions is None else self.grid.slice_columns(positions, at)
+        return self.grid.slice_rows(self.operands.query_positions, at), columns
+
+    def clipped(self, relative: jax.Array) -> jax.Array:
+        """Indices of relative positions in the tables of `Steps`."""
+        reach = self.operands.bias.step.shape[0] // 2
+        return jnp.maximum(jnp.minimum(relative, reach), -reach) + reach
+
+    def drop(self, weights: jax.Array, at: At, transposed: bool = False) -> jax.Array:
+        """Weights of a block after dropout."""
+        if self.operands.seeds is None:
+            return weights
+        column, row = (-1, 0) if transposed else (0, -1)
+        rows, columns = jnp.expand_dims(self.grid.rows(at), row), jnp.expand_dims(self.grid.columns(at), column)
+        rate, seeds = self.settings.dropout_rate, self.operands.seeds
+        kept = dropout.survive(seeds[at.batch, at.head, 0], seeds[at.batch, at.head, 1], rows, columns, rate)
+        return jnp.where(kept, weights * (1 / (1 - rate)), 0.0)
+
+    def differentiate(self, q, k, v, grad_out, at: At, transposed: bool = False):
+        """(weights after dropout, gradient of the natural logits before the soft cap) of a block."""
+        pair = lambda x, y: _dot(y, x, 1, 1) if transposed else _dot(x, y, 1, 1)  # noqa: E731
+        axis = 0 if transposed else 1
+        rows = (at.batch, at.head, self.grid.row_slice(at))
+        lse = jnp.expand_dims(self.operands.above.lse[rows], axis)
+        delta = jnp.expand_dims(self.operands.above.delta[rows], axis)
+        logits, slope = self.logits(pair(q, k), at, transposed)
+        weights = jnp.exp2(logits - lse * LOG2_E)
+        grad_weights = self.drop(pair(grad_out, v), at, transposed)
+        grad_logits = weights * (grad_weights - delta)
+        grad_logits = grad_logits if slope is None else grad_logits * slope
+        return self.drop(weights, at, transposed), grad_logits
+
+
+def _dot(a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> jax.Array:
+    """A product of two matrices over the axes named, in float32."""
+    return lax.dot_general(a, b, (((a_axis,), (b_axis,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+def forward(operands: Operands, settings: Settings) -> tuple[jax.Array, jax.Array]:
+    """Output [B, T, N, Hv] and log-sum-exp [B, N, T], padded."""
+    batch, num_queries, num_heads, _ = operands.q.shape
+    outputs = (
+        jax.ShapeDtypeStruct((batch, num_queries, num_heads, operands.v.shape[3]), operands.v.dtype),
+        jax.ShapeDtypeStruct((batch, num_heads, num_queries), jnp.float32),
+    )
+    return _launch(_forward_kernel, (settings.grid.num_query_blocks, num_heads, batch), outputs, operands, settings)
+
+
+def _forward_kernel(operands: Operands, out, lse, *, settings: Settings):
+    problem = Problem(operands, settings)
+    at = At(query=pl.program_id(0), head=pl.program_id(1), batch=pl.program_id(2), key=0)
+    q = problem.queries(operands.q, at)
+    num_live, key_block = problem.schedule(at.batch, at.query)
+
+    def visit(n, carry):
+        largest, total, acc = carry
+        here = dataclasses.replace(at, key=key_block(n))
+        logits, _ = problem.logits(_dot(q, problem.keys(operands.k, here), 1, 1), here)
+        new_largest = jnp.maximum(largest, logits.max(1))
+        weights = jnp.exp2(logits - new_largest[:, None])
+        decay = jnp.exp2(largest - new_largest)
+        total = total * decay + weights.sum(1)
+        weights = problem.drop(weights, here).astype(operands.v.dtype)
+        acc = acc * decay[:, None] + _dot(weights, problem.keys(operands.v, here), 1, 0)
+        return new_largest, total, acc
+
+    block_q = settings.grid.block_q
+    carry = _zeros(block_q) + LOWEST, _zeros(block_q), _zeros(block_q, operands.v.shape[3])
+    largest, total, acc = lax.fori_loop(0, num_live, visit, carry)
+    if operands.sinks is not None:
+        sink = operands.sinks[at.head].astype(jnp.float32) * LOG2_E
+        new_largest = jnp.maximum(largest, sink)
+        decay = jnp.exp2(largest - new_largest)
+        largest, total, acc = new_largest, total * decay + jnp.exp2(sink - new_largest), acc * decay[:, None]
+    safe_total = jnp.where(total == 0, 1.0, total)  # rows without keys give 0
+    rows = problem.grid.row_slice(at)
+    out[at.batch, rows, at.head, :] = (acc / safe_total[:, None]).astype(out.dtype)
+    lse[at.batch, at.head, rows] = jnp.where(total == 0, -jnp.inf, largest * (1 / LOG2_E) + jnp.log(safe_total))
+
+
+def gradient_by_rows(operands: Operands, settings: Settings) -> tuple[jax.Array, jax.Array | None]:
+    """Gradient of q [B, T, N, H], float32; and for a structured bias, sums [B, N, I, …] for each block of queries.
+
+    Of ALiBi, the last axis has the sum of distance times gradient; of steps, that of the gradient by step.
+    """
+    batch, _, num_heads, _ = operands.q.shape
+    num_blocks = settings.grid.num_query_blocks
+    dq = jax.ShapeDtypeStruct(operands.q.shape, operands.q.dtype)
+    sums = None
+    if isinstance(operands.bias, ALiBi | Steps):
+        width = operands.bias.num_steps if isinstance(operands.bias, Steps) else 1
+        sums = jax.ShapeDtypeStruct((batch, num_heads, num_blocks, width), jnp.float32)
+    return _launch(_row_kernel, (num_blocks, num_heads, batch), (dq, sums), operands, settings)
+
+
+def _row_kernel(operands: Operands, dq, bias_sums, *, settings: Settings):
+    problem = Problem(operands, settings)
+    at = At(query=pl.program_id(0), head=pl.program_id(1), batch=pl.program_id(2), key=0)
+    q, grad_out = (problem.queries(x, at) for x in (operands.q, operands.above.grad_out))
+    num_live, key_block = problem.schedule(at.batch, at.query)
+
+    def visit(n, carry):
+        acc, sums = carry
+        here = dataclasses.replace(at, key=key_block(n))
+        k, v = (problem.keys(x, here) for x in (operands.k, operands.v))
+        _, grad_logits = problem.differentiate(q, k, v, grad_out, here)
+        acc = acc + _dot(grad_logits.astype(k.dtype), k, 1, 0)
+        return acc, sums if sums is None else _add_to_sums(problem, sums, grad_logits, here)
+
+    sums = None if bias_sums is None else _zeros(bias_sums.shape[-1])
+    acc, sums = lax.fori_loop(0, num_live, visit, (_zeros(*q.shape), sums))
+    dq[at.batch, problem.grid.row_slice(at), at.head, :] = (acc * settings.scale).astype(dq.dtype)
+    if sums is not None:
+        bias_sums[at.batch, at.head, at.query, :] = sums
+
+
+def _add_to_sums(problem: Problem, sums: jax.Array, grad_logits: jax.Array, at: At) -> jax.Array:
+    """Add a block to the sums of `gradient_by_rows`."""
+    if isinstance(problem.operands.bias, ALiBi):
+        return sums + _total(grad_logits * problem.distances(at))
+    step = problem.operands.bias.step
+    rows, columns = problem.positions(at)
+    # A block far from the diagonal has one step, and the loop one turn.
+    first, last = (step[problem.clipped(x)] for x in (columns.min() - rows.max(), columns.max() - rows.min()))
+    steps, places = step[problem.clipped(problem.relative(at))], jnp.arange(sums.shape[0], dtype=jnp.int32)
+
+    def add(n, sums):
+        return sums + jnp.where(places == n, _total(jnp.where(steps == n, grad_logits, 0.0)), 0.0)
+
+    return lax.fori_loop(first, last + 1, add, sums)
+
+
+def _total(x: jax.Array) -> jax.Array:
+    return x.sum(1).sum(0)
+
+
+def gradient_by_columns(operands: Operands, settings: Settings) -> tuple[jax.Array, jax.Array]:
+    """Gradients of k [B, S, K, H] and v [B, S, K, Hv]."""
+    batch, _, num_kv_heads, _ = operands.k.shape
+    outputs = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (operands.k, operands.v))
+    launch_grid = (settings.grid.num_key_blocks, num_kv_heads, batch)
+    return _launch(_column_kernel, launch_grid, outputs, operands, settings)
+
+
+def _column_kernel(operands: Operands, dk, dv, *, settings: Settings):
+    """One block of keys against the queries of all heads of its group; logits are transposed, [block_k, block_q]."""
+    problem = Problem(operands, settings)
+    key, key_head, batch = (pl.program_id(axis) for axis in range(3))
+    at = At(key=key, head=key_head * problem.group, batch=batch, query=0)
+    k, v = (problem.keys(x, at) for x in (operands.k, operands.v))
+    num_live, query_block = problem.schedule(batch, key)
+
+    def visit(n, carry):
+        dk_acc, dv_acc = carry
+        here = dataclasses.replace(at, head=at.head + lax.div(n, num_live), query=query_block(lax.rem(n, num_live)))
+        q, grad_out = (problem.queries(x, here) for x in (operands.q, operands.above.grad_out))
+        dropped, grad_logits = problem.differentiate(q, k, v, grad_out, here, transposed=True)
+        dv_acc = dv_acc + _dot(dropped.astype(grad_out.dtype), grad_out, 1, 0)
+        return dk_acc + _dot(grad_logits.astype(q.dtype), q, 1, 0), dv_acc
+
+    # One loop over members and blocks: the compiler pipelines innermost loops alone.
+    carry = _zeros(*k.shape), _zeros(*v.shape)
+    dk_acc, dv_acc = lax.fori_loop(0, problem.group * num_live, visit, carry)
+    dk[batch, problem.grid.column_slice(at), key_head, :] = (dk_acc * settings.scale).astype(dk.dtype)
+    dv[batch, problem.grid.column_slice(at), key_head, :] = dv_acc.astype(dv.dtype)
+
+
+def dense_bias_gradient(operands: Operands, settings: Settings) -> jax.Array:
+    """Gradient of a dense bias, float32, in the bias's padded shape."""
+    array, grid = operands.bias.array, settings.grid
+    blocks = _bias_blocks(array.shape, grid)
+    launch_grid = (blocks[3], blocks[2], blocks[0] * blocks[1])
+    outputs = jax.ShapeDtypeStruct(array.shape, jnp.float32)
+    return _launch(_bias_kernel, launch_grid, outputs, operands, settings)
+
+
+def _bias_blocks(shape: tuple[int, ...], grid: Grid) -> tuple[int, int, int, int]:
+    """Along each axis, how many blocks a dense bias has; 1 where it is broadcast."""
+    rows = 1 if shape[2] == 1 else grid.num_query_blocks
+    return shape[0], shape[1], rows, 1 if shape[3] == 1 else grid.num_key_blocks
+
+
+def _bias_kernel(operands: Operands, dbias, *, settings: Settings):
+    """One block of the bias, summed over all blocks of logits that it is broadcast to."""
+    problem = Problem(operands, settings)
+    grid, (batch, _, num_heads, _) = problem.grid, operands.q.shape
+    blocks = _bias_blocks(dbias.shape, grid)
+    own = lax.div(pl.program_id(2), blocks[1]), lax.rem(pl.program_id(2), blocks[1]), pl.program_id(1), pl.program_id(0)
+    # An axis of the logits is either an axis of the bias, or summed over.
+    counts = [
+        1 if mine > 1 else all_
+        for mine, all_ in zip(blocks, (batch, num_heads, grid.num_query_blocks, grid.num_key_blocks), strict=True)
+    ]
+
+    def visit(n, acc):
+        place = []
+        for mine, count in zip(own[::-1], counts[::-1], strict=True):
+            place.append(mine + lax.rem(n, count))
+            n = lax.div(n, count)
+        here = At(**dict(zip(("key", "query", "head", "batch"), place, strict=True)))
+        q, grad_out = (problem.queries(x, here) for x in (operands.q, operands.above.grad_out))
+        k, v = (problem.keys(x, here) for x in (operands.k, operands.v))
+        _, grad_logits = problem.differentiate(q, k, v, grad_out, here)
+        for axis in (0, 1):
+            if acc.shape[axis] == 1:
+                grad_logits = jnp.expand_dims(grad_logits.sum(axis), axis)
+        return acc + grad_logits
+
+    shape = (1 if dbias.shape[2] == 1 else grid.block_q, 1 if dbias.shape[3] == 1 else grid.block_k)
+    acc = lax.fori_loop(0, math.prod(counts), visit, _zeros(*shape))
+    at = At(batch=own[0], head=own[1], query=own[2], key=own[3])
+    dbias[grid.pair_index(dbias, at)] = acc
+
+
+def _zeros(*shape: int) -> jax.Array:
+    return jnp.zeros(shape, jnp.float32)
+
+
+def _launch(kernel, launch_grid: tuple[int, ...], outputs, operands: Operands, settings: Settings):
+    """Run a kernel with whole arrays as its operands and results."""
+    tiling = settings.tiling
+    return pl.pallas_call(
+        functools.partial(kernel, settings=settings),
+        grid=launch_grid,
+        out_shape=outputs,
+        interpret=settings.interpret,
+        compiler_params=pallas_triton.CompilerParams(num_warps=tiling.num_warps, num_stages=tiling.num_stages),
+        name=kernel.__name__.strip("_"),
+    )(operands)
