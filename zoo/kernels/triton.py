@@ -1,4 +1,4 @@
-"""FlashAttention for GPUs, in Pallas with the Triton lowering: every mask, bias and feature of the op, in O(T + S) memory.
+"""FlashAttention for GPUs, in Pallas with the Triton lowering: every feature of the op, in O(T + S) memory.
 
 The libraries' kernels refuse biases, masks or gradients that published models need; this one takes them all. Here are
 the choice of blocks, the gradient rule and what surrounds the kernels, which are in `triton_kernels.py`. The method is
@@ -17,6 +17,7 @@ import numpy as np
 
 from zoo.kernels.bias import ALiBi, Bias, DenseBias, RelativeBias, relative_bucket
 from zoo.kernels.call import LOWEST, Call, guard_nonfinite, without_nonfinite
+from zoo.kernels.masks import FAR
 from zoo.kernels.schedule import pad, pad_pairs, plan
 from zoo.kernels.tiles import Grid, MaskTiles
 
@@ -97,6 +98,8 @@ class Setup:
 
 def attend(call: Call, tilings: Tilings | None = None, interpret: bool = False) -> tuple[jax.Array, jax.Array]:
     """Attention output [B, T, N, Hv] in v's dtype, and log-sum-exp [B, T, N] in float32."""
+    if call.scale == 0:  # the kernels divide biases by it
+        call = dataclasses.replace(call, q=call.q * 0, scale=1.0)
     head_size = _padded_size(max(call.q.shape[-1], call.v.shape[-1]))
     setup = Setup(tilings=tilings or default_tilings(head_size, call.q.dtype.itemsize), interpret=interpret)
     inputs = (call.q, call.k, call.v, call.bias, call.sinks)
@@ -174,14 +177,13 @@ class Steps:
     """A relative bias as a function of the clipped distance: constant beyond `reach` on either side.
 
     Attributes:
-      values: the bias at the distances -reach … reach, float32 [N, 2 * reach + 1].
-      step: the same distances' place in the ascending sequence of constant stretches, int32 [2 * reach + 1].
-      num_steps: a power of two above every step.
+      values: the bias over the scale of the logits at the distances -reach … reach, float32 [N, 2 * reach + 1].
+      starts: the distances at which a constant stretch begins, ascending, int32, padded to a power of two; the first
+        is below and the padding above every distance.
     """
 
     values: jax.Array
-    step: jax.Array
-    num_steps: int = dataclasses.field(metadata={"static": True})
+    starts: jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -249,7 +251,7 @@ def arrange(
         clauses=mask.clauses,
         query_positions=pad(call.frame().query, grid.num_queries, "edge") if structured else None,
         key_positions=None if call.kv_positions is None else mask.positions,
-        bias=_arrange_bias(call.bias, grid),
+        bias=_arrange_bias(call.bias, grid, call.scale),
         sinks=call.sinks,
         seeds=call.dropout_seeds,
         order=schedule.order,
@@ -267,25 +269,27 @@ def arrange(
     return jax.tree.map(jnp.asarray, operands), settings
 
 
-def _arrange_bias(bias: Bias | None, grid: Grid) -> DenseBias | ALiBi | Steps | None:
+def _arrange_bias(bias: Bias | None, grid: Grid, scale: float) -> DenseBias | ALiBi | Steps | None:
     match bias:
         case DenseBias():
             array = bias.array.reshape((1,) * (4 - bias.array.ndim) + bias.array.shape)
             return DenseBias(pad_pairs(array, grid.num_queries, grid.num_keys))
         case RelativeBias():
             distances = np.arange(-bias.max_distance, bias.max_distance + 1, dtype=np.int32)
-            step, buckets = _steps(bias)
-            return Steps(values=bias.evaluate(distances), step=step, num_steps=_power_of_two(len(buckets)))
+            return Steps(values=bias.evaluate(distances) / scale, starts=_steps(bias)[0])
     return bias
 
 
 def _steps(bias: RelativeBias) -> tuple[np.ndarray, np.ndarray]:
-    """(the constant stretch that each distance -max_distance … max_distance is in, the bucket of each stretch)."""
+    """(where the constant stretches of a relative bias start, the bucket of each stretch)."""
     distances = np.arange(-bias.max_distance, bias.max_distance + 1, dtype=np.int32)
     with jax.ensure_compile_time_eval():
         buckets = np.asarray(relative_bucket(distances, bias.table.shape[0], bias.bidirectional, bias.max_distance))
-    starts = np.flatnonzero(np.diff(buckets, prepend=-1))
-    return np.searchsorted(starts, np.arange(len(buckets)), side="right").astype(np.int32) - 1, buckets[starts]
+    first = np.flatnonzero(np.diff(buckets, prepend=-1))
+    starts = np.full(_power_of_two(len(first) + 1), 2 * FAR - 1, np.int64)
+    starts[: len(first)] = distances[first]
+    starts[0] = -2 * FAR
+    return starts.astype(np.int32), buckets[first]
 
 
 def _bias_gradient(bias: Bias | None, sums: jax.Array | None):

@@ -84,11 +84,11 @@ class Problem:
 
     def logits(self, products: jax.Array, at: At, transposed: bool = False):
         """Base-2 logits of a block of q·k, and the soft cap's derivative (None without one)."""
-        softcap = self.settings.softcap
-        unit = LOG2_E if softcap is None else 1 / softcap
-        logits = products * (self.settings.scale * unit)
+        scale, softcap = self.settings.scale, self.settings.softcap
         if self.operands.bias is not None:
-            logits = logits + self.bias(at, transposed).astype(jnp.float32) * unit
+            # Before the scale, where Triton lets the product begin with the bias in place of zero.
+            products = products + self.unscaled_bias(at, transposed)
+        logits = products * (scale * LOG2_E if softcap is None else scale / softcap)
         slope = None
         if softcap is not None:
             capped = jnp.tanh(logits)
@@ -99,16 +99,24 @@ class Problem:
             slope = slope if slope is None else jnp.where(allowed, slope, 0.0)
         return logits, slope
 
-    def bias(self, at: At, transposed: bool) -> jax.Array:
-        """What is added to the natural logits of a block; an axis may be 1."""
+    def unscaled_bias(self, at: At, transposed: bool) -> jax.Array:
+        """The bias of a block over the scale; an axis may be 1."""
+        per_scale = 1 / self.settings.scale
         match bias := self.operands.bias:
             case DenseBias():
-                block = self.grid.slice_pairs(bias.array, at)
+                block = self.grid.slice_pairs(bias.array, at).astype(jnp.float32) * per_scale
                 return block.T if transposed else block
             case ALiBi():
-                return -bias.slopes[at.head].astype(jnp.float32) * self.distances(at, transposed)
-            case Steps():
-                return bias.values[at.head, self.clipped(self.relative(at, transposed))]
+                return bias.slopes[at.head].astype(jnp.float32) * -per_scale * self.distances(at, transposed)
+        reach = bias.values.shape[1] // 2
+        lowest, highest = self.relative_extremes(at)
+        read = lambda x: bias.values[at.head, jnp.maximum(jnp.minimum(x, reach), -reach) + reach]  # noqa: E731
+        shape = (self.grid.block_k, self.grid.block_q) if transposed else (self.grid.block_q, self.grid.block_k)
+        return lax.cond(  # beyond its reach on either side, a relative bias is one number
+            (lowest < reach) & (highest > -reach),
+            lambda: read(self.relative(at, transposed)),
+            lambda: jnp.full(shape, read(lowest)),
+        )
 
     def relative(self, at: At, transposed: bool = False) -> jax.Array:
         """Key position - query position of the pairs of a block."""
@@ -125,10 +133,16 @@ class Problem:
         columns = self.grid.columns(at) if positions is None else self.grid.slice_columns(positions, at)
         return self.grid.slice_rows(self.operands.query_positions, at), columns
 
-    def clipped(self, relative: jax.Array) -> jax.Array:
-        """Indices of relative positions in the tables of `Steps`."""
-        reach = self.operands.bias.step.shape[0] // 2
-        return jnp.maximum(jnp.minimum(relative, reach), -reach) + reach
+    def relative_extremes(self, at: At) -> tuple[jax.Array, jax.Array]:
+        """The least and the greatest of these relative positions."""
+        queries, keys = self.operands.query_positions, self.operands.key_positions
+        batch, row = _index(queries, 0, at.batch), at.query * self.grid.block_q
+        if keys is None:
+            first, last = at.key * self.grid.block_k, (at.key + 1) * self.grid.block_k - 1
+        else:
+            columns = self.grid.slice_columns(keys, at)
+            first, last = columns.min(), columns.max()
+        return first - queries[batch, row + self.grid.block_q - 1], last - queries[batch, row]
 
     def drop(self, weights: jax.Array, at: At, transposed: bool = False) -> jax.Array:
         """Weights of a block after dropout."""
@@ -149,8 +163,8 @@ class Problem:
         delta = jnp.expand_dims(self.operands.above.delta[rows], axis)
         logits, slope = self.logits(pair(q, k), at, transposed)
         weights = jnp.exp2(logits - lse * LOG2_E)
-        grad_weights = self.drop(pair(grad_out, v), at, transposed)
-        grad_logits = weights * (grad_weights - delta)
+        # A sum, not a difference: then the product begins with the term in place of zero.
+        grad_logits = weights * (self.drop(pair(grad_out, v), at, transposed) + (-delta))
         grad_logits = grad_logits if slope is None else grad_logits * slope
         return self.drop(weights, at, transposed), grad_logits
 
@@ -212,7 +226,7 @@ def gradient_by_rows(operands: Operands, settings: Settings) -> tuple[jax.Array,
     dq = jax.ShapeDtypeStruct(operands.q.shape, operands.q.dtype)
     sums = None
     if isinstance(operands.bias, ALiBi | Steps):
-        width = operands.bias.num_steps if isinstance(operands.bias, Steps) else 1
+        width = operands.bias.starts.shape[0] if isinstance(operands.bias, Steps) else 1
         sums = jax.ShapeDtypeStruct((batch, num_heads, num_blocks, width), jnp.float32)
     return _launch(_row_kernel, (num_blocks, num_heads, batch), (dq, sums), operands, settings)
 
@@ -242,14 +256,14 @@ def _add_to_sums(problem: Problem, sums: jax.Array, grad_logits: jax.Array, at: 
     """Add a block to the sums of `gradient_by_rows`."""
     if isinstance(problem.operands.bias, ALiBi):
         return sums + _total(grad_logits * problem.distances(at))
-    step = problem.operands.bias.step
-    rows, columns = problem.positions(at)
+    starts = problem.operands.bias.starts
     # A block far from the diagonal has one step, and the loop one turn.
-    first, last = (step[problem.clipped(x)] for x in (columns.min() - rows.max(), columns.max() - rows.min()))
-    steps, places = step[problem.clipped(problem.relative(at))], jnp.arange(sums.shape[0], dtype=jnp.int32)
+    first, last = ((starts[:] <= x).astype(jnp.int32).sum() - 1 for x in problem.relative_extremes(at))
+    relative, places = problem.relative(at), jnp.arange(sums.shape[0], dtype=jnp.int32)
 
     def add(n, sums):
-        return sums + jnp.where(places == n, _total(jnp.where(steps == n, grad_logits, 0.0)), 0.0)
+        inside = (relative >= starts[n]) & (relative < starts[n + 1])
+        return sums + jnp.where(places == n, _total(jnp.where(inside, grad_logits, 0.0)), 0.0)
 
     return lax.fori_loop(first, last + 1, add, sums)
 

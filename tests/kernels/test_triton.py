@@ -1,0 +1,163 @@
+"""The backend `triton`: in Pallas's interpreter against the oracle, and lowered for a GPU that is not there."""
+
+import functools
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from comparison import ALL, compare
+
+from zoo.kernels import Causal, DenseBias, Lengths, attention, triton
+from zoo.kernels.attention import BACKENDS
+from zoo.kernels.cases import CASES, TEST_SIZES, Sizes, fits
+
+SMALL = triton.Tiling(block_q=16, block_k=16, num_warps=4, num_stages=1)
+WIDE = triton.Tiling(block_q=16, block_k=32, num_warps=4, num_stages=1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def interpreted():
+    """Make backend="interpreted" known to the op: small blocks, of another shape in each kernel."""
+    tilings = triton.Tilings(forward=SMALL, rows=WIDE, columns=SMALL)
+    attend = functools.partial(triton.attend, tilings=tilings, interpret=True)
+    BACKENDS["interpreted"] = types.SimpleNamespace(attend=attend, supports=triton.supports, PLATFORM=None)
+    yield
+    del BACKENDS["interpreted"]
+
+
+@pytest.fixture(scope="module")
+def lowered():
+    """Make backend="lowered" known to the op: as on a GPU, where the platform is not asked."""
+    BACKENDS["lowered"] = types.SimpleNamespace(attend=triton.attend, supports=triton.supports, PLATFORM=None)
+    yield "lowered"
+    del BACKENDS["lowered"]
+
+
+@pytest.mark.parametrize("case", ALL)
+def test_float32(case):
+    sizes = TEST_SIZES["grouped" if fits(case, TEST_SIZES["grouped"]) else "square"]
+    compare(case, sizes, jnp.float32, ["interpreted"], 1e-6)
+
+
+@pytest.mark.parametrize("case", ["packed", "relative", "sinks_dropout"])
+def test_bfloat16(case):
+    compare(case, TEST_SIZES["square"], jnp.bfloat16, ["interpreted"], 1e-2)
+
+
+def test_one_query():
+    compare("positions", TEST_SIZES["decode"], jnp.float32, ["interpreted"], 1e-6)
+
+
+def step(backend, arguments):
+    """Value and gradient of a sum over all outputs, and the arrays of `arguments` that are trained."""
+    trained = {name: arguments[name] for name in ("bias", "sinks") if name in arguments}
+    fixed = {name: value for name, value in arguments.items() if name not in trained}
+
+    def loss(q, k, v, trained):
+        out, lse = attention(q, k, v, **trained, **fixed, backend=backend, return_lse=True)
+        return out.astype(jnp.float32).sum() + lse.sum()
+
+    return jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3))), trained
+
+
+def qkv(sizes, dtype=jnp.float32):
+    return sizes.inputs(np.random.default_rng(0), dtype)
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_the_future_cannot_change_the_past(bad):
+    q, k, v = qkv(Sizes(B=1, T=40, S=40, N=2, K=1))
+    past = slice(0, 17)
+    spoilt = q.at[:, 17, 0].set(bad), k.at[:, 17, :, 3].set(bad), v.at[:, 36].set(bad)
+
+    @jax.jit
+    def evaluate(q, k, v):
+        def loss(q, k, v):
+            out = attention(q, k, v, mask=Causal(), backend="interpreted")
+            return out[:, past].sum(), out
+
+        return jax.grad(loss, (0, 1, 2), has_aux=True)(q, k, v)
+
+    (clean, expected), (dirty, actual) = evaluate(q, k, v), evaluate(*spoilt)
+    np.testing.assert_allclose(actual[:, past], expected[:, past], atol=1e-6)
+    assert jnp.isnan(actual[:, 17:]).all()
+    for a, b in zip(clean, dirty, strict=True):
+        np.testing.assert_allclose(b, a, atol=1e-5)
+
+
+def test_empty_rows_and_padding():
+    q, k, v = qkv(Sizes(B=2, T=20, S=24, N=2, K=2))
+    k, v = k.at[:, 18:].set(jnp.nan), v.at[:, 18:].set(jnp.nan)
+    q = q.at[0, 15:].set(jnp.nan)
+
+    def loss(q, k, v):
+        mask = Lengths(jnp.asarray([15, 20]), jnp.asarray([18, 0]))
+        out, lse = attention(q, k, v, mask=mask, backend="interpreted", return_lse=True)
+        return out.sum(), (out, lse)
+
+    gradients, (out, lse) = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
+    assert jnp.isfinite(out).all() and (out[0, 15:] == 0).all() and (out[1] == 0).all()
+    assert jnp.isneginf(lse[1]).all() and jnp.isneginf(lse[0, 15:]).all() and jnp.isfinite(lse[0, :15]).all()
+    for gradient in gradients:
+        assert jnp.isfinite(gradient).all() and (gradient[1] == 0).all() and (gradient[0, 18:] == 0).all()
+    assert (jnp.abs(gradients[1][0, :18]) > 0).any()
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 40, 40), (1, 4, 1, 40), (1, 1, 40, 1)])
+def test_dense_bias_of_any_broadcast_axes(shape):
+    sizes = Sizes(T=40, S=40, K=2)
+    bias = DenseBias(jnp.asarray(np.random.default_rng(1).standard_normal(shape), jnp.float32))
+    results = []
+    for backend in ("interpreted", "dense"):
+        run, trained = step(backend, {"mask": Causal(), "bias": bias})
+        results.append(run(*qkv(sizes), trained))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), *results)
+
+
+def test_refusals_name_the_reason():
+    q = jnp.zeros((1, 16, 2, 288), jnp.bfloat16)
+    with pytest.raises(ValueError, match="head size 288"):
+        attention(q, q, q, backend="interpreted")
+    with jax.enable_x64(True):
+        q = jnp.zeros((1, 16, 2, 8), jnp.float64)
+        with pytest.raises(ValueError, match="float64"):
+            attention(q, q, q, backend="interpreted")
+    with pytest.raises(ValueError, match="made for a GPU"):
+        attention(*qkv(Sizes()), backend="triton")
+
+
+def trace(case, sizes, dtype, backend):
+    rng = np.random.default_rng(0)
+    run, trained = step(backend, ALL[case](rng, sizes))
+    return run.trace(*sizes.inputs(rng, dtype), trained)
+
+
+@pytest.mark.parametrize(
+    ("case", "head_size", "dtype"),
+    [(case, 64, jnp.bfloat16) for case in ALL]
+    + [("relative", 128, jnp.bfloat16), ("packed", 80, jnp.float16), ("sinks_dropout", 256, jnp.float32)],
+)
+def test_lowers_for_a_gpu(case, head_size, dtype, lowered):
+    """What Triton cannot express is found here; whether it compiles well, only a GPU can tell."""
+    sizes = Sizes(B=2, T=1024, S=1024, N=8, K=4, H=head_size, V=head_size)
+    text = trace(case, sizes, dtype, lowered).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("xla.gpu.triton") == (4 if "bias" in case else 3)
+
+
+def largest_array(jaxpr) -> int:
+    """Elements of the largest array in a program, kernels aside."""
+    sizes = [v.aval.size for v in jaxpr.invars]
+    for equation in jaxpr.eqns:
+        sizes += [v.aval.size for v in equation.outvars]
+        if equation.primitive.name != "pallas_call":
+            sizes += [largest_array(inner) for inner in jax.core.jaxprs_in_params(equation.params)]
+    return max(sizes)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_array_has_the_size_of_the_logits(case, lowered):
+    sizes = Sizes(B=1, T=4096, S=4096, N=2, K=2, H=64, V=64)
+    jaxpr = trace(case, sizes, jnp.bfloat16, lowered).jaxpr.jaxpr
+    assert largest_array(jaxpr) <= 2 * sizes.T * sizes.N * sizes.H < sizes.T * sizes.S
