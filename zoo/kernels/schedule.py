@@ -2,8 +2,8 @@
 
 A block pair is dead when no query of the block sees any key of the block. The table of live pairs is NumPy where
 positions are known at trace time, an array computed in O(T + S + blocks) where they are not (lengths, segments,
-offsets); kernels run the same loop over either. That some live blocks need no mask is not used: on CPUs the mask is
-free beside the exponential, and a second loop would double the time to compile.
+offsets); kernels run the same loop over either. That some live blocks need no mask is used on GPUs alone: on CPUs the
+mask is free beside the exponential, and a second loop would double the time to compile.
 """
 
 import dataclasses
@@ -53,10 +53,21 @@ def live_pairs(
       num_blocks: I, J.
       block_sizes: rows and columns of a block.
     """
-    live = functools.reduce(
-        lambda a, b: a | b, [_may_hold(clause, positions, num_blocks[1], *block_sizes) for clause in clauses]
-    )
-    return _namespace(live).broadcast_to(live, (live.shape[0], *num_blocks))
+    held = [_may_hold(clause, positions, num_blocks[1], *block_sizes) for clause in clauses]
+    return _table(held, num_blocks)
+
+
+def whole_pairs(
+    clauses: tuple[Clause, ...], positions, num_blocks: tuple[int, int], block_sizes: tuple[int, int]
+) -> np.ndarray | jax.Array:
+    """Which pairs of blocks surely hold no pair that is not allowed, bool [B or 1, I, J]; as `live_pairs`."""
+    held = [_must_hold(clause, positions, num_blocks[1], *block_sizes) for clause in clauses]
+    return _table(held, num_blocks)
+
+
+def _table(held: list, num_blocks: tuple[int, int]):
+    table = functools.reduce(lambda a, b: a | b, held)
+    return _namespace(table).broadcast_to(table, (table.shape[0], *num_blocks))
 
 
 def _may_hold(clause: Clause, positions, num_key_blocks: int, block_q: int, block_k: int):
@@ -75,6 +86,24 @@ def _may_hold(clause: Clause, positions, num_key_blocks: int, block_q: int, bloc
         k_first, k_last = (x[:, None, :] for x in _extremes(kv_ids, block_k))
         live.append((q_first <= k_last) & (k_first <= q_last))
     return functools.reduce(lambda a, b: a & b, live)
+
+
+def _must_hold(clause: Clause, positions, num_key_blocks: int, block_q: int, block_k: int):
+    """Whether a clause holds everywhere in each pair of blocks, by the same extremes. A dense part is not looked at."""
+    first, last = (x[:, None, :] for x in _extremes(positions, block_k))
+    whole = [np.full((1, 1, 1), not clause.dense)]
+    if clause.low is not None:
+        whole.append(first >= _extremes(clause.low, block_q)[1][:, :, None])
+    if clause.high is not None:
+        whole.append(last <= _extremes(clause.high, block_q)[0][:, :, None])
+    if clause.end is not None:
+        stop = (np.arange(num_key_blocks, dtype=np.int32)[None, None] + 1) * block_k
+        whole.append(stop <= clause.end[:, :, None])
+    for q_ids, kv_ids in clause.segments:
+        q_first, q_last = (x[:, :, None] for x in _extremes(q_ids, block_q))
+        k_first, k_last = (x[:, None, :] for x in _extremes(kv_ids, block_k))
+        whole.append((q_first == q_last) & (k_first == k_last) & (q_first == k_first))
+    return functools.reduce(lambda a, b: a & b, whole)
 
 
 def _extremes(x, block: int):

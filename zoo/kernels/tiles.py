@@ -14,7 +14,7 @@ from jax import lax
 from zoo.kernels import dropout, masks
 from zoo.kernels.bias import ALiBi, DenseBias, RelativeBias, diagonal_sums, toeplitz
 from zoo.kernels.call import Call
-from zoo.kernels.schedule import live_pairs, pad, pad_clause, pad_pairs, pad_positions
+from zoo.kernels.schedule import live_pairs, pad, pad_clause, pad_pairs, pad_positions, whole_pairs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,10 +127,16 @@ class MaskTiles:
 
     def live(self, per_batch: bool):
         """Which pairs of blocks matter, bool [B or 1, I, J]; to any sequence of the batch unless `per_batch`."""
-        grid = self.grid
-        num_blocks, sizes = (grid.num_query_blocks, grid.num_key_blocks), (grid.block_q, grid.block_k)
-        table = live_pairs(self.clauses, self.positions, num_blocks, sizes)
+        table = live_pairs(self.clauses, self.positions, *self._blocks())
         return table if per_batch else table.any(0, keepdims=True)
+
+    def whole(self):
+        """Which pairs of blocks need no mask, bool [B or 1, I, J]."""
+        return whole_pairs(self.clauses, self.positions, *self._blocks())
+
+    def _blocks(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        grid = self.grid
+        return (grid.num_query_blocks, grid.num_key_blocks), (grid.block_q, grid.block_k)
 
     def __call__(self, at: At, transposed: bool) -> jax.Array | None:
         """Which pairs of a block are allowed, bool [block_q, block_k] or transposed; None for all."""

@@ -17,7 +17,7 @@ import numpy as np
 
 from zoo.kernels.bias import ALiBi, Bias, DenseBias, RelativeBias, relative_bucket
 from zoo.kernels.call import LOWEST, Call, guard_nonfinite, without_nonfinite
-from zoo.kernels.masks import FAR
+from zoo.kernels.masks import FAR, is_static
 from zoo.kernels.schedule import pad, pad_pairs, plan
 from zoo.kernels.tiles import Grid, MaskTiles
 
@@ -98,8 +98,8 @@ class Setup:
 
 def attend(call: Call, tilings: Tilings | None = None, interpret: bool = False) -> tuple[jax.Array, jax.Array]:
     """Attention output [B, T, N, Hv] in v's dtype, and log-sum-exp [B, T, N] in float32."""
-    if call.scale == 0:  # the kernels divide biases by it
-        call = dataclasses.replace(call, q=call.q * 0, scale=1.0)
+    if call.scale <= 0:  # the kernels divide by it, and take the largest logit before they multiply
+        call = dataclasses.replace(call, q=call.q * (-1.0 if call.scale < 0 else 0.0), scale=abs(call.scale) or 1.0)
     head_size = _padded_size(max(call.q.shape[-1], call.v.shape[-1]))
     setup = Setup(tilings=tilings or default_tilings(head_size, call.q.dtype.itemsize), interpret=interpret)
     inputs = (call.q, call.k, call.v, call.bias, call.sinks)
@@ -198,7 +198,7 @@ class Operands:
       key_positions: [B or 1, S]; None for the array indices.
       bias: a dense bias of 4 axes, slopes, or steps.
       sinks: [N].  seeds: uint32 [B, N, 2].
-      order, num_live: the schedule, as in `schedule.Schedule`.
+      order, num_live: the schedule, as in `schedule.Schedule`, but each index doubled, plus 1 where no mask is needed.
       above: in the backward pass; its lse and delta are [B, N, T].
     """
 
@@ -235,8 +235,10 @@ def arrange(
     _, num_queries, num_keys, _, _ = call.sizes
     grid = tiling.cut(num_queries, num_keys)
     mask = MaskTiles(call, grid)
-    live = mask.live(per_batch=True)
+    live, whole = mask.live(per_batch=True), mask.whole()
     schedule = plan(live.swapaxes(1, 2) if by_column else live)
+    namespace = np if is_static(live, whole) else jnp
+    whole = namespace.take_along_axis(whole.swapaxes(1, 2) if by_column else whole, schedule.order, axis=-1)
     structured = isinstance(call.bias, ALiBi | RelativeBias)
     if above is not None:
         above = Above(
@@ -254,7 +256,7 @@ def arrange(
         bias=_arrange_bias(call.bias, grid, call.scale),
         sinks=call.sinks,
         seeds=call.dropout_seeds,
-        order=schedule.order,
+        order=2 * schedule.order + whole,
         num_live=schedule.num_live,
         above=above,
     )
@@ -286,9 +288,9 @@ def _steps(bias: RelativeBias) -> tuple[np.ndarray, np.ndarray]:
     with jax.ensure_compile_time_eval():
         buckets = np.asarray(relative_bucket(distances, bias.table.shape[0], bias.bidirectional, bias.max_distance))
     first = np.flatnonzero(np.diff(buckets, prepend=-1))
-    starts = np.full(_power_of_two(len(first) + 1), 2 * FAR - 1, np.int64)
+    starts = np.full(_power_of_two(len(first) + 1), 2 * int(FAR) - 1, np.int64)
     starts[: len(first)] = distances[first]
-    starts[0] = -2 * FAR
+    starts[0] = -2 * int(FAR)
     return starts.astype(np.int32), buckets[first]
 
 

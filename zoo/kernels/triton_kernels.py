@@ -1,7 +1,7 @@
 """The kernels of the backend `triton`, in Pallas: what one program on a GPU computes. Imports Pallas; import it late.
 
 Every kernel receives whole arrays (`Operands`, references) and reads the blocks that its place in the grid and its
-schedule name. Logits are in base 2, where the exponential is one instruction.
+schedule name. Exponentials are in base 2, where they are one instruction.
 """
 
 import dataclasses
@@ -68,6 +68,8 @@ class Problem:
         self.operands, self.settings = operands, settings
         self.grid = References(**vars(settings.grid))
         self.group = operands.q.shape[2] // operands.k.shape[2]
+        # Logits become base-2 ones within the exponential, where one instruction multiplies and subtracts.
+        self.unit = LOG2_E * (settings.scale if settings.softcap is None else settings.softcap)
 
     def queries(self, x, at: At) -> jax.Array:
         """A block of [B, T, N, H], [block_q, H]."""
@@ -78,26 +80,37 @@ class Problem:
         return x[at.batch, self.grid.column_slice(at), lax.div(at.head, self.group), :]
 
     def schedule(self, batch, row):
-        """(how many live blocks a row of the schedule has, the function that gives the n-th)."""
+        """(number of live blocks in a row of the schedule, the function that gives the n-th and whether it is whole)."""
         order, num_live = self.operands.order, self.operands.num_live
-        return num_live[_index(num_live, 0, batch), row], lambda n: order[_index(order, 0, batch), row, n]
 
-    def logits(self, products: jax.Array, at: At, transposed: bool = False):
-        """Base-2 logits of a block of q·k, and the soft cap's derivative (None without one)."""
+        def read(n):
+            entry = order[_index(order, 0, batch), row, n]
+            return lax.shift_right_logical(entry, 1), lax.rem(entry, 2) == 1
+
+        return num_live[_index(num_live, 0, batch), row], read
+
+    def logits(self, products: jax.Array, at: At, whole: jax.Array | bool, transposed: bool = False):
+        """Logits of a block of q·k in units of 1 / `unit`, and the soft cap's derivative (None without one).
+
+        A whole block needs no mask.
+        """
         scale, softcap = self.settings.scale, self.settings.softcap
         if self.operands.bias is not None:
             # Before the scale, where Triton lets the product begin with the bias in place of zero.
             products = products + self.unscaled_bias(at, transposed)
-        logits = products * (scale * LOG2_E if softcap is None else scale / softcap)
-        slope = None
+        logits, slope = products, None
         if softcap is not None:
-            capped = jnp.tanh(logits)
-            logits, slope = capped * (softcap * LOG2_E), 1 - capped * capped
-        allowed = block_mask(self.operands.clauses, self.operands.key_positions, self.grid, at, transposed)
-        if allowed is not None:
-            logits = jnp.where(allowed, logits, -jnp.inf)
-            slope = slope if slope is None else jnp.where(allowed, slope, 0.0)
-        return logits, slope
+            logits = _tanh(products * (scale / softcap))
+            slope = 1 - logits * logits
+        if any(clause.is_full for clause in self.operands.clauses):
+            return logits, slope
+
+        def masked():
+            allowed = block_mask(self.operands.clauses, self.operands.key_positions, self.grid, at, transposed)
+            hidden = None if slope is None else jnp.where(allowed, slope, 0.0)
+            return jnp.where(allowed, logits, -jnp.inf), hidden
+
+        return lax.cond(whole, lambda: (logits, slope), masked)
 
     def unscaled_bias(self, at: At, transposed: bool) -> jax.Array:
         """The bias of a block over the scale; an axis may be 1."""
@@ -154,15 +167,15 @@ class Problem:
         kept = dropout.survive(seeds[at.batch, at.head, 0], seeds[at.batch, at.head, 1], rows, columns, rate)
         return jnp.where(kept, weights * (1 / (1 - rate)), 0.0)
 
-    def differentiate(self, q, k, v, grad_out, at: At, transposed: bool = False):
+    def differentiate(self, q, k, v, grad_out, at: At, whole: jax.Array | bool, transposed: bool = False):
         """(weights after dropout, gradient of the natural logits before the soft cap) of a block."""
         pair = lambda x, y: _dot(y, x, 1, 1) if transposed else _dot(x, y, 1, 1)  # noqa: E731
         axis = 0 if transposed else 1
         rows = (at.batch, at.head, self.grid.row_slice(at))
         lse = jnp.expand_dims(self.operands.above.lse[rows], axis)
         delta = jnp.expand_dims(self.operands.above.delta[rows], axis)
-        logits, slope = self.logits(pair(q, k), at, transposed)
-        weights = jnp.exp2(logits - lse * LOG2_E)
+        logits, slope = self.logits(pair(q, k), at, whole, transposed)
+        weights = jnp.exp2(logits * self.unit - lse * LOG2_E)
         # A sum, not a difference: then the product begins with the term in place of zero.
         grad_logits = weights * (self.drop(pair(grad_out, v), at, transposed) + (-delta))
         grad_logits = grad_logits if slope is None else grad_logits * slope
@@ -172,6 +185,11 @@ class Problem:
 def _dot(a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> jax.Array:
     """A product of two matrices over the axes named, in float32."""
     return lax.dot_general(a, b, (((a_axis,), (b_axis,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+def _tanh(x: jax.Array) -> jax.Array:
+    """Exact to a rounding of 1; the library's, exact to a rounding of itself, takes as long as the rest of a kernel."""
+    return 1 - 2 / (1 + jnp.exp2(x * (2 * LOG2_E)))
 
 
 def forward(operands: Operands, settings: Settings) -> tuple[jax.Array, jax.Array]:
@@ -192,10 +210,11 @@ def _forward_kernel(operands: Operands, out, lse, *, settings: Settings):
 
     def visit(n, carry):
         largest, total, acc = carry
-        here = dataclasses.replace(at, key=key_block(n))
-        logits, _ = problem.logits(_dot(q, problem.keys(operands.k, here), 1, 1), here)
-        new_largest = jnp.maximum(largest, logits.max(1))
-        weights = jnp.exp2(logits - new_largest[:, None])
+        key, whole = key_block(n)
+        here = dataclasses.replace(at, key=key)
+        logits, _ = problem.logits(_dot(q, problem.keys(operands.k, here), 1, 1), here, whole)
+        new_largest = jnp.maximum(largest, logits.max(1) * problem.unit)
+        weights = jnp.exp2(logits * problem.unit - new_largest[:, None])
         decay = jnp.exp2(largest - new_largest)
         total = total * decay + weights.sum(1)
         weights = problem.drop(weights, here).astype(operands.v.dtype)
@@ -239,9 +258,10 @@ def _row_kernel(operands: Operands, dq, bias_sums, *, settings: Settings):
 
     def visit(n, carry):
         acc, sums = carry
-        here = dataclasses.replace(at, key=key_block(n))
+        key, whole = key_block(n)
+        here = dataclasses.replace(at, key=key)
         k, v = (problem.keys(x, here) for x in (operands.k, operands.v))
-        _, grad_logits = problem.differentiate(q, k, v, grad_out, here)
+        _, grad_logits = problem.differentiate(q, k, v, grad_out, here, whole)
         acc = acc + _dot(grad_logits.astype(k.dtype), k, 1, 0)
         return acc, sums if sums is None else _add_to_sums(problem, sums, grad_logits, here)
 
@@ -290,9 +310,10 @@ def _column_kernel(operands: Operands, dk, dv, *, settings: Settings):
 
     def visit(n, carry):
         dk_acc, dv_acc = carry
-        here = dataclasses.replace(at, head=at.head + lax.div(n, num_live), query=query_block(lax.rem(n, num_live)))
+        query, whole = query_block(lax.rem(n, num_live))
+        here = dataclasses.replace(at, head=at.head + lax.div(n, num_live), query=query)
         q, grad_out = (problem.queries(x, here) for x in (operands.q, operands.above.grad_out))
-        dropped, grad_logits = problem.differentiate(q, k, v, grad_out, here, transposed=True)
+        dropped, grad_logits = problem.differentiate(q, k, v, grad_out, here, whole, transposed=True)
         dv_acc = dv_acc + _dot(dropped.astype(grad_out.dtype), grad_out, 1, 0)
         return dk_acc + _dot(grad_logits.astype(q.dtype), q, 1, 0), dv_acc
 
@@ -338,7 +359,7 @@ def _bias_kernel(operands: Operands, dbias, *, settings: Settings):
         here = At(**dict(zip(("key", "query", "head", "batch"), place, strict=True)))
         q, grad_out = (problem.queries(x, here) for x in (operands.q, operands.above.grad_out))
         k, v = (problem.keys(x, here) for x in (operands.k, operands.v))
-        _, grad_logits = problem.differentiate(q, k, v, grad_out, here)
+        _, grad_logits = problem.differentiate(q, k, v, grad_out, here, whole=False)
         for axis in (0, 1):
             if acc.shape[axis] == 1:
                 grad_logits = jnp.expand_dims(grad_logits.sum(axis), axis)
