@@ -12,8 +12,9 @@ from jax.extend.core import jaxprs_in_params
 
 from zoo.kernels import Causal, DenseBias, Lengths, attention, triton
 from zoo.kernels.attention import BACKENDS
-from zoo.kernels.cases import TEST_SIZES, Sizes, fits
+from zoo.kernels.cases import CASES, TEST_SIZES, Sizes, fits
 
+LOWERED = [*CASES, "dense_mask", "dense_bias", "key_bias", "offset_array", "positions"]
 SMALL = triton.Tiling(block_q=16, block_k=16, num_warps=4, num_stages=1)
 WIDE = triton.Tiling(block_q=16, block_k=32, num_warps=4, num_stages=1)
 
@@ -42,7 +43,7 @@ def test_float32(case):
     compare(case, sizes, jnp.float32, ["interpreted"], 1e-6)
 
 
-@pytest.mark.parametrize("case", ["packed", "relative", "sinks_dropout"])
+@pytest.mark.parametrize("case", ["packed", "sinks_dropout"])
 def test_bfloat16(case):
     compare(case, TEST_SIZES["square"], jnp.bfloat16, ["interpreted"], 1e-2)
 
@@ -139,18 +140,22 @@ def largest_array(jaxpr) -> int:
     return max(sizes)
 
 
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 @pytest.mark.parametrize(
     ("case", "head_size", "dtype"),
-    [(case, 64, jnp.bfloat16) for case in ALL]
+    [(case, 64, jnp.bfloat16) for case in LOWERED]
     + [("relative", 128, jnp.bfloat16), ("packed", 80, jnp.float16), ("sinks_dropout", 256, jnp.float32)],
 )
 def test_lowers_for_a_gpu_in_linear_memory(case, head_size, dtype, lowered):
     """What Triton cannot express is found here, and any array outside the kernels that has the size of the logits."""
-    sizes = Sizes(B=2, T=2048, S=2048, N=4, K=2, H=head_size, V=head_size)
+    sizes = Sizes(B=1, T=4096, S=4096, N=4, K=2, H=head_size, V=head_size)
     rng = np.random.default_rng(0)
     run, trained = step(lowered, ALL[case](rng, sizes))
-    traced = run.trace(*sizes.inputs(rng, dtype), trained)
-    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    inputs = sizes.inputs(rng, dtype)
+    device = jax.sharding.AbstractDevice(device_kind="NVIDIA H200", num_cores=None, platform="gpu")
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)):
+        traced = run.trace(*inputs, trained)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("xla.gpu.triton") == (4 if "bias" in case else 3)
     if case not in ("dense_mask", "dense_bias"):
         assert largest_array(traced.jaxpr.jaxpr) < sizes.T * sizes.S

@@ -6,6 +6,7 @@ values repeat the T + S - 1 of one diagonal vector; backends carry that vector a
 """
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -82,25 +83,28 @@ class RelativeBias:
 Bias = DenseBias | ALiBi | RelativeBias
 
 
-def relative_bucket(relative, num_buckets: int, bidirectional: bool, max_distance: int) -> jax.Array:
-    """T5's bucket of each key position - query position, int32 of the same shape.
+def relative_bucket(relative, num_buckets: int, bidirectional: bool, max_distance: int) -> np.ndarray | jax.Array:
+    """T5's bucket of each key position - query position, int32 of the same shape; NumPy of NumPy.
 
     Half of the buckets hold one distance each, the others grow by a constant ratio up to `max_distance` and
     beyond. If bidirectional, the upper half of all buckets is for keys after the query; else those share the
     bucket of distance 0.
     """
-    relative = jnp.asarray(relative).astype(jnp.int32)
+    xp, search = jnp, functools.partial(jnp.searchsorted, method="compare_all")
+    if isinstance(relative, np.ndarray):
+        xp, search = np, np.searchsorted
+    relative = xp.asarray(relative).astype(xp.int32)
     if bidirectional:
         num_buckets //= 2
-        offset, distance = jnp.where(relative > 0, num_buckets, 0), jnp.abs(relative)
+        offset, distance = xp.where(relative > 0, num_buckets, 0), xp.abs(relative)
     else:
-        offset, distance = 0, jnp.maximum(-relative, 0)
+        offset, distance = 0, xp.maximum(-relative, 0)
     exact = num_buckets // 2
     # First distance of each wide bucket, in float64: a float32 logarithm can miss a boundary.
     steps = np.arange(1, num_buckets - exact) / (num_buckets - exact)
     first = np.ceil(exact * np.power(max_distance / exact, steps) - 1e-9).astype(np.int32)
-    wide = exact + jnp.searchsorted(first, distance, side="right", method="compare_all").astype(jnp.int32)
-    return (offset + jnp.where(distance < exact, distance, wide)).astype(jnp.int32)
+    wide = exact + search(first, distance, side="right").astype(xp.int32)
+    return (offset + xp.where(distance < exact, distance, wide)).astype(xp.int32)
 
 
 def alibi_slopes(num_heads: int) -> np.ndarray:

@@ -285,8 +285,7 @@ def _arrange_bias(bias: Bias | None, grid: Grid, scale: float) -> DenseBias | AL
 def _steps(bias: RelativeBias) -> tuple[np.ndarray, np.ndarray]:
     """(where the constant stretches of a relative bias start, the bucket of each stretch)."""
     distances = np.arange(-bias.max_distance, bias.max_distance + 1, dtype=np.int32)
-    with jax.ensure_compile_time_eval():
-        buckets = np.asarray(relative_bucket(distances, bias.table.shape[0], bias.bidirectional, bias.max_distance))
+    buckets = relative_bucket(distances, bias.table.shape[0], bias.bidirectional, bias.max_distance)
     first = np.flatnonzero(np.diff(buckets, prepend=-1))
     starts = np.full(_power_of_two(len(first) + 1), 2 * int(FAR) - 1, np.int64)
     starts[: len(first)] = distances[first]

@@ -80,7 +80,7 @@ class Problem:
         return x[at.batch, self.grid.column_slice(at), lax.div(at.head, self.group), :]
 
     def schedule(self, batch, row):
-        """(number of live blocks in a row of the schedule, the function that gives the n-th and whether it is whole)."""
+        """(live blocks in a row of the schedule, the function that gives the n-th and whether it is whole)."""
         order, num_live = self.operands.order, self.operands.num_live
 
         def read(n):
@@ -89,10 +89,10 @@ class Problem:
 
         return num_live[_index(num_live, 0, batch), row], read
 
-    def logits(self, products: jax.Array, at: At, whole: jax.Array | bool, transposed: bool = False):
+    def logits(self, products: jax.Array, at: At, whole: jax.Array | None, transposed: bool = False):
         """Logits of a block of q·k in units of 1 / `unit`, and the soft cap's derivative (None without one).
 
-        A whole block needs no mask.
+        A whole block needs no mask; None where that is not known.
         """
         scale, softcap = self.settings.scale, self.settings.softcap
         if self.operands.bias is not None:
@@ -110,7 +110,7 @@ class Problem:
             hidden = None if slope is None else jnp.where(allowed, slope, 0.0)
             return jnp.where(allowed, logits, -jnp.inf), hidden
 
-        return lax.cond(whole, lambda: (logits, slope), masked)
+        return masked() if whole is None else lax.cond(whole, lambda: (logits, slope), masked)
 
     def unscaled_bias(self, at: At, transposed: bool) -> jax.Array:
         """The bias of a block over the scale; an axis may be 1."""
@@ -167,7 +167,7 @@ class Problem:
         kept = dropout.survive(seeds[at.batch, at.head, 0], seeds[at.batch, at.head, 1], rows, columns, rate)
         return jnp.where(kept, weights * (1 / (1 - rate)), 0.0)
 
-    def differentiate(self, q, k, v, grad_out, at: At, whole: jax.Array | bool, transposed: bool = False):
+    def differentiate(self, q, k, v, grad_out, at: At, whole: jax.Array | None, transposed: bool = False):
         """(weights after dropout, gradient of the natural logits before the soft cap) of a block."""
         pair = lambda x, y: _dot(y, x, 1, 1) if transposed else _dot(x, y, 1, 1)  # noqa: E731
         axis = 0 if transposed else 1
@@ -359,7 +359,7 @@ def _bias_kernel(operands: Operands, dbias, *, settings: Settings):
         here = At(**dict(zip(("key", "query", "head", "batch"), place, strict=True)))
         q, grad_out = (problem.queries(x, here) for x in (operands.q, operands.above.grad_out))
         k, v = (problem.keys(x, here) for x in (operands.k, operands.v))
-        _, grad_logits = problem.differentiate(q, k, v, grad_out, here, whole=False)
+        _, grad_logits = problem.differentiate(q, k, v, grad_out, here, whole=None)
         for axis in (0, 1):
             if acc.shape[axis] == 1:
                 grad_logits = jnp.expand_dims(grad_logits.sum(axis), axis)
