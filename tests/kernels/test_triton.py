@@ -10,19 +10,19 @@ import pytest
 from comparison import ALL, compare
 from jax.extend.core import jaxprs_in_params
 
-from zoo.kernels import Causal, DenseBias, Lengths, attention, triton
+from zoo.kernels import Causal, DenseBias, Lengths, RelativeBias, attention, triton
 from zoo.kernels.attention import BACKENDS
 from zoo.kernels.cases import CASES, TEST_SIZES, Sizes, fits
 
 LOWERED = [*CASES, "dense_mask", "dense_bias", "key_bias", "offset_array", "positions"]
-SMALL = triton.Tiling(block_q=16, block_k=16, num_warps=4, num_stages=1)
-WIDE = triton.Tiling(block_q=16, block_k=32, num_warps=4, num_stages=1)
+SMALL = triton.Tiling(16, 16, 4, 1)
+WIDE = triton.Tiling(16, 32, 4, 1)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def interpreted():
     """Make backend="interpreted" known to the op: small blocks, of another shape in each kernel."""
-    tilings = triton.Tilings(forward=SMALL, rows=WIDE, columns=SMALL)
+    tilings = triton.Tilings(SMALL, WIDE, SMALL)
     attend = functools.partial(triton.attend, tilings=tilings, interpret=True)
     BACKENDS["interpreted"] = types.SimpleNamespace(attend=attend, supports=triton.supports, PLATFORM=None)
     yield
@@ -116,6 +116,17 @@ def test_dense_bias_of_any_broadcast_axes(shape):
         run, trained = step(backend, {"mask": Causal(), "bias": bias})
         results.append(run(*qkv(sizes), trained))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), *results)
+
+
+@pytest.mark.parametrize("scale", [-0.3, 0.0])
+def test_scale_of_any_sign(scale):
+    """The kernels divide by the scale and take the largest logit before they multiply by it."""
+    bias = RelativeBias(jnp.asarray(np.random.default_rng(1).standard_normal((32, 4)), jnp.float32))
+    results = []
+    for backend in ("interpreted", "dense"):
+        run, trained = step(backend, {"mask": Causal(), "bias": bias, "scale": scale})
+        results.append(run(*qkv(Sizes(B=1)), trained))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-5), *results)
 
 
 def test_refusals_name_the_reason():

@@ -30,7 +30,7 @@ MAX_HEAD_SIZE = 256
 """Beyond, the blocks of one program do not fit a multiprocessor's registers."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Tiling:
     """How one kernel is cut: rows and columns of a block, powers of two; warps a program; stages of the pipeline."""
 
@@ -46,7 +46,7 @@ class Tiling:
         return Grid.cut(num_queries, num_keys, (block_q, block_k))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Tilings:
     """The tilings of the forward kernel, of the gradient by rows (q, biases) and of that by columns (k, v)."""
 
@@ -55,23 +55,15 @@ class Tilings:
     columns: Tiling
 
 
-def _tilings(*numbers: tuple[int, int, int, int]) -> Tilings:
-    names = ("block_q", "block_k", "num_warps", "num_stages")
-    return Tilings(**{
-        kernel: Tiling(**dict(zip(names, each, strict=True)))
-        for kernel, each in zip(("forward", "rows", "columns"), numbers, strict=True)
-    })  # fmt: skip
-
-
 # By bytes of an element and the largest head size (padded): (block_q, block_k, warps, stages) of each kernel. Chosen by
 # registers (255 a thread) and shared memory (227 KB a multiprocessor of an H200), not yet by measurement.
 TILINGS = {
-    (2, 64): _tilings((128, 64, 4, 3), (128, 64, 8, 2), (64, 128, 8, 2)),
-    (2, 128): _tilings((128, 64, 8, 3), (128, 64, 8, 2), (32, 128, 8, 2)),
-    (2, 256): _tilings((64, 32, 8, 2), (64, 32, 8, 2), (32, 64, 8, 2)),
-    (4, 64): _tilings((64, 32, 4, 2), (64, 32, 4, 2), (32, 64, 4, 2)),
-    (4, 128): _tilings((64, 32, 8, 2), (64, 32, 8, 2), (32, 64, 8, 2)),
-    (4, 256): _tilings((32, 16, 8, 1), (32, 16, 8, 1), (16, 32, 8, 1)),
+    (2, 64): Tilings(Tiling(128, 64, 4, 3), Tiling(128, 64, 8, 2), Tiling(64, 128, 8, 2)),
+    (2, 128): Tilings(Tiling(128, 64, 8, 3), Tiling(128, 64, 8, 2), Tiling(32, 128, 8, 2)),
+    (2, 256): Tilings(Tiling(64, 32, 8, 2), Tiling(64, 32, 8, 2), Tiling(32, 64, 8, 2)),
+    (4, 64): Tilings(Tiling(64, 32, 4, 2), Tiling(64, 32, 4, 2), Tiling(32, 64, 4, 2)),
+    (4, 128): Tilings(Tiling(64, 32, 8, 2), Tiling(64, 32, 8, 2), Tiling(32, 64, 8, 2)),
+    (4, 256): Tilings(Tiling(32, 16, 8, 1), Tiling(32, 16, 8, 1), Tiling(16, 32, 8, 1)),
 }
 
 
@@ -140,16 +132,15 @@ def _backward(setup: Setup, residuals, cotangents):
         arrange(call, setup, tiling, by_column, Above(grad_out, finite_lse, delta))
         for tiling, by_column in ((setup.tilings.rows, False), (setup.tilings.columns, True))
     )
-    dq, sums = triton_kernels.gradient_by_rows(*rows)
+    dq, dbias = triton_kernels.gradient_by_rows(*rows)
     dk, dv = triton_kernels.gradient_by_columns(*columns)
-    dbias = sums
     if isinstance(call.bias, DenseBias):
         dbias = triton_kernels.dense_bias_gradient(*rows)
     dsinks = None
     if call.sinks is not None:
         weight = jnp.exp(call.sinks.astype(jnp.float32) - finite_lse)
         dsinks = -(weight * delta).sum((0, 1)).astype(call.sinks.dtype)
-    gradients = [dx[tuple(map(slice, x.shape))].astype(x.dtype) for dx, x in zip((dq, dk, dv), inputs[:3], strict=True)]
+    gradients = [dx[tuple(map(slice, x.shape))] for dx, x in zip((dq, dk, dv), inputs[:3], strict=True)]
     return (*gradients, _bias_gradient(call.bias, dbias), dsinks), None
 
 
@@ -194,7 +185,7 @@ class Operands:
     Attributes:
       q: [B, T, N, H].  k: [B, S, K, H].  v: [B, S, K, Hv].
       clauses: the mask's normal form.
-      query_positions: [B or 1, T], for a structured bias.
+      query_positions: [B or 1, T].
       key_positions: [B or 1, S]; None for the array indices.
       bias: a dense bias of 4 axes, slopes, or steps.
       sinks: [N].  seeds: uint32 [B, N, 2].
@@ -206,7 +197,7 @@ class Operands:
     k: jax.Array
     v: jax.Array
     clauses: tuple
-    query_positions: jax.Array | None
+    query_positions: jax.Array
     key_positions: jax.Array | None
     bias: DenseBias | ALiBi | Steps | None
     sinks: jax.Array | None
@@ -235,11 +226,7 @@ def arrange(
     _, num_queries, num_keys, _, _ = call.sizes
     grid = tiling.cut(num_queries, num_keys)
     mask = MaskTiles(call, grid)
-    live, whole = mask.live(per_batch=True), mask.whole()
-    schedule = plan(live.swapaxes(1, 2) if by_column else live)
-    namespace = np if is_static(live, whole) else jnp
-    whole = namespace.take_along_axis(whole.swapaxes(1, 2) if by_column else whole, schedule.order, axis=-1)
-    structured = isinstance(call.bias, ALiBi | RelativeBias)
+    order, num_live = _schedule(mask, by_column)
     if above is not None:
         above = Above(
             _pad_heads(above.grad_out, grid.num_queries),
@@ -251,13 +238,13 @@ def arrange(
         k=_pad_heads(call.k, grid.num_keys),
         v=_pad_heads(call.v, grid.num_keys),
         clauses=mask.clauses,
-        query_positions=pad(call.frame().query, grid.num_queries, "edge") if structured else None,
+        query_positions=pad(call.frame().query, grid.num_queries, "edge"),
         key_positions=None if call.kv_positions is None else mask.positions,
         bias=_arrange_bias(call.bias, grid, call.scale),
         sinks=call.sinks,
         seeds=call.dropout_seeds,
-        order=2 * schedule.order + whole,
-        num_live=schedule.num_live,
+        order=order,
+        num_live=num_live,
         above=above,
     )
     settings = Settings(
@@ -269,6 +256,16 @@ def arrange(
         dropout_rate=call.dropout_rate,
     )
     return jax.tree.map(jnp.asarray, operands), settings
+
+
+def _schedule(mask: MaskTiles, by_column: bool):
+    """`order` and `num_live` of `Operands`."""
+    live, whole = mask.live(per_batch=True), mask.whole()
+    if by_column:
+        live, whole = live.swapaxes(1, 2), whole.swapaxes(1, 2)
+    schedule = plan(live)
+    namespace = np if is_static(live, whole) else jnp
+    return 2 * schedule.order + namespace.take_along_axis(whole, schedule.order, axis=-1), schedule.num_live
 
 
 def _arrange_bias(bias: Bias | None, grid: Grid, scale: float) -> DenseBias | ALiBi | Steps | None:
@@ -285,7 +282,7 @@ def _arrange_bias(bias: Bias | None, grid: Grid, scale: float) -> DenseBias | AL
 def _steps(bias: RelativeBias) -> tuple[np.ndarray, np.ndarray]:
     """(where the constant stretches of a relative bias start, the bucket of each stretch)."""
     distances = np.arange(-bias.max_distance, bias.max_distance + 1, dtype=np.int32)
-    buckets = relative_bucket(distances, bias.table.shape[0], bias.bidirectional, bias.max_distance)
+    buckets = np.asarray(relative_bucket(distances, bias.table.shape[0], bias.bidirectional, bias.max_distance))
     first = np.flatnonzero(np.diff(buckets, prepend=-1))
     starts = np.full(_power_of_two(len(first) + 1), 2 * int(FAR) - 1, np.int64)
     starts[: len(first)] = distances[first]
@@ -293,7 +290,7 @@ def _steps(bias: RelativeBias) -> tuple[np.ndarray, np.ndarray]:
     return starts.astype(np.int32), buckets[first]
 
 
-def _bias_gradient(bias: Bias | None, sums: jax.Array | None):
+def _bias_gradient(bias: Bias | None, sums):
     """The gradient of a bias object from what the kernels summed."""
     match bias:
         case DenseBias():

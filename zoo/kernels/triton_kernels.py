@@ -236,7 +236,7 @@ def _forward_kernel(operands: Operands, out, lse, *, settings: Settings):
 
 
 def gradient_by_rows(operands: Operands, settings: Settings) -> tuple[jax.Array, jax.Array | None]:
-    """Gradient of q [B, T, N, H], float32; and for a structured bias, sums [B, N, I, …] for each block of queries.
+    """Gradient of q [B, T, N, H]; and for a structured bias, float32 sums [B, N, I, …] for each block of queries.
 
     Of ALiBi, the last axis has the sum of distance times gradient; of steps, that of the gradient by step.
     """
@@ -268,7 +268,7 @@ def _row_kernel(operands: Operands, dq, bias_sums, *, settings: Settings):
     sums = None if bias_sums is None else _zeros(bias_sums.shape[-1])
     acc, sums = lax.fori_loop(0, num_live, visit, (_zeros(*q.shape), sums))
     dq[at.batch, problem.grid.row_slice(at), at.head, :] = (acc * settings.scale).astype(dq.dtype)
-    if sums is not None:
+    if bias_sums is not None:
         bias_sums[at.batch, at.head, at.query, :] = sums
 
 
