@@ -43,7 +43,7 @@ def test_float32(case):
     compare(case, sizes, jnp.float32, ["interpreted"], 1e-6)
 
 
-@pytest.mark.parametrize("case", ["packed", "sinks_dropout"])
+@pytest.mark.parametrize("case", ["sinks_dropout"])
 def test_bfloat16(case):
     compare(case, TEST_SIZES["square"], jnp.bfloat16, ["interpreted"], 1e-2)
 
@@ -107,7 +107,7 @@ def test_empty_rows_and_padding():
     assert (jnp.abs(gradients[1][0, :18]) > 0).any()
 
 
-@pytest.mark.parametrize("shape", [(2, 1, 40, 40), (1, 4, 1, 40), (1, 1, 40, 1)])
+@pytest.mark.parametrize("shape", [(1, 4, 1, 40), (1, 1, 40, 1)])
 def test_dense_bias_of_any_broadcast_axes(shape):
     sizes = Sizes(T=40, S=40, K=2)
     bias = DenseBias(jnp.asarray(np.random.default_rng(1).standard_normal(shape), jnp.float32))
