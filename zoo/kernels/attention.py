@@ -14,14 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoo.kernels import blockwise, decode, dense, dropout, sharding
+from zoo.kernels import blockwise, decode, dense, dropout, sharding, splash
 from zoo.kernels.bias import ALiBi, Bias, DenseBias, RelativeBias
 from zoo.kernels.call import Call
 from zoo.kernels.masks import Full, Mask
 
 logger = logging.getLogger("zoo.kernels")
 
-BACKENDS = {"dense": dense, "blockwise": blockwise, "decode": decode}
+BACKENDS = {"dense": dense, "blockwise": blockwise, "decode": decode, "splash": splash}
 
 # Beyond this many logits a head `blockwise` is the faster one, forward and backward, by measurement on CPUs: in
 # the accumulator's own dtype, and in half precision.
@@ -203,7 +203,8 @@ def prepare(q, k, v, mask, bias, sinks, scale, softcap, q_offset, kv_positions, 
         q=q, k=k, v=v, mask=mask, bias=bias, sinks=sinks, q_offset=offset, static_offset=static_offset,
         kv_positions=_check_kv_positions(kv_positions, batch, num_keys), dropout_seeds=None,
         scale=1 / math.sqrt(head_size) if scale is None else float(scale),
-        softcap=None if softcap is None else float(softcap), dropout_rate=float(dropout_rate),
+        softcap=None if softcap is None else float(softcap),
+        dropout_rate=0.0 if dropout_rng is None else float(dropout_rate),
     )  # fmt: skip
     return call, dropout_rng if dropout_rate > 0 else None
 
