@@ -7,12 +7,12 @@ FlashAttention-2 (Dao 2023). Not here: forward-mode and second derivatives, for 
 
 import dataclasses
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from zoo.kernels import block
 from zoo.kernels.call import LOWEST, Call, guard_nonfinite, narrow, without_nonfinite
 from zoo.kernels.schedule import plan
 from zoo.kernels.tiles import At, DropoutTiles, Grid, MaskTiles, bias_tiles, prepare_bias
@@ -202,9 +202,7 @@ class Problem:
         self.dropout = None if self.call.dropout_seeds is None else DropoutTiles(self.call, grid)
         live = self.mask.live(per_batch=self.sequential)
         self.by_query, self.by_key = plan(live), plan(live.swapaxes(1, 2))
-        # Scaling q instead of the logits saves a pass, but must not round what the caller gave in few bits.
-        exact = q.dtype == self.accumulator or math.frexp(abs(self.call.scale))[0] == 0.5
-        self.query_scale, self.logit_scale = (self.call.scale, 1.0) if exact else (1.0, self.call.scale)
+        self.query_scale, self.logit_scale = self.call.scales
 
     def prescale(self, q: jax.Array) -> jax.Array:
         """The part of the scale that goes into the queries."""
@@ -217,18 +215,8 @@ class Problem:
 
     def logits(self, products: jax.Array, at: At, transposed: bool):
         """Scale, bias, soft cap and mask of a block of q·k, and the soft cap's derivative (None without one)."""
-        logits = products if self.logit_scale == 1.0 else products * self.logit_scale
-        if self.bias is not None:
-            logits = logits + self.bias(at, transposed).astype(logits.dtype)
-        slope = None
-        if self.call.softcap is not None:
-            capped = jnp.tanh(logits / self.call.softcap)
-            logits, slope = capped * self.call.softcap, 1 - capped * capped
-        allowed = self.mask(at, transposed)
-        if allowed is not None:
-            logits = jnp.where(allowed, logits, -jnp.inf)
-            slope = slope if slope is None else jnp.where(allowed, slope, 0)
-        return logits, slope
+        bias = None if self.bias is None else self.bias(at, transposed)
+        return block.logits(products, self.logit_scale, bias, self.call.softcap, self.mask(at, transposed))
 
     def each_head(self, function, blocks, carry=()):
         """Map `function(head, blocks, *carry)` over the B * K key heads; with a carry, fold it through them."""

@@ -1,6 +1,7 @@
 """One attention call as backends receive it: arrays as leaves, settings as static structure."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +57,15 @@ class Call:
     def accumulator(self) -> jnp.dtype:
         """The dtype of logits, softmax and sums: float32, or float64 for float64 inputs."""
         return jnp.promote_types(self.q.dtype, jnp.float32)
+
+    @property
+    def scales(self) -> tuple[float, float]:
+        """The scale as a factor of the queries and one of the logits.
+
+        Scaling q instead of the logits saves a pass, but must not round what the caller gave in few bits.
+        """
+        exact = self.q.dtype == self.accumulator or math.frexp(abs(self.scale))[0] == 0.5
+        return (self.scale, 1.0) if exact else (1.0, self.scale)
 
     def frame(self) -> Frame:
         """Positions of rows and columns; in NumPy where known."""

@@ -17,10 +17,16 @@ def seeds(key: jax.Array, batch: int, num_heads: int) -> jax.Array:
 
 def keep(seed: jax.Array, rows: jax.Array, columns: jax.Array, rate: float) -> jax.Array:
     """Which weights survive, bool [..., R, C], from seed [..., 2] and array indices: rows [R], columns [C]."""
-    hashed_rows = _mix(rows.astype(jnp.uint32) + seed[..., 0, None])
-    hashed_columns = _mix(columns.astype(jnp.uint32) + seed[..., 1, None])
-    bits = _mix(hashed_rows[..., :, None] + hashed_columns[..., None, :])
-    return bits >= np.uint32(min(round(rate * 2**32), 2**32 - 1))
+    row_seed, column_seed = (seed[..., i, None, None] for i in range(2))
+    return keep_pairs((row_seed, column_seed), rows[:, None], columns[None, :], rate)
+
+
+def keep_pairs(seed: tuple[jax.Array, jax.Array], rows: jax.Array, columns: jax.Array, rate: float) -> jax.Array:
+    """The same where the two words of the seed, rows and columns already broadcast to the pairs."""
+    hashed_rows, hashed_columns = (
+        _mix(indices.astype(jnp.uint32) + word) for indices, word in zip((rows, columns), seed, strict=True)
+    )
+    return _mix(hashed_rows + hashed_columns) >= np.uint32(min(round(rate * 2**32), 2**32 - 1))
 
 
 def _mix(x: jax.Array) -> jax.Array:

@@ -118,19 +118,34 @@ class Clause:
           transposed: give [..., S, T], without a transpose at run time.
         """
         row, column = (-2, -1) if transposed else (-1, -2)  # the axes along which rows and columns do not vary
-        rows = lambda x: jnp.expand_dims(x, row)  # noqa: E731
+        rows = lambda x: None if x is None else jnp.expand_dims(x, row)  # noqa: E731
         columns = lambda x: jnp.expand_dims(x, column)  # noqa: E731
-        parts = [] if self.low is None else [rows(self.low) <= columns(positions)]
-        parts += [] if self.high is None else [columns(positions) <= rows(self.high)]
-        parts += [] if self.end is None else [columns(indices) < rows(self.end)]
-        parts += [rows(q_ids) == columns(kv_ids) for q_ids, kv_ids in self.segments]
-        parts += [array.swapaxes(-1, -2) if transposed else array for array in self.dense]
+        spread = Clause(
+            low=rows(self.low),
+            high=rows(self.high),
+            end=rows(self.end),
+            segments=tuple((rows(q_ids), columns(kv_ids)) for q_ids, kv_ids in self.segments),
+            dense=tuple(array.swapaxes(-1, -2) if transposed else array for array in self.dense),
+        )
+        return spread.holds(columns(positions), columns(indices))
+
+    def holds(self, positions, indices):
+        """Which of the pairs are allowed, or None for all, where every array already broadcasts to the pairs."""
+        parts = [] if self.low is None else [self.low <= positions]
+        parts += [] if self.high is None else [positions <= self.high]
+        parts += [] if self.end is None else [indices < self.end]
+        parts += [q_ids == kv_ids for q_ids, kv_ids in self.segments]
+        parts += list(self.dense)
         return functools.reduce(lambda a, b: a & b, parts) if parts else None
 
 
 def keep(clauses: tuple[Clause, ...], positions, indices, transposed: bool = False):
     """Which pairs a disjunction allows, bool [..., T, S], or None for all. Arguments as in `Clause.keep`."""
-    parts: list[Any] = [clause.keep(positions, indices, transposed) for clause in clauses]
+    return union([clause.keep(positions, indices, transposed) for clause in clauses])
+
+
+def union(parts: list[Any]):
+    """The disjunction of what clauses allow; None, which stands for all, absorbs the others."""
     return None if any(part is None for part in parts) else functools.reduce(lambda a, b: a | b, parts)
 
 
