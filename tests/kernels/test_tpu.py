@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from comparison import ALL, compare
 
-from zoo.kernels import Causal, Full, Lengths, Segments, Window, attention, splash
+from zoo.kernels import Causal, Full, Lengths, Segments, Window, attention, mosaic_tpu, splash
 from zoo.kernels.attention import BACKENDS
-from zoo.kernels.cases import CASES, Sizes, fits
+from zoo.kernels.cases import CASES, TEST_SIZES, Sizes, fits
 
 # Positions are static from 128 queries on, and splash's blocks are 128 wide: two by three of them, the last ones partial.
 RAGGED = Sizes(B=2, T=136, S=264, N=4, K=2, H=8, V=12)
@@ -52,12 +52,20 @@ SPLASH_CASES = {
 @pytest.fixture(autouse=True, scope="module")
 def interpreted():
     """Backends for TPUs, interpreted."""
-    attend = functools.partial(splash.attend, block_sizes=(128, 128), interpret=True)
-    BACKENDS["splash_interpreted"] = types.SimpleNamespace(attend=attend, supports=splash.supports, PLATFORM=None)
+    for name, module, block_sizes in (("splash", splash, (128, 128)), ("mosaic_tpu", mosaic_tpu, (16, 16))):
+        attend = functools.partial(module.attend, block_sizes=block_sizes, interpret=True)
+        BACKENDS[f"{name}_interpreted"] = types.SimpleNamespace(attend=attend, supports=module.supports, PLATFORM=None)
     yield
-    del BACKENDS["splash_interpreted"]
+    for name in ("splash", "mosaic_tpu"):
+        del BACKENDS[f"{name}_interpreted"]
 
 
 @pytest.mark.parametrize("case", [case for case, reason in SPLASH_CASES.items() if reason is None])
 def test_splash(case):
     compare(case, RAGGED if fits(case, RAGGED) else SQUARE, jnp.float32, ["splash_interpreted"], 1e-6)
+
+
+@pytest.mark.parametrize("case", ALL)
+def test_mosaic_tpu(case):
+    sizes = TEST_SIZES["grouped" if fits(case, TEST_SIZES["grouped"]) else "square"]
+    compare(case, sizes, jnp.float32, ["mosaic_tpu_interpreted"], 1e-6)

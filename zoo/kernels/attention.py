@@ -14,14 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoo.kernels import blockwise, decode, dense, dropout, sharding, splash
+from zoo.kernels import blockwise, decode, dense, dropout, mosaic_tpu, sharding, splash
 from zoo.kernels.bias import ALiBi, Bias, DenseBias, RelativeBias
 from zoo.kernels.call import Call
 from zoo.kernels.masks import Full, Mask
 
 logger = logging.getLogger("zoo.kernels")
 
-BACKENDS = {"dense": dense, "blockwise": blockwise, "decode": decode, "splash": splash}
+BACKENDS = {"dense": dense, "blockwise": blockwise, "decode": decode, "splash": splash, "mosaic_tpu": mosaic_tpu}
 
 # Beyond this many logits a head `blockwise` is the faster one, forward and backward, by measurement on CPUs: in
 # the accumulator's own dtype, and in half precision.
