@@ -89,18 +89,35 @@ def relative_bucket(relative, num_buckets: int, bidirectional: bool, max_distanc
     beyond. If bidirectional, the upper half of all buckets is for keys after the query; else those share the
     bucket of distance 0.
     """
-    relative = jnp.asarray(relative).astype(jnp.int32)
-    if bidirectional:
-        num_buckets //= 2
-        offset, distance = jnp.where(relative > 0, num_buckets, 0), jnp.abs(relative)
-    else:
-        offset, distance = 0, jnp.maximum(-relative, 0)
+    offset, distance = _side(jnp.asarray(relative).astype(jnp.int32), num_buckets, bidirectional)
+    num_buckets //= 2 if bidirectional else 1
     exact = num_buckets // 2
-    # First distance of each wide bucket, in float64: a float32 logarithm can miss a boundary.
-    steps = np.arange(1, num_buckets - exact) / (num_buckets - exact)
-    first = np.ceil(exact * np.power(max_distance / exact, steps) - 1e-9).astype(np.int32)
+    first = first_distances(num_buckets, max_distance)[exact:]
     wide = exact + jnp.searchsorted(first, distance, side="right", method="compare_all").astype(jnp.int32)
     return (offset + jnp.where(distance < exact, distance, wide)).astype(jnp.int32)
+
+
+def compared_bucket(relative: jax.Array, num_buckets: int, bidirectional: bool, max_distance: int) -> jax.Array:
+    """The same by comparisons with numbers alone, as kernels want it: they cannot hold a constant array."""
+    offset, distance = _side(relative, num_buckets, bidirectional)
+    first = first_distances(num_buckets // 2 if bidirectional else num_buckets, max_distance)
+    return offset + sum((distance >= int(start)).astype(jnp.int32) for start in first)
+
+
+def _side(relative: jax.Array, num_buckets: int, bidirectional: bool):
+    """The first bucket of a pair's side, and its distance there."""
+    if bidirectional:
+        return jnp.where(relative > 0, num_buckets // 2, 0), jnp.abs(relative)
+    return 0, jnp.maximum(-relative, 0)
+
+
+def first_distances(num_buckets: int, max_distance: int) -> np.ndarray:
+    """The first distance of each bucket of one side but the first, whose is 0, int32 [num_buckets - 1]."""
+    exact = num_buckets // 2
+    # In float64: a float32 logarithm can miss a boundary.
+    steps = np.arange(1, num_buckets - exact) / (num_buckets - exact)
+    wide = np.ceil(exact * np.power(max_distance / exact, steps) - 1e-9).astype(np.int32)
+    return np.concatenate([np.arange(1, exact + 1, dtype=np.int32), wide])
 
 
 def alibi_slopes(num_heads: int) -> np.ndarray:

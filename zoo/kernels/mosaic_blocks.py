@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from zoo.kernels import dropout, masks
-from zoo.kernels.bias import ALiBi, DenseBias, RelativeBias, relative_bucket
+from zoo.kernels.bias import ALiBi, DenseBias, RelativeBias, compared_bucket
 from zoo.kernels.call import Call
 from zoo.kernels.masks import Clause
 from zoo.kernels.mosaic_grid import Operand
@@ -215,7 +215,7 @@ class PositionBlocks:
         relative = refs["bias_key"][...] - refs["bias_query"][...]
         if isinstance(self.bias, ALiBi):
             return -jnp.abs(relative).astype(jnp.float32)
-        return relative_bucket(relative, self.num_parameters, self.bias.bidirectional, self.bias.max_distance)
+        return compared_bucket(relative, self.num_parameters, self.bias.bidirectional, self.bias.max_distance)
 
     def gradient(self, call: Call) -> Operand:
         """The sums of a head: a row for each parameter, and a column for each row of a block."""
