@@ -61,7 +61,9 @@ class MaskBlocks:
         """What the kernels fetch."""
         operands: dict[str, Any] = {"dense": [pair_operand(array, self.grid) for array in self._dense]}
         if self._rows:
-            operands["rows"] = _by_batch(_stack(self._rows, 1), (None, len(self._rows), self.grid.block_q), query_axis=2)
+            operands["rows"] = _by_batch(
+                _stack(self._rows, 1), (None, len(self._rows), self.grid.block_q), query_axis=2
+            )
         if self._columns:
             operands["columns"] = _by_batch(
                 _stack(self._columns, 2), (None, self.grid.block_k, len(self._columns)), key_axis=1
@@ -173,11 +175,12 @@ def diagonal_sums(block: jax.Array) -> jax.Array:
     from jax.experimental.pallas import tpu as pltpu
 
     sums = jnp.concatenate([block, jnp.zeros_like(block)], axis=1)
-    # Entry (s, t) goes to n - 1 - s + t. In every half, rows of the upper part go half its rows further.
-    while sums.shape[0] > 1:
+    # Entry (s, t) goes to n - 1 - s + t: of any rows, the upper half goes as much further as it has rows.
+    while sums.shape[0] % 2 == 0:
         half = sums.shape[0] // 2
         sums = pltpu.roll(sums[:half], half, 1) + sums[half:]
-    return sums
+    last = sums.shape[0] - 1
+    return sum((pltpu.roll(sums[s : s + 1], last - s, 1) for s in range(last)), sums[last:])
 
 
 class PositionBlocks:

@@ -6,6 +6,7 @@ Where a step has nothing to do its address stays that of the step before, so tha
 
 import dataclasses
 import functools
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,11 +14,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from zoo.kernels.masks import is_static
 from zoo.kernels.schedule import plan
 from zoo.kernels.tiles import At
+
+LANES = 128
+"""Blocks are multiples of a vector register's width."""
+
+MAX_BLOCK = 512
+"""Rows and columns of a block: what VMEM holds beside the pipeline's copies, with every feature of the op."""
+
+
+def block_size(*lengths: int) -> int:
+    """The length of blocks by which to cut axes of these lengths. A guess: not yet measured on a TPU."""
+
+    def cost(size: int) -> float:
+        # What is computed, padding included, and for each step as much as some columns more.
+        return math.prod(-(-length // size) * size for length in lengths) * (1 + LANES / size)
+
+    return min(range(LANES, MAX_BLOCK + 1, LANES), key=cost)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,16 +18,10 @@ from jax import lax
 from zoo.kernels import block
 from zoo.kernels.call import LOWEST, Call, guard_nonfinite, without_nonfinite
 from zoo.kernels.mosaic_blocks import DenseBlocks, DropoutBlocks, MaskBlocks, bias_blocks, prepare
-from zoo.kernels.mosaic_grid import KeyWalk, Operand, PairWalk, QueryWalk, launch
+from zoo.kernels.mosaic_grid import KeyWalk, Operand, PairWalk, QueryWalk, Steps, block_size, launch
 from zoo.kernels.tiles import At, Grid
 
 PLATFORM = "tpu"
-
-LANES = 128
-"""Blocks are multiples of a vector register's width."""
-
-MAX_BLOCK = 512
-"""Rows and columns of a block, by what VMEM holds beside the pipeline's copies."""
 
 MAX_TABLE = 2**16
 """Entries of a schedule that are kept in scalar memory; beyond, all sequences of a batch share one."""
@@ -55,10 +49,11 @@ def attend(
 
 
 def default_block_sizes(call: Call) -> tuple[int, int]:
-    """Rows and columns of a block, multiples of LANES; the same where a bias runs along diagonals."""
+    """Rows and columns of a block; the same where a bias runs along diagonals."""
     _, num_queries, num_keys, _, _ = call.sizes
-    rows, columns = (min(MAX_BLOCK, -(-length // LANES) * LANES) for length in (num_queries, num_keys))
-    return (rows, columns) if call.bias is None else (min(rows, columns),) * 2
+    if call.bias is not None:
+        return (block_size(num_queries, num_keys),) * 2
+    return block_size(num_queries), block_size(num_keys)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -91,7 +86,7 @@ def _forward(inputs, rest: Call, grid: Grid, interpret: bool):
     return (out, lse), (inputs, rest, out, lse)
 
 
-def _forward_kernel(problem: "Problem", steps: "Steps", refs, outputs, scratch):
+def _forward_kernel(problem: "Problem", steps: Steps, refs, outputs, scratch):
     out, lse = outputs
     largest, total, acc = scratch
 
@@ -172,7 +167,7 @@ def _query_gradient(problem: "Problem", operands, k):
     return problem.join_queries(dq), problem.bias.finish(sums[0]) if sums else None
 
 
-def _query_gradient_kernel(problem: "Problem", steps: "Steps", refs, outputs, scratch):
+def _query_gradient_kernel(problem: "Problem", steps: Steps, refs, outputs, scratch):
     (acc,) = scratch
     out, *sums = outputs
 
@@ -199,7 +194,7 @@ def _query_gradient_kernel(problem: "Problem", steps: "Steps", refs, outputs, sc
         out[...] = (acc[...] * problem.call.scale).astype(out.dtype)
 
 
-def _bias_gradient_kernel(problem: "Problem", steps: "Steps", refs, outputs, scratch):
+def _bias_gradient_kernel(problem: "Problem", steps: Steps, refs, outputs, scratch):
     (sums,) = outputs
 
     @steps.first
@@ -222,7 +217,7 @@ def _key_gradients(problem: "Problem", operands):
     return problem.join_keys(dk), problem.join_keys(dv)
 
 
-def _key_gradients_kernel(problem: "Problem", steps: "Steps", refs, outputs, scratch):
+def _key_gradients_kernel(problem: "Problem", steps: Steps, refs, outputs, scratch):
     dk, dv = scratch
 
     @steps.first

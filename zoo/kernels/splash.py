@@ -17,16 +17,11 @@ import numpy as np
 
 from zoo.kernels.call import LOWEST, Call, guard_nonfinite, is_finite, without_nonfinite
 from zoo.kernels.masks import And, Causal, Chunked, Clause, Frame, Full, Lengths, Mask, Segments, Window, normalise
+from zoo.kernels.mosaic_grid import block_size
 from zoo.kernels.schedule import live_pairs, pad_clause, plan
 from zoo.kernels.tiles import Grid
 
 PLATFORM = "tpu"
-
-LANES = 128
-"""Blocks are multiples of a vector register's width."""
-
-MAX_BLOCK = 512
-"""Rows and columns of a block; what a core's VMEM holds with room to spare."""
 
 MAX_PACKED_KEYS = 2**16 - 1
 """Up to so many keys an arbitrary interval of them fits 32 bits."""
@@ -63,15 +58,9 @@ def attend(
 ) -> tuple[jax.Array, jax.Array]:
     """Attention output [B, T, N, Hv] in v's dtype, and log-sum-exp [B, T, N] in float32."""
     _, num_queries, num_keys, _, _ = call.sizes
-    grid = Grid.cut(num_queries, num_keys, block_sizes or default_block_sizes(num_queries, num_keys))
+    grid = Grid.cut(num_queries, num_keys, block_sizes or (block_size(num_queries), block_size(num_keys)))
     inputs = (call.q, call.k, call.v, call.sinks)
     return _attend(inputs, segment_ids(call, grid), Splash.of(call, grid, interpret))
-
-
-def default_block_sizes(num_queries: int, num_keys: int) -> tuple[int, int]:
-    """Rows and columns of a block, multiples of LANES."""
-    rows, columns = (min(MAX_BLOCK, -(-length // LANES) * LANES) for length in (num_queries, num_keys))
-    return rows, columns
 
 
 def _conjuncts(mask: Mask) -> list[Mask] | None:
