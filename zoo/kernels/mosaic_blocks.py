@@ -248,7 +248,7 @@ class PositionBlocks:
 
 
 class DenseBlocks:
-    """Blocks of a dense bias, transposed: array [B or 1, N or 1, S or 1, T or 1]. Its gradient has a kernel of its own."""
+    """Blocks of a transposed dense bias [B or 1, N or 1, S or 1, T or 1]. Its gradient has a kernel of its own."""
 
     def __init__(self, bias: DenseBias, grid: Grid):
         self.array, self.grid = bias.array, grid

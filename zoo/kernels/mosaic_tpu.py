@@ -68,6 +68,7 @@ def _forward(inputs, rest: Call, grid: Grid, interpret: bool):
     batch, _, _, num_heads, _ = call.sizes
     scalars = {} if call.sinks is None else {"sinks": Operand(call.sinks.astype(jnp.float32))}
     value_size = v.shape[-1]
+    shapes = (batch, num_heads, value_size, grid.num_queries), (batch, num_heads, 1, grid.num_queries)
     out, lse = problem.launch(
         _forward_kernel,
         problem.by_query,
@@ -77,8 +78,8 @@ def _forward(inputs, rest: Call, grid: Grid, interpret: bool):
             "v_transposed": problem.transposed_key_operand(v),
         },
         [
-            problem.transposed_query_operand(jax.ShapeDtypeStruct((batch, num_heads, value_size, grid.num_queries), v.dtype)),
-            problem.row_operand(jax.ShapeDtypeStruct((batch, num_heads, 1, grid.num_queries), jnp.float32)),
+            problem.transposed_query_operand(jax.ShapeDtypeStruct(shapes[0], v.dtype)),
+            problem.row_operand(jax.ShapeDtypeStruct(shapes[1], jnp.float32)),
         ],
         [(1, grid.block_q), (1, grid.block_q), (value_size, grid.block_q)],
     )  # fmt: skip

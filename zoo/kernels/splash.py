@@ -46,6 +46,8 @@ def supports(call: Call) -> str | None:
         )
         and call.static_offset is None,
         "it compares one pair of segment ids": sum(isinstance(part, Segments) for part in parts or ()) > 1,
+        f"it has no scale, and {call.scale:.6g}, no power of two, would round {dtype} queries; if that is well, scale q "
+        "beforehand and give scale=1.0": call.scales[1] != 1.0,
     }
     reason = next((reason for reason, holds in reasons.items() if holds), None)
     if reason is None and _encode(_clause(call), call.sizes[2], padded=True) is None:
@@ -281,8 +283,8 @@ _attend.defvjp(_forward, _backward)
 
 
 def _prescale(q: jax.Array, splash: Splash) -> jax.Array:
-    """Queries times the scale; the kernel has none. In bfloat16 this rounds, unless the scale is a power of two."""
-    return (q.astype(jnp.float32) * splash.scale).astype(q.dtype)
+    """Queries times the scale, for the kernel has none; exact where `supports` agrees."""
+    return q * jnp.asarray(splash.scale, q.dtype)
 
 
 def _lengths(splash: Splash) -> tuple[int, int, int]:
