@@ -101,14 +101,14 @@ def compared_bucket(relative: jax.Array, num_buckets: int, bidirectional: bool, 
     """The same by comparisons with numbers alone, as kernels want it: they cannot hold a constant array."""
     offset, distance = _side(relative, num_buckets, bidirectional)
     first = first_distances(num_buckets // 2 if bidirectional else num_buckets, max_distance)
-    return offset + sum((distance >= int(start)).astype(jnp.int32) for start in first)
+    return sum(((distance >= int(start)).astype(jnp.int32) for start in first), offset)
 
 
-def _side(relative: jax.Array, num_buckets: int, bidirectional: bool):
+def _side(relative: jax.Array, num_buckets: int, bidirectional: bool) -> tuple[jax.Array, jax.Array]:
     """The first bucket of a pair's side, and its distance there."""
     if bidirectional:
         return jnp.where(relative > 0, num_buckets // 2, 0), jnp.abs(relative)
-    return 0, jnp.maximum(-relative, 0)
+    return jnp.zeros_like(relative), jnp.maximum(-relative, 0)
 
 
 def first_distances(num_buckets: int, max_distance: int) -> np.ndarray:
