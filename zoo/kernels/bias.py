@@ -93,12 +93,12 @@ def relative_bucket(relative, num_buckets: int, bidirectional: bool, max_distanc
     relative = relative.astype(np.int32)
     if bidirectional:
         num_buckets //= 2
-        offset, distance = xp.where(relative > 0, num_buckets, 0), xp.abs(relative)
+        offset, distance = xp.where(relative > 0, num_buckets, 0).astype(np.int32), xp.abs(relative)
     else:
-        offset, distance = 0, xp.maximum(-relative, 0)
+        offset, distance = xp.zeros_like(relative), xp.maximum(-relative, 0)
     # By comparisons with numbers alone, as kernels want it: they cannot hold a constant array.
     first = first_distances(num_buckets, max_distance)
-    return (offset + sum((distance >= int(start)).astype(np.int32) for start in first)).astype(np.int32)
+    return sum(((distance >= int(start)).astype(np.int32) for start in first), offset)
 
 
 def first_distances(num_buckets: int, max_distance: int) -> np.ndarray:

@@ -3,8 +3,8 @@
 Blocks lie transposed, keys by queries [block_k, block_q]: what belongs to a row of attention lies along the lanes,
 [1, block_q], and what belongs to a key down the sublanes, [block_k, 1]. Per-row integers of all clauses are one array
 [B, fields, T], per-key ones another, [B, S, fields]. A bias over positions without gaps is the vector that all its
-blocks repeat; it is spread by one rotation whose distance grows from row to row, and its gradient is summed along
-the diagonals by rotations that halve the rows.
+blocks repeat; it is spread by rotations that double the rows, and its gradient is summed along the diagonals by
+rotations that halve them.
 """
 
 import dataclasses
@@ -166,21 +166,24 @@ def spread(piece: jax.Array, num_rows: int) -> jax.Array:
     """[1, 2 n] -> [n, n] of which entry (s, t) is piece[t - s + n - 1]."""
     from jax.experimental.pallas import tpu as pltpu
 
-    rows = jnp.broadcast_to(piece, (num_rows, piece.shape[1]))
-    return pltpu.roll(rows, num_rows + 1, 1, stride=1, stride_axis=0)[:, :num_rows]
+    odd, length = num_rows // (num_rows & -num_rows), piece.shape[1]
+    rows = jnp.concatenate([pltpu.roll(piece, (length - s) % length, 1) for s in reversed(range(odd))])
+    # As many rows again, above: each lies further to the left by as many as there are.
+    while rows.shape[0] < num_rows:
+        rows = jnp.concatenate([pltpu.roll(rows, length - rows.shape[0], 1), rows])
+    return rows[:, :num_rows]
 
 
 def diagonal_sums(block: jax.Array) -> jax.Array:
     """The transpose of `spread`: [n, n] -> sums of the diagonals [1, 2 n]."""
     from jax.experimental.pallas import tpu as pltpu
 
-    sums = jnp.concatenate([block, jnp.zeros_like(block)], axis=1)
-    # Entry (s, t) goes to n - 1 - s + t: of any rows, the upper half goes as much further as it has rows.
-    while sums.shape[0] % 2 == 0:
-        half = sums.shape[0] // 2
-        sums = pltpu.roll(sums[:half], half, 1) + sums[half:]
-    last = sums.shape[0] - 1
-    return sum((pltpu.roll(sums[s : s + 1], last - s, 1) for s in range(last)), sums[last:])
+    rows = jnp.concatenate([block, jnp.zeros_like(block)], axis=1)
+    while rows.shape[0] % 2 == 0:
+        half = rows.shape[0] // 2
+        rows = pltpu.roll(rows[:half], half, 1) + rows[half:]
+    last = rows.shape[0] - 1
+    return sum((pltpu.roll(rows[s : s + 1], last - s, 1) for s in range(last)), rows[last:])
 
 
 class PositionBlocks:

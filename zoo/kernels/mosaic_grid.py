@@ -200,9 +200,10 @@ def launch(
     num_ids, num_tables = len(walk.grid), len(walk.arrays)
 
     def spec(operand: Operand) -> pl.BlockSpec:
-        if operand.block is None:
+        if operand.block is None or operand.index is None:
             return pl.BlockSpec(memory_space=pltpu.SMEM)
-        return pl.BlockSpec(operand.block, lambda *ids: operand.index(walk.at(ids[:num_ids], ids[num_ids:])))
+        index = operand.index
+        return pl.BlockSpec(operand.block, lambda *ids: index(walk.at(ids[:num_ids], ids[num_ids:])))
 
     def body(*refs):
         ends = np.cumsum([num_tables, len(inputs), len(outputs)])

@@ -52,7 +52,8 @@ def default_block_sizes(call: Call) -> tuple[int, int]:
     """Rows and columns of a block; the same where a bias runs along diagonals."""
     _, num_queries, num_keys, _, _ = call.sizes
     if call.bias is not None:
-        return (block_size(num_queries, num_keys),) * 2
+        size = block_size(num_queries, num_keys)
+        return size, size
     return block_size(num_queries), block_size(num_keys)
 
 

@@ -33,26 +33,28 @@ OWN_Q, OWN_KEY = np.int32(-(2**31)), np.int32(-(2**31) + 1)
 def supports(call: Call) -> str | None:
     """Why this backend cannot run the call; None when it can."""
     parts = _conjuncts(call.mask)
-    positional = [part for part in parts or () if not isinstance(part, Full | Lengths | Segments)]
-    dtype = call.q.dtype
-    reasons = {
-        f"dtype {dtype}; it computes in float32 and bfloat16": dtype not in (jnp.float32, jnp.bfloat16),
-        "it adds no bias": call.bias is not None,
-        "it has no dropout": call.dropout_rate > 0,
-        "it takes no kv_positions": call.kv_positions is not None,
-        "its masks are conjunctions of Causal, Window, Chunked, Lengths and Segments": parts is None,
-        "masks over positions are compiled in, and q_offset is dynamic (as it always is below 128 queries)": bool(
-            positional
+    if call.q.dtype not in (jnp.float32, jnp.bfloat16):
+        return f"dtype {call.q.dtype}; it computes in float32 and bfloat16"
+    if call.bias is not None:
+        return "it adds no bias"
+    if call.dropout_rate > 0:
+        return "it has no dropout"
+    if call.kv_positions is not None:
+        return "it takes no kv_positions"
+    if call.scales[1] != 1.0:
+        return (
+            f"it scales queries alone, and {call.scale:.6g} is no power of two: {call.q.dtype} would be rounded "
+            "(if it may be, scale q beforehand and give scale=1.0)"
         )
-        and call.static_offset is None,
-        "it compares one pair of segment ids": sum(isinstance(part, Segments) for part in parts or ()) > 1,
-        f"it has no scale, and {call.scale:.6g}, no power of two, would round {dtype} queries; if that is well, scale "
-        "q beforehand and give scale=1.0": call.scales[1] != 1.0,
-    }
-    reason = next((reason for reason, holds in reasons.items() if holds), None)
-    if reason is None and _encode(_clause(call), call.sizes[2], padded=True) is None:
-        reason = f"S = {call.sizes[2]}, and such intervals of keys are made for at most {MAX_PACKED_KEYS}"
-    return reason
+    if parts is None:
+        return "its masks are conjunctions of Causal, Window, Chunked, Lengths and Segments"
+    if call.static_offset is None and any(isinstance(part, Causal | Window | Chunked) for part in parts):
+        return "masks over positions are compiled in, and q_offset is dynamic (as it always is below 128 queries)"
+    if sum(isinstance(part, Segments) for part in parts) > 1:
+        return "it compares one pair of segment ids"
+    if _encode(_clause(call), call.sizes[2], padded=True) is None:
+        return f"S = {call.sizes[2]}, and such intervals of keys are made for at most {MAX_PACKED_KEYS}"
+    return None
 
 
 def attend(
@@ -82,24 +84,25 @@ def _clause(call: Call) -> Clause:
     return normalise(mask, Frame(query=query, key=None, num_keys=num_keys))[0]
 
 
-def _encode(clause: Clause, num_keys: int, padded: bool) -> tuple[np.ndarray, Callable | None] | None:
+def _encode(clause: Clause, num_keys: int, padded: bool) -> tuple[Any, Callable | None] | None:
     """One int32 a row, and the function of (that, key index) that says whether the row sees the key.
 
     The kernel carries a single number a row. None when the intervals do not fit one.
     """
-    low, high = clause.low, clause.high
-    inside = lambda k: k < num_keys  # noqa: E731
+    low: Any = clause.low
+    high: Any = clause.high
+    inside = lambda _, k: k < num_keys  # noqa: E731
     if low is None and high is None:
-        return np.zeros((1, 1), np.int32), (lambda row, k: inside(k)) if padded else None
+        return np.zeros((1, 1), np.int32), inside if padded else None
     if high is None:
-        return low, (lambda row, k: (row <= k) & inside(k)) if padded else (lambda row, k: row <= k)
+        return low, (lambda row, k: (row <= k) & inside(row, k)) if padded else (lambda row, k: row <= k)
     if low is None:
         return np.minimum(high, num_keys - 1), lambda row, k: k <= row
     width = int((high - low)[0, 0])
     if (high - low == width).all():
         sees = lambda row, k: (k <= row) & (k >= row - width)  # noqa: E731
         beyond = padded and high.max() >= num_keys
-        return high, (lambda row, k: sees(row, k) & inside(k)) if beyond else sees
+        return high, (lambda row, k: sees(row, k) & inside(row, k)) if beyond else sees
     if num_keys > MAX_PACKED_KEYS:
         return None
     first, end = np.clip(low, 0, num_keys), np.clip(high.astype(np.int64) + 1, 0, num_keys)
@@ -123,7 +126,7 @@ def segment_ids(call: Call, grid: Grid) -> tuple[jax.Array, jax.Array] | None:
             q_ids, kv_ids = _cut(q_ids, part.q, OWN_Q), _cut(kv_ids, part.kv, OWN_KEY)
     q_ids = jnp.pad(q_ids, ((0, 0), (0, grid.num_queries - num_queries)), mode="edge")
     kv_ids = jnp.pad(kv_ids, ((0, 0), (0, grid.num_keys - num_keys)), constant_values=OWN_KEY)
-    return tuple(jnp.broadcast_to(ids, (batch, ids.shape[1])) for ids in (q_ids, kv_ids))
+    return jnp.broadcast_to(q_ids, (batch, grid.num_queries)), jnp.broadcast_to(kv_ids, (batch, grid.num_keys))
 
 
 def _cut(ids: jax.Array, length, own) -> jax.Array:
@@ -157,7 +160,9 @@ class Splash:
         num_keys = call.sizes[2]
         clause = pad_clause(_clause(call), grid.num_queries, grid.num_keys, None)
         ids_cut_padding = any(isinstance(part, Lengths | Segments) for part in _conjuncts(call.mask) or ())
-        codes, sees = _encode(clause, num_keys, grid.num_keys > num_keys and not ids_cut_padding)
+        encoded = _encode(clause, num_keys, grid.num_keys > num_keys and not ids_cut_padding)
+        assert encoded is not None, "supports() has said so"
+        codes, sees = encoded
         positions = np.arange(grid.num_keys, dtype=np.int32)[None]
         blocks = (grid.num_query_blocks, grid.num_key_blocks)
         live = live_pairs((clause,), positions, blocks, (grid.block_q, grid.block_k))
