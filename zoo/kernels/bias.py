@@ -7,6 +7,7 @@ values repeat the T + S - 1 of one diagonal vector; backends carry that vector a
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +83,7 @@ class RelativeBias:
 Bias = DenseBias | ALiBi | RelativeBias
 
 
-def relative_bucket(relative, num_buckets: int, bidirectional: bool, max_distance: int) -> np.ndarray | jax.Array:
+def relative_bucket(relative, num_buckets: int, bidirectional: bool, max_distance: int) -> Any:
     """T5's bucket of each key position - query position, int32 of the same shape; NumPy of NumPy.
 
     Half of the buckets hold one distance each, the others grow by a constant ratio up to `max_distance` and

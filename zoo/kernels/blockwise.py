@@ -243,13 +243,14 @@ class Problem:
 
     def guarded_keys_values(self) -> tuple[jax.Array, jax.Array]:
         """Blocks of keys and values in which nothing non-finite reaches a row that does not see it."""
-        guarded = lambda k, v: tuple(map(self.split_keys, guard_nonfinite(k, v)))  # noqa: E731
+        split = lambda k, v: (self.split_keys(k), self.split_keys(v))  # noqa: E731
+        guarded = lambda k, v: split(*guard_nonfinite(k, v))  # noqa: E731
         k, v = self.call.k, self.call.v
         if jax.default_backend() != "cpu":
             return guarded(k, v)
         # To search every vector costs a CPU more than to lay out the blocks, and nearly always finds nothing.
         all_finite = jnp.isfinite(k.sum(dtype=self.accumulator) + v.sum(dtype=self.accumulator))
-        return lax.cond(all_finite, lambda k, v: (self.split_keys(k), self.split_keys(v)), guarded, k, v)
+        return lax.cond(all_finite, split, guarded, k, v)
 
     def join_queries(self, x: jax.Array) -> jax.Array:
         """[B * K, N / K * I, block_q, …] -> [B, T, N, …]."""
