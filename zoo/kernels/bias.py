@@ -120,15 +120,11 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
 
 
 def toeplitz(diagonals: jax.Array, num_rows: int, num_columns: int) -> jax.Array:
-    """Spread [..., T + S - 1] over [..., T, S]: entry (t, s) is diagonals[s - t + T - 1].
-
-    The vector, one element longer than the stride, is repeated and read with that stride: a copy, no gather.
-    """
-    leading, length = diagonals.shape[:-1], num_rows + num_columns
-    padded = jnp.pad(diagonals, [(0, 0)] * len(leading) + [(0, 1)])
-    flat = jnp.broadcast_to(padded[..., None, :], (*leading, num_rows, length)).reshape(*leading, num_rows * length)
-    rows = flat[..., : num_rows * (length - 1)].reshape(*leading, num_rows, length - 1)
-    return rows[..., num_rows - 1 :]
+    """Spread [..., T + S - 1] over [..., T, S]: entry (t, s) is diagonals[s - t + T - 1]."""
+    # Slices, one a row: a loop over a block then reads the vector in order, where a reshape would divide each index.
+    starts = jnp.arange(num_rows - 1, -1, -1, dtype=jnp.int32)
+    row = lambda start: jax.lax.dynamic_slice_in_dim(diagonals, start, num_columns, axis=-1)  # noqa: E731
+    return jax.vmap(row, out_axes=-2)(starts)
 
 
 def diagonal_sums(block: jax.Array) -> jax.Array:
