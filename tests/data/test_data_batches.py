@@ -83,6 +83,16 @@ class TestPacked:
             orders.append([(rows == row).all(1).argmax() for row in window])
         assert orders[0] != orders[1]
 
+    def test_a_window_is_no_longer_than_an_epoch(self, documents, tokenizer):
+        num_batches = -(-sum(len(whole(document, tokenizer)) for document in documents) // (B * (T + 1)))
+        stream = read_stream(num_batches * B * (T + 1), documents, tokenizer).reshape(-1, T + 1)
+        batches = packed(documents, tokenizer, shuffled_batches=1000 * num_batches)
+        rows = np.concatenate([next(batches)["tokens"] for _ in range(num_batches)])
+        assert sorted(map(tuple, rows)) == sorted(map(tuple, stream))
+        assert batches.get_state()["window_index"] == 0
+        next(batches)
+        assert batches.get_state()["window_index"] == 1
+
     def test_shapes_segments_and_positions(self, documents, tokenizer):
         batches = packed(documents, tokenizer)
         for batch in (next(batches) for _ in range(30)):

@@ -73,7 +73,7 @@ def test_a_run_leaves_its_results(run):
     assert len(cells) == 6 and "[6 of 6" in said
     assert "torch is not installed" in said and "tokamax is not installed" in said
     assert "jax" in content["environment"]["versions"] and "benchmarks/attention.py" in said + str(content)
-    assert {"auto", "dense", "blockwise", "decode", "jax-xla"} == {row["name"] for row in content["results"]}
+    assert {"auto", "dense", "blockwise", "decode", "split_k", "jax-xla"} == {row["name"] for row in content["results"]}
     for row in content["results"]:
         assert row["error"] < 1e-5 and row["worst_row_error"] < 1e-4, row
         assert row["queries_checked"] == row["B"] * row["T"] and row["temp_bytes"] > 0

@@ -70,7 +70,7 @@ def packed_batches(
     this process's; process i of n reads every n-th document from the i-th.
 
     Rows are dealt in an order drawn for each window of `shuffled_batches` batches, by default as many as hold
-    `SHUFFLED_TOKENS` tokens and at least `SHUFFLED_BATCHES`.
+    `SHUFFLED_TOKENS` tokens and at least `SHUFFLED_BATCHES`. No window is longer than an epoch (and the batch it ends in).
 
     Yields {"tokens", "segment_ids", "positions"}, each int32 [B, T + 1]: row[:-1] is the input and row[1:]
     the target wherever both have one segment id. Segments count from 1 in each row; positions restart with
@@ -79,7 +79,7 @@ def packed_batches(
     _check_positive(sequence_length=sequence_length, batch_size=batch_size)
     _check_process(process_index, process_count, len(source))
     documents = grain.MapDataset.source(TokenizedFields(source, tokenizer, (text_key,)))
-    documents = documents[process_index::process_count].seed(seed).shuffle().repeat()
+    documents = documents[process_index::process_count].seed(seed).shuffle()
     return PackedBatches(
         documents,
         row_length=sequence_length + 1,
@@ -92,8 +92,8 @@ def packed_batches(
 class PackedBatches(grain.DatasetIterator):
     """The iterator of `packed_batches`; its state is four integers.
 
-    It packs a window of `shuffled_batches` batches at once, and deals its rows in an order drawn for that
-    window. The state says where the window starts and how many of its batches are out, so restoring repeats
+    It packs a window of `shuffled_batches` batches at once, or fewer if each document is then in it, and deals its
+    rows in an order drawn for that window. The state says where the window starts and how many of its batches are out, so restoring repeats
     one window's packing and no more.
     """
 
@@ -101,7 +101,7 @@ class PackedBatches(grain.DatasetIterator):
         self, documents: grain.MapDataset, *, row_length: int, batch_size: int, seed: int, shuffled_batches: int
     ):
         super().__init__()
-        self._documents = documents
+        self._documents, self._num_documents = documents.repeat(), len(documents)
         self._row_length, self._batch_size, self._seed = row_length, batch_size, seed
         self._shuffled_batches = shuffled_batches
         # (document, offset in it) of the window's first token, and of the next window's.
@@ -110,10 +110,10 @@ class PackedBatches(grain.DatasetIterator):
         self._window: Batch | None = None
 
     def __next__(self) -> Batch:
-        if self._num_given == self._shuffled_batches:
-            self._start, self._window = self._end, None
-            self._window_index, self._num_given = self._window_index + 1, 0
         if self._window is None:
+            self._window = self._pack_window()
+        elif self._num_given * self._batch_size == len(self._window["tokens"]):
+            self._start, self._window_index, self._num_given = self._end, self._window_index + 1, 0
             self._window = self._pack_window()
         rows = slice(self._num_given * self._batch_size, (self._num_given + 1) * self._batch_size)
         self._num_given += 1
@@ -121,10 +121,12 @@ class PackedBatches(grain.DatasetIterator):
 
     def _pack_window(self) -> Batch:
         """Fill the rows from `self._start` on, set `self._end`, and shuffle them."""
-        num_rows = self._shuffled_batches * self._batch_size
-        missing = num_rows * self._row_length
+        batch_tokens = self._batch_size * self._row_length
         (document, offset), pieces = self._start, []
+        missing, all_read = self._shuffled_batches * batch_tokens, document + self._num_documents
         while missing:
+            if document == all_read and (missing := missing % batch_tokens) == 0:
+                break  # otherwise the batch that is begun is filled
             tokens: np.ndarray = self._documents[document][0]  # pyright: ignore
             piece = tokens[offset : offset + missing]
             pieces.append(piece)
@@ -133,8 +135,9 @@ class PackedBatches(grain.DatasetIterator):
             if offset == tokens.size:
                 document, offset = document + 1, 0
         self._end = (document, offset)
-        order = np.random.default_rng((self._seed, self._window_index)).permutation(num_rows)
-        return {name: value[order] for name, value in _lay_rows(pieces, self._row_length).items()}
+        window = _lay_rows(pieces, self._row_length)
+        order = np.random.default_rng((self._seed, self._window_index)).permutation(len(window["tokens"]))
+        return {name: value[order] for name, value in window.items()}
 
     def get_state(self) -> dict[str, int]:
         """Where the next batch comes from; plain integers, so JSON keeps it."""
