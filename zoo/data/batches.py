@@ -70,7 +70,7 @@ def packed_batches(
     this process's; process i of n reads every n-th document from the i-th.
 
     Rows are dealt in an order drawn for each window of `shuffled_batches` batches, by default as many as hold
-    `SHUFFLED_TOKENS` tokens and at least `SHUFFLED_BATCHES`. No window is longer than an epoch (and the batch it ends in).
+    `SHUFFLED_TOKENS` tokens and at least `SHUFFLED_BATCHES`, and no more than an epoch has.
 
     Yields {"tokens", "segment_ids", "positions"}, each int32 [B, T + 1]: row[:-1] is the input and row[1:]
     the target wherever both have one segment id. Segments count from 1 in each row; positions restart with
@@ -92,9 +92,9 @@ def packed_batches(
 class PackedBatches(grain.DatasetIterator):
     """The iterator of `packed_batches`; its state is four integers.
 
-    It packs a window of `shuffled_batches` batches at once, or fewer if each document is then in it, and deals its
-    rows in an order drawn for that window. The state says where the window starts and how many of its batches are out, so restoring repeats
-    one window's packing and no more.
+    It packs a window of `shuffled_batches` batches at once, or of an epoch where that is less, and deals its rows in
+    an order drawn for that window. The state says where the window starts and how many of its batches are out, so
+    restoring repeats one window's packing and no more.
     """
 
     def __init__(
