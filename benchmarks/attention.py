@@ -84,7 +84,7 @@ def run_cell(cell: Cell, grid: Grid, options: argparse.Namespace, record: Record
             contenders.append(contender)
     num_calls, slow = timing.measure(contenders, options.budget_seconds) if contenders else (1, [])
     for contender in slow:
-        record.skip(cell, contender.name, f"a call takes longer than the cell's {options.budget_seconds} s")
+        record.skip(cell, contender.name, f"a call takes longer than {timing.SLOW * options.budget_seconds:.3g} s")
     timed = [contender for contender in contenders if contender.samples]
     rows = make_rows(problem, timed, errors, reference.num_rows, num_calls)
     if grid.backends is None or "auto" in grid.backends:

@@ -13,6 +13,8 @@ SAMPLE_SECONDS = 2e-3
 """A sample holds as many calls as the fastest contender needs to take this long."""
 MAX_CALLS = 1000
 MIN_ROUNDS, MAX_ROUNDS = 3, 50
+SLOW = 4
+"""A call that takes this many times the cell's budget is not timed; shorter ones get their rounds all the same."""
 
 
 def sample(contender: Contender, num_calls: int) -> float:
@@ -34,8 +36,8 @@ def sample(contender: Contender, num_calls: int) -> float:
 def measure(contenders: list[Contender], budget_seconds: float) -> tuple[int, list[Contender]]:
     """Fill each contender's `samples` within the budget; returns calls a sample, and those too slow to be timed."""
     warm = {c.name: min(sample(c, 1) for _ in range(2)) for c in contenders}
-    slow = [c for c in contenders if warm[c.name] > budget_seconds]
-    timed = [c for c in contenders if warm[c.name] <= budget_seconds]
+    slow = [c for c in contenders if warm[c.name] > SLOW * budget_seconds]
+    timed = [c for c in contenders if warm[c.name] <= SLOW * budget_seconds]
     if not timed:
         return 1, slow
     one_round = sum(warm[c.name] for c in timed)
