@@ -120,7 +120,8 @@ def roofline(content: dict) -> Figure:
                 axes.plot(row["intensity"], row["tflops"], MARKERS[row["direction"]], color=colour, markersize=6,
                           markerfacecolor=colour if zoo else "none", alpha=0.85)  # fmt: skip
         xs = [row["intensity"] for row in rows]
-        low, high, ridge = min(xs) / 3, max(max(xs), product / bytes_rate) * 3, product / bytes_rate
+        ridge = product / bytes_rate
+        low, high = min(*xs, ridge) / 3, max(*xs, ridge) * 3
         axes.plot([low, ridge, high], [low * bytes_rate, product, product], color="black", linewidth=1.2)
         axes.annotate(f"matrix product: {product:.3g} TFLOP/s", (high, product), fontsize=8, ha="right", va="bottom")
         axes.annotate(f"memory: {1e3 * bytes_rate:.3g} GB/s", (low, low * bytes_rate), (14, 0),
