@@ -23,7 +23,7 @@ HIDDEN = {"bfloat16": -(2.0**41), "float16": -(2.0**15)}
 # Lengths are padded to whole blocks of the forward and of the backward kernel.
 BLOCK = 128
 MAX_HEAD_SIZE = {9: 128, 10: 64}
-"""By compute capability: beyond, the backward kernel exceeds the memory of a multiprocessor."""
+"""By compute capability; cautious, for no larger size of its backward kernel has been seen to work."""
 
 
 def supports(call: Call) -> str | None:
@@ -45,7 +45,7 @@ def feature_refusal(call: Call, generation: int) -> str | None:
     if call.q.dtype.name not in HIDDEN:
         return f"q, k and v are {call.q.dtype}, and it takes {' or '.join(HIDDEN)}"
     if size > max_head_size:
-        return f"head size {size} is above {max_head_size}, the limit of its backward pass on this GPU"
+        return f"head size {size} is above {max_head_size}, what its backward pass is known to take on this GPU"
     if call.sinks is not None:
         return "it has no sinks"
     if call.dropout_rate > 0:

@@ -1,8 +1,8 @@
 """Attention over a paged cache: keys and values lie in pages that a table assigns to sequences.
 
 Pages are gathered a few at a time, so that memory does not grow with the cache, and only those that some sequence
-still reads. Tables and lengths are dynamic: a step of serving never recompiles. For inference: no gradient. JAX's own
-Pallas kernels for pages are not used: they take one query, and neither windows nor sinks.
+still reads. Tables and lengths are dynamic: a step of serving never recompiles. For inference: no gradient. Not here:
+kernels for pages on GPUs and TPUs.
 """
 
 import functools
