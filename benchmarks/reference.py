@@ -52,7 +52,8 @@ class Reference:
     def errors(self, results: dict) -> tuple[float, float]:
         """Relative error of the worst result, as a whole and at its worst row; NaN is passed on."""
         found = [discrepancy(self._select(name, results[name]), truth) for name, truth in self.expected.items()]
-        return tuple(float(np.max(kind)) for kind in zip(*found, strict=True))  # type: ignore[return-value]
+        whole, worst_row = np.max(found, axis=0)
+        return float(whole), float(worst_row)
 
     def _select(self, name: str, array) -> np.ndarray:
         if name in ("out", "q"):

@@ -109,18 +109,11 @@ def _normalise(problem: "Problem", at: At, largest, total, acc):
 
 def _backward(grid: Grid, residuals, cotangents):
     inputs, rest, out, lse = residuals
-    grad_out, grad_lse = cotangents
     problem = Problem(inputs, rest, grid)
     q, k, v = (without_nonfinite(x) for x in inputs[:3])
-    # Rows that saw nothing, or saw NaN, have no gradient, whatever reaches them from above.
-    alive = jnp.isfinite(lse)
-    grad_out = jnp.where(alive[..., None], grad_out, jnp.zeros_like(grad_out))
-    # As a sum of products this very reduction takes 20 times as long in float32 on CPUs.
-    delta = jnp.einsum("btnh,btnh->btn", grad_out, out, preferred_element_type=problem.accumulator)
-    delta = jnp.where(alive, delta - grad_lse, 0)
-    finite_lse = jnp.where(alive, lse, -LOWEST)  # exp(logits - this) is 0
+    grad_out, lse, delta = block.rows_backward(out, lse, *cotangents)
     blocks = (
-        *(problem.split_queries(x) for x in (problem.prescale(q), grad_out, finite_lse, delta)),
+        *(problem.split_queries(x) for x in (problem.prescale(q), grad_out, lse, delta)),
         problem.split_keys(k),
         problem.split_keys(k).swapaxes(2, 3),
         problem.split_keys(v),
@@ -131,11 +124,7 @@ def _backward(grid: Grid, residuals, cotangents):
     dk, dv = problem.join_keys(dk) * problem.logit_scale, problem.join_keys(dv)
     gradients = (dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype))
     dbias = None if dbias is None else jax.tree.map(lambda g, x: g.astype(x.dtype), dbias, inputs[3])
-    dsinks = None
-    if inputs[4] is not None:
-        weight = jnp.exp(inputs[4].astype(lse.dtype) - finite_lse)
-        dsinks = -(weight * delta).sum((0, 1)).astype(inputs[4].dtype)
-    return (*gradients, dbias, dsinks), None
+    return (*gradients, dbias, block.sinks_gradient(inputs[4], lse, delta)), None
 
 
 def _backward_head(problem: "Problem", head, blocks, dbias):

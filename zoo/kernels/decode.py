@@ -25,28 +25,8 @@ def supports(call: Call) -> str | None:
     return None if rows <= MAX_ROWS else f"T * N = {rows} rows, and it is made for at most {MAX_ROWS}"
 
 
-@jax.custom_vjp
-def attend(call: Call) -> tuple[jax.Array, jax.Array]:
-    """Attention output [B, T, N, Hv] in v's dtype, and log-sum-exp [B, T, N] in float32."""
-    out, lse = _attend(call)
-    # NaN anywhere, be it masked or another head's, reaches a product of all heads. Then, and only then, the reference
-    # sorts out which rows truly see it; a check beforehand would read the cache twice.
-    return jax.lax.cond(jnp.isfinite(out).all(), lambda call: (out, lse), dense.attend, call)
-
-
-def _forward(call: Call):
-    return attend(call), call
-
-
-def _backward(call: Call, cotangents):
-    # Gradients of single steps are rare, and the reference's keep clear of NaN.
-    return jax.vjp(dense.attend, call)[1](cotangents)
-
-
-attend.defvjp(_forward, _backward)
-
-
 def _attend(call: Call) -> tuple[jax.Array, jax.Array]:
+    """Attention output [B, T, N, Hv] in v's dtype, and log-sum-exp [B, T, N] in float32."""
     batch, num_queries, num_keys, num_heads, num_kv_heads = call.sizes
     own = jnp.repeat(jnp.eye(num_kv_heads, dtype=call.q.dtype), num_heads // num_kv_heads, axis=0)  # [N, K]
     q = (call.q[:, :, :, None, :] * own[:, :, None]).reshape(batch, num_queries * num_heads, -1)
@@ -59,3 +39,6 @@ def _attend(call: Call) -> tuple[jax.Array, jax.Array]:
     out = out.reshape(batch, num_queries, num_heads, num_kv_heads, -1)
     out = jnp.where(own[:, :, None] > 0, out, 0).sum(3)
     return out.astype(call.v.dtype), lse.swapaxes(1, 2)
+
+
+attend = dense.stands_in(_attend)

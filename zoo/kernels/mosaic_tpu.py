@@ -125,30 +125,20 @@ def _forward_kernel(problem: "Problem", steps: Steps, refs, outputs, scratch):
 
 def _backward(grid: Grid, interpret: bool, residuals, cotangents):
     inputs, rest, out, lse = residuals
-    grad_out, grad_lse = cotangents
     problem = Problem(inputs, rest, grid, interpret)
     q, k, v = (without_nonfinite(x) for x in inputs[:3])
-    # Rows that saw nothing, or saw NaN, have no gradient, whatever reaches them from above.
-    alive = jnp.isfinite(lse)
-    grad_out = jnp.where(alive[..., None], grad_out, jnp.zeros_like(grad_out))
-    delta = jnp.einsum("btnh,btnh->btn", grad_out, out, preferred_element_type=jnp.float32)
-    delta = jnp.where(alive, delta - grad_lse, 0)
-    finite_lse = jnp.where(alive, lse, -LOWEST)  # exp(logits - this) is 0
+    grad_out, lse, delta = block.rows_backward(out, lse, *cotangents)
     operands = problem.readers() | {
         "q": problem.query_operand(problem.prescale(q)),
         "k": problem.key_operand(k),
         "v": problem.key_operand(v),
         "grad_out": problem.query_operand(grad_out),
-        "lse": problem.row_operand(problem.split_rows(finite_lse, -LOWEST)),
+        "lse": problem.row_operand(problem.split_rows(lse, -LOWEST)),
         "delta": problem.row_operand(problem.split_rows(delta, 0)),
     }
     dq, dbias = _query_gradient(problem, operands, k)
     dk, dv = _key_gradients(problem, operands)
-    dsinks = None
-    if inputs[4] is not None:
-        weight = jnp.exp(inputs[4].astype(lse.dtype) - finite_lse)
-        dsinks = -(weight * delta).sum((0, 1)).astype(inputs[4].dtype)
-    return (dq, dk, dv, dbias, dsinks), None
+    return (dq, dk, dv, dbias, block.sinks_gradient(inputs[4], lse, delta)), None
 
 
 def _query_gradient(problem: "Problem", operands, k):

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zoo.kernels import block
 from zoo.kernels.call import LOWEST, Call, guard_nonfinite, is_finite, without_nonfinite
 from zoo.kernels.masks import And, Causal, Chunked, Clause, Frame, Full, Lengths, Mask, Segments, Window, normalise
 from zoo.kernels.mosaic_grid import block_size
@@ -260,28 +261,19 @@ def _forward(inputs, ids, splash: Splash):
 
 def _backward(splash: Splash, residuals, cotangents):
     (q, k, v, sinks), ids, out, lse = residuals
-    grad_out, grad_lse = cotangents
-    alive = jnp.isfinite(lse)
-    grad_out = jnp.where(alive[..., None], grad_out, jnp.zeros_like(grad_out))
-    delta = jnp.einsum("btnh,btnh->btn", grad_out, out, preferred_element_type=jnp.float32)
-    delta = jnp.where(alive, delta - grad_lse, 0)
-    finite_lse = jnp.where(alive, lse, -LOWEST)  # exp(logits - this) is 0
+    grad_out, lse, delta = block.rows_backward(out, lse, *cotangents)
     q_length, k_length, _ = _lengths(splash)
     gradients = jax.vmap(splash.differentiate)(
         _heads_first(_prescale(without_nonfinite(q), splash), q_length),
         *(_heads_first(without_nonfinite(x), k_length) for x in (k, v)),
         ids,
-        _heads_first(finite_lse, q_length, -LOWEST),
+        _heads_first(lse, q_length, -LOWEST),
         _heads_first(grad_out, q_length),
         _heads_first(delta, q_length),
     )
     dq, dk, dv = (dx.swapaxes(1, 2)[:, : x.shape[1]] for dx, x in zip(gradients, (q, k, v), strict=True))
     dq = (dq.astype(jnp.float32) * splash.scale).astype(q.dtype)
-    dsinks = None
-    if sinks is not None:
-        weight = jnp.exp(sinks.astype(jnp.float32) - finite_lse)
-        dsinks = -(weight * delta).sum((0, 1)).astype(sinks.dtype)
-    return (dq, dk, dv, dsinks), None
+    return (dq, dk, dv, block.sinks_gradient(sinks, lse, delta)), None
 
 
 _attend.defvjp(_forward, _backward)

@@ -31,27 +31,6 @@ def supports(call: Call) -> str | None:
     return None if num_queries <= MAX_QUERIES else f"T = {num_queries}, and it is made for at most {MAX_QUERIES}"
 
 
-@jax.custom_vjp
-def attend(call: Call) -> tuple[jax.Array, jax.Array]:
-    """Attention output [B, T, N, Hv] in v's dtype, and log-sum-exp [B, T, N] in float32."""
-    out, lse = _attend(call)
-    # NaN in a masked value reaches a product. Then, and only then, the reference sorts out which rows truly see it; a
-    # check beforehand would read the cache twice.
-    return jax.lax.cond(jnp.isfinite(out).all(), lambda call: (out, lse), dense.attend, call)
-
-
-def _forward(call: Call):
-    return attend(call), call
-
-
-def _backward(call: Call, cotangents):
-    # Gradients of single steps are rare, and the reference's keep clear of NaN.
-    return jax.vjp(dense.attend, call)[1](cotangents)
-
-
-attend.defvjp(_forward, _backward)
-
-
 def block_size(call: Call) -> int:
     """How many keys are taken at once: whole chunks, enough of them for the accelerator, at most S."""
     batch, _, num_keys, _, num_kv_heads = call.sizes
@@ -62,6 +41,7 @@ def block_size(call: Call) -> int:
 
 
 def _attend(call: Call) -> tuple[jax.Array, jax.Array]:
+    """Attention output [B, T, N, Hv] in v's dtype, and log-sum-exp [B, T, N] in float32."""
     batch, num_queries, num_keys, num_heads, _ = call.sizes
     block = block_size(call)
     live = MaskTiles(call, Grid.cut(num_queries, num_keys, (num_queries, block))).live(per_batch=False)
@@ -80,6 +60,9 @@ def _attend(call: Call) -> tuple[jax.Array, jax.Array]:
 
     state = online.State.empty(batch, num_heads, num_queries, call.v.shape[-1], call.accumulator)
     return plan(live).fold(0, 0, visit, state).finish(call.sinks, call.v.dtype)
+
+
+attend = dense.stands_in(_attend)
 
 
 def _slice(x, start, size: int) -> jax.Array:

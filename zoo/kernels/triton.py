@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zoo.kernels import block
 from zoo.kernels.bias import ALiBi, Bias, DenseBias, RelativeBias, relative_bucket
 from zoo.kernels.call import LOWEST, Call, guard_nonfinite, without_nonfinite
 from zoo.kernels.masks import FAR, is_static
@@ -120,27 +121,18 @@ def _backward(setup: Setup, residuals, cotangents):
     from zoo.kernels import triton_kernels
 
     inputs, rest, out, lse = residuals
-    grad_out, grad_lse = cotangents
     call = _join((*(without_nonfinite(x) for x in inputs[:3]), *inputs[3:]), rest)
-    # Rows that saw nothing, or saw NaN, have no gradient, whatever reaches them from above.
-    alive = jnp.isfinite(lse)
-    grad_out = jnp.where(alive[..., None], grad_out, jnp.zeros_like(grad_out))
-    delta = jnp.einsum("btnh,btnh->btn", grad_out, out, preferred_element_type=jnp.float32)
-    delta = jnp.where(alive, delta - grad_lse, 0)
-    finite_lse = jnp.where(alive, lse, -LOWEST)  # exp(logits - this) is 0
+    grad_out, lse, delta = block.rows_backward(out, lse, *cotangents)
     rows, columns = (
-        arrange(call, setup, tiling, by_column, Above(grad_out, finite_lse, delta))
+        arrange(call, setup, tiling, by_column, Above(grad_out, lse, delta))
         for tiling, by_column in ((setup.tilings.rows, False), (setup.tilings.columns, True))
     )
     dq, dbias = triton_kernels.gradient_by_rows(*rows)
     dk, dv = triton_kernels.gradient_by_columns(*columns)
     if isinstance(call.bias, DenseBias):
         dbias = triton_kernels.dense_bias_gradient(*rows)
-    dsinks = None
-    if call.sinks is not None:
-        weight = jnp.exp(call.sinks.astype(jnp.float32) - finite_lse)
-        dsinks = -(weight * delta).sum((0, 1)).astype(call.sinks.dtype)
     gradients = [dx[tuple(map(slice, x.shape))] for dx, x in zip((dq, dk, dv), inputs[:3], strict=True)]
+    dsinks = block.sinks_gradient(call.sinks, lse, delta)
     return (*gradients, _bias_gradient(call.bias, dbias), dsinks), None
 
 
