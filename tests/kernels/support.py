@@ -42,6 +42,7 @@ FEATURES = {
     "lengths": "`Lengths(q, kv)`",
     "dense_mask": "`Dense(array)`, united with a window",
     "key_mask": "`Dense` over keys, causal",
+    "causal_dense_bias": "`DenseBias`, causal",
     "dense_bias": "`DenseBias`, soft cap",
     "key_bias": "`DenseBias` over keys, causal",
     "offset": "`q_offset`, an integer",
@@ -72,7 +73,7 @@ def refusal(name: str, case: str, dtype, sizes: Sizes) -> str | None:
     arguments = (CASES | SMALL_CASES)[case](np.random.default_rng(0), sizes)
     absent = dict.fromkeys(("bias", "sinks", "scale", "softcap", "kv_positions", "dropout_rng"))
     absent |= {"mask": Full(), "q_offset": 0, "dropout_rate": 0.0}
-    if case in ("dense_bias", "key_bias"):  # in the dtype of q, as those that take one want it
+    if case in ("causal_dense_bias", "dense_bias", "key_bias"):  # in the dtype of q, as those that take one want it
         arguments["bias"] = jax.tree.map(lambda x: x.astype(dtype), arguments["bias"])
     call, _ = prepare(*shapes, **(absent | arguments))
     return mosaic.feature_refusal(call, HOPPER) if name == "mosaic" else BACKENDS[name].supports(call)

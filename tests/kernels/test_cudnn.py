@@ -101,8 +101,9 @@ REFUSED = {
     "symmetric_window": "reaches past", "chunked": "Chunked", "prefix": "PrefixLM", "packed": "Segments",
     "packed_full": "Segments", "alibi": "ALiBi", "relative": "RelativeBias", "relative_causal": "RelativeBias",
     "softcap": "soft cap", "sinks": "sinks", "dropout": "dropout", "prefix_or_window": "union", "dense_mask": "union",
-    "key_mask": "Dense", "dense_bias": "soft cap", "key_bias": "broadcast", "offset": "q_offset is 7",
-    "offset_array": "RelativeBias", "positions": "RelativeBias", "sinks_dropout": "soft cap",
+    "key_mask": "Dense", "causal_dense_bias": "the bias is float32", "dense_bias": "soft cap",
+    "key_bias": "broadcast", "offset": "q_offset is 7", "offset_array": "RelativeBias",
+    "positions": "RelativeBias", "sinks_dropout": "soft cap",
 }  # fmt: skip
 
 

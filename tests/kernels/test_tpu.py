@@ -36,6 +36,7 @@ REFUSED = {
     "prefix_or_window": "conjunctions",
     "dense_mask": "conjunctions",
     "key_mask": "conjunctions",
+    "causal_dense_bias": "bias",
     "dense_bias": "bias",
     "key_bias": "bias",
     "offset_array": "bias",

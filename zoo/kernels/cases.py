@@ -94,6 +94,7 @@ SMALL_CASES: dict[str, Arguments] = {
     "lengths": lambda rng, z: {"mask": Lengths(_lengths(rng, z.B, z.T), _lengths(rng, z.B, z.S).at[0].set(0))},
     "dense_mask": lambda rng, z: {"mask": Dense(jnp.asarray(rng.random((z.B, 1, z.T, z.S)) < 0.4)) | Window(1, 0)},
     "key_mask": lambda rng, z: {"mask": Causal() & Dense(jnp.asarray(rng.random((z.B, 1, 1, z.S)) < 0.7))},
+    "causal_dense_bias": lambda rng, z: {"mask": Causal(), "bias": DenseBias(_normal(rng, 1, z.N, z.T, z.S))},
     "dense_bias": lambda rng, z: {"bias": DenseBias(_normal(rng, 1, z.N, z.T, z.S)), "softcap": 3.0},
     "key_bias": lambda rng, z: {"mask": Causal(), "bias": DenseBias(_normal(rng, z.B, 1, 1, z.S))},
     "offset": lambda rng, z: {"mask": Causal() & Window(9, None), "q_offset": 7},
