@@ -19,7 +19,7 @@ def apply(model, params, method=None, **given):
 
 
 def result(output):
-    return output.logits if output.logits is not None else output.embedding
+    return output.logits if output.logits is not None else output.pooler_output
 
 
 @functools.cache

@@ -8,18 +8,23 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from zoo.architectures import list_architectures
     from zoo.config import TransformerConfig
     from zoo.kernels.attention import attention
-    from zoo.pretrained import load
+    from zoo.pretrained import load, save
     from zoo.transformer import Transformer
+    from zoo.weights import CheckpointError
 
 _HOME = {
     "attention": "zoo.kernels.attention",
+    "CheckpointError": "zoo.weights",
+    "list_architectures": "zoo.architectures",
     "load": "zoo.pretrained",
+    "save": "zoo.pretrained",
     "Transformer": "zoo.transformer",
     "TransformerConfig": "zoo.config",
 }
-__all__ = ["Transformer", "TransformerConfig", "attention", "load"]
+__all__ = ["CheckpointError", "Transformer", "TransformerConfig", "attention", "list_architectures", "load", "save"]
 __version__ = "0.1.0"
 
 

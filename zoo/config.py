@@ -532,6 +532,8 @@ class ClassifierHead:
     """Which position stands for the sequence; "last" and "mean" leave padding out."""
     pooler: Activation | None = None
     """A dense layer and this activation between the pooled vector and the logits (BERT: tanh)."""
+    bias: bool = True
+    """Add a learned offset to the logits."""
 
     def __post_init__(self):
         _positive(self, "num_classes")
@@ -561,9 +563,20 @@ class EmbeddingHead:
     """Scale the vector to length one."""
     projection: int | None = None
     """Width of a linear map after pooling (CLIP)."""
+    projection_bias: bool = False
+    activation: Activation | None = None
+    """Applied to the projection (BERT's pooler: tanh)."""
 
     def __post_init__(self):
         _one_of(self, "pooling", Literal["first", "last", "mean"])
+        _require(
+            self.projection is not None or not (self.projection_bias or self.activation),
+            "EmbeddingHead has projection_bias or activation without a projection; give its width",
+        )
+        _require(
+            self.activation is None or self.activation in get_args(Activation),
+            f"EmbeddingHead.activation is {self.activation!r}; choose one of {get_args(Activation)}",
+        )
         _require(
             self.projection is None or self.projection > 0,
             f"EmbeddingHead.projection is {self.projection}; give a width above zero, or None",

@@ -1,10 +1,12 @@
-"""`zoo.load`: a folder to a model with its parameters and tokenizer.
+"""From a checkpoint to a model ready for use, and back.
 
-It reads the run folders that `train.py` writes. Checkpoints of other libraries (safetensors, GGUF, hub ids) and
-`zoo.save` come with the architectures.
+`load` takes a folder in the layout of transformers, a name on the hub, or a run that `train.py` wrote. `save` writes a
+folder that transformers opens. No code from a checkpoint is run, and no pickle is opened.
 """
 
+import dataclasses
 import functools
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +14,40 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
+from zoo.architectures import Architecture, Fields, find_architecture, list_architectures
 from zoo.config import TransformerConfig
-from zoo.data import Tokenizer
+from zoo.formats.folder import open_weights
+from zoo.formats.hub import download
+from zoo.formats.safetensors import read_json, write_folder
 from zoo.generate import Generated, generate
 from zoo.serialization import from_dict
 from zoo.training.checkpoint import load_params
 from zoo.training.run_record import read_run
+from zoo.training.sharding import shard_parameters
 from zoo.training.state import bind_apply
-from zoo.transformer import Output, Transformer
+from zoo.transformer import Output, Transformer, parameter_shapes
+from zoo.weights import CheckpointError, Tensors, export_params, flatten, import_params, unflatten
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where a model came from, for `save`."""
+
+    architecture: Architecture
+    head: str
+    """Name of the head, as in `Architecture.classes`."""
+    fields: dict[str, Any]
+    """config.json."""
+    generation: dict[str, Any]
+    """generation_config.json."""
+    folder: Path
+    left_out: tuple[str, ...] = ()
+    """Tensors of heads that were not asked for."""
+    fresh: tuple[str, ...] = ()
+    """Parameters of the head that the checkpoint lacks, newly initialised."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +57,13 @@ class Bundle:
     model: Transformer
     params: Any
     config: TransformerConfig
-    tokenizer: Tokenizer
-    step: int
-    """The training step that the parameters are from."""
+    tokenizer: Any = None
+    step: int | None = None
+    """The training step that a run's parameters are from."""
+    origin: Origin | None = None
+    """What a pretrained checkpoint was; None for a run."""
 
-    def __call__(self, **inputs: Any) -> Output:
+    def __call__(self, *, output_hidden_states: bool = False, **inputs: Any) -> Output:
         """Run the model, jitted; `Transformer.__call__` names the inputs, NumPy or JAX arrays.
 
         Raises:
@@ -47,7 +75,8 @@ class Bundle:
         ):
             if inputs.get(name) is not None and config.vocab_size is not None:
                 _check_ids(inputs[name], config.vocab_size, name)
-        return self._forward(self.params, {name: jnp.asarray(value) for name, value in inputs.items()})
+        arrays = {name: jnp.asarray(value) for name, value in inputs.items() if value is not None}
+        return self._forward(self.params, arrays, output_hidden_states)
 
     def generate(
         self, input_ids: Int[Array, "B P"], attention_mask: Int[Array, "B P"] | None = None, **options: Any
@@ -55,13 +84,18 @@ class Bundle:
         """Continue prompts, or decode what the encoder reads; `zoo.generate.generate` names the options."""
         if self.config.embedding.vocab_size is not None:
             _check_ids(input_ids, self.config.embedding.vocab_size, "input_ids")
-        special: dict[str, Any] = {
-            "eos_token_id": self.tokenizer.eos_id,
-            "pad_token_id": self.tokenizer.pad_id,
-        }
+        return generate(self._apply, self.params, input_ids, attention_mask, **(self._special_ids() | options))
+
+    def _special_ids(self) -> dict[str, Any]:
+        """The ids that begin, end and pad what the model writes."""
+        if self.origin is None:
+            special = {"eos_token_id": self.tokenizer.eos_id, "pad_token_id": self.tokenizer.pad_id}
+            return special | ({} if self.config.encoder is None else {"decoder_start_token_id": self.tokenizer.bos_id})
+        known = self.origin.fields | self.origin.generation
+        special = {"eos_token_id": known.get("eos_token_id"), "pad_token_id": known.get("pad_token_id") or 0}
         if self.config.encoder is not None:
-            special["decoder_start_token_id"] = self.tokenizer.bos_id
-        return generate(self._apply, self.params, input_ids, attention_mask, **(special | options))
+            special["decoder_start_token_id"] = known.get("decoder_start_token_id", known.get("bos_token_id"))
+        return special
 
     @functools.cached_property
     def _apply(self):
@@ -69,20 +103,51 @@ class Bundle:
 
     @functools.cached_property
     def _forward(self):
-        return jax.jit(lambda params, inputs: self._apply(params, **inputs))
+        def forward(params, inputs, output_hidden_states):
+            return self._apply(params, **inputs, output_hidden_states=output_hidden_states).replace(keys_values=None)
+
+        return jax.jit(forward, static_argnums=2)
 
 
-def load(folder: str | Path, *, step: int | None = None, dtype: Any = None) -> Bundle:
-    """Load a run folder.
+def load(
+    name: str | Path,
+    *,
+    head: str | None = None,
+    dtype: Any = None,
+    param_dtype: Any = jnp.float32,
+    mesh: Mesh | None = None,
+    revision: str | None = None,
+    step: int | None = None,
+    layers: str | None = None,
+) -> Bundle:
+    """Load a model, its parameters and its tokenizer.
 
     Args:
-        folder: what `train.py` wrote.
-        step: of the checkpoint; None is the newest.
-        dtype: of activations and products; None is the run's own.
+        name: a checkpoint folder in the layout of transformers, a run folder of `train.py`, or a name on the hub.
+        head: "base", "masked_lm", "causal_lm", "sequence_classification", ...; None is what config.json says. A head
+            that the checkpoint lacks is initialised, and named in `bundle.origin.fresh`.
+        dtype: of activations and products; None is float32, or the run's own.
+        param_dtype: of the parameters.
+        mesh: to shard the parameters over, as in training; None puts them on the first device.
+        revision: branch, tag or commit on the hub.
+        step: of a run's checkpoint; None is the newest.
+        layers: "scanned" or "unrolled"; None is unrolled, or the run's own.
 
     Raises:
+        CheckpointError: what is there is not a checkpoint that zoo can load; the message names the file and the mend.
         ValueError: not a run folder, no such checkpoint, or a run of another version of zoo.
     """
+    folder = Path(name)
+    if (folder / "run.json").exists():
+        return _load_run(folder, step, dtype)
+    if not folder.exists():
+        folder = download(str(name), revision)
+    return _load_pretrained(folder, head, dtype, param_dtype, mesh, layers)
+
+
+def _load_run(folder: Path, step: int | None, dtype: Any) -> Bundle:
+    from zoo.data import Tokenizer
+
     record = read_run(folder)
     config = from_dict(TransformerConfig, record["model"], f"{folder}/run.json")
     tokenizer = Tokenizer.load(Path(folder) / "tokenizer.model")
@@ -90,6 +155,142 @@ def load(folder: str | Path, *, step: int | None = None, dtype: Any = None) -> B
     dtype = jnp.dtype(record["compute_dtype"] if dtype is None else dtype)
     model = Transformer(config, dtype=dtype, layers=record["layers"])
     return Bundle(model=model, params=params, config=config, tokenizer=tokenizer, step=step)
+
+
+def _load_pretrained(folder: Path, head: str | None, dtype, param_dtype, mesh: Mesh | None, layers) -> Bundle:
+    fields = Fields(read_json(folder / "config.json"), str(folder / "config.json"))
+    generation = folder / "generation_config.json"
+    architecture = _find(fields)
+    origin = Origin(
+        architecture=architecture,
+        head=_choose_head(architecture, fields, head),
+        fields=fields.values,
+        generation=read_json(generation) if generation.exists() else {},
+        folder=folder,
+    )
+    return _build(origin, open_weights(folder), fields, dtype, param_dtype, mesh, layers, head is not None)
+
+
+def _build(
+    origin: Origin, tensors: Tensors, fields: Fields, dtype, param_dtype, mesh: Mesh | None, layers, head_given: bool
+) -> Bundle:
+    architecture, head = origin.architecture, origin.head
+    config = _translate(architecture, fields, head)
+    model = Transformer(config, dtype=jnp.dtype(dtype or jnp.float32), layers=layers or "unrolled")
+    shapes = parameter_shapes(model)
+    imported = import_params(
+        architecture.weights(config, head),
+        tensors,
+        shapes,
+        shardings=None if mesh is None else shard_parameters(shapes, mesh),
+        dtype=np.dtype(param_dtype),
+        prefix=architecture.prefix,
+        ignored=architecture.ignored,
+        other_heads=_rows_of_all_heads(architecture, fields),
+        head_may_be_fresh=head_given,
+    )
+    params = _initialise(model, imported.params, imported.fresh)
+    origin = dataclasses.replace(origin, left_out=imported.left_out, fresh=imported.fresh)
+    return Bundle(model=model, params=params, config=config, origin=origin)
+
+
+def _find(fields: Fields) -> Architecture:
+    model_type = fields["model_type"]
+    found = find_architecture(model_type) if isinstance(model_type, str) else None
+    if found is None:
+        raise CheckpointError(
+            f"{fields.origin}: model_type is {model_type!r}; zoo loads {', '.join(list_architectures())}"
+        )
+    hooks = fields.get("auto_map", {})
+    names = [str(hook).rpartition(".")[2] for hook in (hooks.values() if isinstance(hooks, dict) else [hooks])]
+    foreign = [name for name in names if found.head_of(name) is None and not name.endswith("Config")]
+    if foreign:
+        raise CheckpointError(
+            f"{fields.origin}: auto_map asks for the code of {foreign[0]}, and zoo runs no code from a checkpoint. "
+            f"If the weights are those of a plain {model_type}, delete auto_map"
+        )
+    return found
+
+
+def _choose_head(architecture: Architecture, fields: Fields, head: str | None) -> str:
+    """The head asked for, or the one that config.json names."""
+    if head is not None:
+        if head not in architecture.classes:
+            raise ValueError(f"head is {head!r}; {architecture.model_type} has {', '.join(architecture.classes)}")
+        return head
+    names = fields.get("architectures") or [architecture.classes["base"]]
+    for name in names if isinstance(names, list) else [names]:
+        found = architecture.head_of(str(name))
+        if found is not None:
+            return found
+    raise CheckpointError(
+        f"{fields.origin}: architectures is {names!r}; zoo knows {', '.join(architecture.classes.values())}. "
+        f"Name a head: zoo.load(…, head={next(iter(architecture.classes))!r})"
+    )
+
+
+def _translate(architecture: Architecture, fields: Fields, head: str) -> TransformerConfig:
+    try:
+        return architecture.config_from_hf(fields, head)
+    except CheckpointError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
+        raise CheckpointError(f"{fields.origin} does not describe a {architecture.model_type}: {error}") from None
+
+
+def _rows_of_all_heads(architecture: Architecture, fields: Fields):
+    rows = []
+    for head in architecture.classes:
+        rows += architecture.weights(_translate(architecture, fields, head), head)
+    return rows
+
+
+def _initialise(model: Transformer, params: dict, fresh: tuple[str, ...]) -> dict:
+    """Random values for the parameters that the checkpoint lacks."""
+    if not fresh:
+        return params
+    from zoo.transformer import example_inputs
+
+    leaves = flatten(params)
+    drawn = jax.jit(lambda rng: {
+        path: leaf
+        for path, leaf in flatten(model.init(rng, **example_inputs(model.config))["params"]).items()
+        if path in fresh
+    })(jax.random.key(0))  # fmt: skip
+    for path in fresh:
+        leaves[path] = jax.device_put(drawn[path].astype(leaves[path].dtype), leaves[path].sharding)
+    return unflatten(leaves)
+
+
+def save(bundle: Bundle, folder: str | Path, *, max_shard_bytes: int = 5_000_000_000) -> Path:
+    """Write a folder that transformers and `load` open: config.json, safetensors, tokenizer files.
+
+    Args:
+        bundle: what `load` gave, with parameters of any training since.
+        folder: made where it is missing.
+        max_shard_bytes: more than this goes into several files with an index.
+
+    Raises:
+        CheckpointError: a model that no architecture of the reference describes.
+    """
+    folder = Path(folder)
+    origin = bundle.origin
+    if origin is None:
+        raise CheckpointError("this model was trained from scratch and belongs to no architecture of the reference")
+    folder.mkdir(parents=True, exist_ok=True)
+    architecture = origin.architecture
+    fields = origin.fields | architecture.config_to_hf(bundle.config)
+    fields |= {"model_type": architecture.model_type, "architectures": [architecture.classes[origin.head]]}
+    fields.pop("auto_map", None)
+    fields["torch_dtype"] = str(next(iter(jax.tree.leaves(bundle.params))).dtype)
+    (folder / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
+    if origin.generation:
+        (folder / "generation_config.json").write_text(json.dumps(origin.generation, indent=2) + "\n")
+    entries = export_params(architecture.weights(bundle.config, origin.head), bundle.params)
+    if origin.head == "base":
+        entries = ((name.removeprefix(architecture.prefix), *rest) for name, *rest in entries)
+    write_folder(folder, entries, max_shard_bytes)
+    return folder
 
 
 def _check_ids(ids: Any, vocab_size: int, name: str) -> None:

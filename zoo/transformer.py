@@ -96,13 +96,27 @@ class Output:
     last_hidden_state: Float[Array, "B T D"]
     logits: Float[Array, "B ..."] | None = None
     """Float32: [B, T, V] for language models and token heads, [B, classes] for classifiers."""
-    embedding: Float[Array, "B D"] | None = None
+    pooler_output: Float[Array, "B D"] | None = None
     """One vector a sequence, from an `EmbeddingHead`."""
+    hidden_states: tuple[Float[Array, "B T D"], ...] | None = None
+    """The embeddings and what each layer returned, L + 1 arrays, where asked for; the last stack's."""
     encoder_last_hidden_state: Float[Array, "B S D"] | None = None
+    encoder_hidden_states: tuple[Float[Array, "B S D"], ...] | None = None
+    """The same of an encoder-decoder's encoder."""
     aux_loss: Float[Array, ""] | float = 0.0
     """Load-balancing loss of the experts, summed over layers; zero without experts."""
     keys_values: KeysValues | None = None
     """The decoder's keys and values of this call's positions, [L, B, T, K, H], for `Cache`."""
+
+    @property
+    def start_logits(self) -> Float[Array, "B T"] | None:
+        """Of an answer's first token: the first label of a token head."""
+        return None if self.logits is None else self.logits[..., 0]
+
+    @property
+    def end_logits(self) -> Float[Array, "B T"] | None:
+        """Of an answer's last token: the second label of a token head."""
+        return None if self.logits is None else self.logits[..., 1]
 
 
 @struct.dataclass
@@ -114,6 +128,17 @@ class Surroundings:
     memory: Float[Array, "B S D"] | None = None
     """The encoder's output."""
     memory_sight: Sight | None = None
+
+
+@struct.dataclass
+class Trace:
+    """What the layers of a stack did on the way to its last states."""
+
+    keys_values: KeysValues
+    """Fresh keys and values of all layers, [L, B, T, K, H]."""
+    balance: Float[Array, ""]
+    """The experts' balance losses, summed."""
+    hidden_states: tuple[Float[Array, "B T D"], ...] | None
 
 
 class Block(nn.Module):
@@ -204,7 +229,8 @@ class Stack(nn.Module):
         memory_segment_ids: tuple[Int[Array, "B T"], Int[Array, "B S"]] | None = None,
         cache: Cache | None = None,
         dropout_rng: Array | None = None,
-    ) -> tuple[Float[Array, "B T D"], KeysValues, Float[Array, ""]]:
+        output_hidden_states: bool = False,
+    ) -> tuple[Float[Array, "B T D"], "Trace"]:
         """Run all layers.
 
         Args:
@@ -216,8 +242,10 @@ class Stack(nn.Module):
             cache: keys and values of earlier positions.
             dropout_rng: key, in training; None is evaluation.
 
+            output_hidden_states: whether to keep what each layer returns.
+
         Returns:
-            The last states, the fresh keys and values of all layers [L, B, T, K, H], the summed balance loss.
+            The last states, and what the layers did on the way.
         """
         bias = self._position_bias()
         around = Surroundings(
@@ -227,10 +255,11 @@ class Stack(nn.Module):
             memory_sight=Sight(Segments(*memory_segment_ids) if memory_segment_ids else Full()),
         )
         parameters = self._parameters(x[:1, :1], around)
-        x, fresh, balance = self._run(parameters, x, around, cache, dropout_rng)
+        last, (fresh, balance, states) = self._run(parameters, x, around, cache, dropout_rng, output_hidden_states)
         if self.config.final_norm:
-            x = Norm(self.config.norm, name="final_norm")(x)
-        return x, fresh, balance
+            last = Norm(self.config.norm, name="final_norm")(last)
+        states = (x, *jnp.unstack(states)) if output_hidden_states else None
+        return last, Trace(fresh, balance.sum(), states)
 
     def memory_keys_values(self, memory: Float[Array, "B S D"]) -> KeysValues:
         """Keys and values of every layer's cross-attention, [L, B, S, K, H], made once a sequence."""
@@ -264,12 +293,22 @@ class Stack(nn.Module):
             name: self.param(name, lambda rng, n=name: jax.vmap(lambda r: make(r)[n])(split(rng))) for name in names
         }
 
-    def _run(self, parameters: dict, x: Array, around: Surroundings, cache: Cache | None, dropout_rng: Array | None):
+    def _run(
+        self,
+        parameters: dict,
+        x: Array,
+        around: Surroundings,
+        cache: Cache | None,
+        dropout_rng: Array | None,
+        output_hidden_states: bool,
+    ):
+        """The last states; and of all layers, stacked: keys and values, balance losses, states where asked for."""
         config = self.config
 
         def layer(x, parameters, index, cached, memory, span):
             rng = None if dropout_rng is None else jax.random.fold_in(dropout_rng, index)
-            return self._block(span).apply({"params": parameters}, x, around, cached, memory, rng)
+            x, (fresh, balance) = self._block(span).apply({"params": parameters}, x, around, cached, memory, rng)
+            return x, (fresh, balance, x if output_hidden_states else None)
 
         if self.remat != "none":
             layer = jax.checkpoint(layer, policy=_REMAT_POLICIES[self.remat], static_argnums=(5,))
@@ -283,14 +322,13 @@ class Stack(nn.Module):
     def _unroll(self, layer, x, parameters, indices, caches, period):
         # `unstack` because its gradient is one concatenation, where indexing's is a padded copy a layer.
         per_layer, repeats = _unstack(parameters), self.config.num_layers // self.config.unique_layers
-        fresh, balance = [], jnp.float32(0)
+        outputs = []
         caches = _unstack(caches) if jax.tree.leaves(caches) else [(None, None)] * self.config.num_layers
         for index in range(self.config.num_layers):
             span = self.config.pattern[index % period]
-            x, (keys_values, loss) = layer(x, per_layer[index // repeats], index, *caches[index], span)
-            fresh.append(keys_values)
-            balance = balance + loss
-        return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *fresh), balance
+            x, output = layer(x, per_layer[index // repeats], index, *caches[index], span)
+            outputs.append(output)
+        return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
 
     def _scan(self, layer, x, parameters, indices, caches, period):
         pattern, num_layers = self.config.pattern, self.config.num_layers
@@ -318,8 +356,7 @@ class Stack(nn.Module):
             last = jax.tree.map(lambda leaf, index=index: leaf[index], inputs)
             x, output = one(x, last, pattern[index % period])
             outputs.append(jax.tree.map(lambda leaf: leaf[None], output))
-        fresh, balance = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *outputs)
-        return x, fresh, balance.sum()
+        return x, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *outputs)
 
     def _sight(self, span: Span, segment_ids, bias, cache: Cache | None) -> Sight:
         mask = Causal() if self.config.causal else Full()
@@ -458,9 +495,13 @@ class PooledHead(nn.Module):
         if isinstance(config, ClassifierHead):
             if config.pooler is not None:
                 pooled = ACTIVATIONS[config.pooler](Projection((x.shape[-1],), self.dtype, True, name="pooler")(pooled))
-            return Projection((config.num_classes,), self.dtype, True, name="logits")(pooled).astype(jnp.float32)
+            logits = Projection((config.num_classes,), self.dtype, config.bias, name="logits")(pooled)
+            return logits.astype(jnp.float32)
         if config.projection is not None:
-            pooled = Projection((config.projection,), self.dtype, name="projection")(pooled)
+            project = Projection((config.projection,), self.dtype, config.projection_bias, name="projection")
+            pooled = project(pooled)
+        if config.activation is not None:
+            pooled = ACTIVATIONS[config.activation](pooled)
         pooled = pooled.astype(jnp.float32)
         if config.normalize:
             pooled = pooled * lax.rsqrt(jnp.maximum(jnp.square(pooled).sum(-1, keepdims=True), 1e-24))
@@ -529,6 +570,7 @@ class Transformer(nn.Module):
         decoder_position_ids: Int[Array, "B T"] | None = None,
         decoder_segment_ids: Int[Array, "B T"] | None = None,
         dropout_rng: Array | None = None,
+        output_hidden_states: bool = False,
     ) -> Output:
         """Run the whole model.
 
@@ -544,14 +586,19 @@ class Transformer(nn.Module):
             decoder_position_ids: as position_ids.
             decoder_segment_ids: as segment_ids; a target attends to the memory of its own segment.
             dropout_rng: key, in training; None is evaluation.
+            output_hidden_states: whether the output holds what each layer returned; static under `jit`.
         """
         rngs = (None, None) if dropout_rng is None else jax.random.split(dropout_rng)
-        source = dict(attention_mask=attention_mask, position_ids=position_ids, segment_ids=segment_ids)
-        if self.config.encoder is None:
-            return self.decode(input_ids, token_type_ids=token_type_ids, **source, dropout_rng=dropout_rng)
-        encoded = self.encode(
-            input_ids, token_type_ids=token_type_ids, pixel_values=pixel_values, **source, dropout_rng=rngs[0]
+        source: dict[str, Any] = dict(
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            segment_ids=segment_ids,
+            output_hidden_states=output_hidden_states,
         )
+        if self.config.encoder is None:
+            return self.decode(input_ids, **source, dropout_rng=dropout_rng)
+        encoded = self.encode(input_ids, pixel_values=pixel_values, **source, dropout_rng=rngs[0])
         if self.config.decoder is None:
             return encoded
         return self.decode(
@@ -562,7 +609,8 @@ class Transformer(nn.Module):
             encoder_hidden_states=encoded.last_hidden_state,
             encoder_attention_mask=attention_mask if segment_ids is None else segment_ids,
             dropout_rng=rngs[1],
-        ).replace(encoder_last_hidden_state=encoded.last_hidden_state)
+            output_hidden_states=output_hidden_states,
+        ).replace(encoder_last_hidden_state=encoded.last_hidden_state, encoder_hidden_states=encoded.hidden_states)
 
     def encode(
         self,
@@ -573,6 +621,7 @@ class Transformer(nn.Module):
         segment_ids: Int[Array, "B T"] | None = None,
         pixel_values: Float[Array, "B C height width"] | None = None,
         dropout_rng: Array | None = None,
+        output_hidden_states: bool = False,
     ) -> Output:
         """Run the encoder; an encoder-only model's output carries its head's result."""
         inputs = input_ids if self.config.embedding.patches is None else pixel_values
@@ -584,8 +633,8 @@ class Transformer(nn.Module):
         rngs = (None, None) if dropout_rng is None else jax.random.split(dropout_rng)
         x = self.embedder(inputs, positions, token_type_ids, dropout_rng=rngs[0])
         segments = _segments(attention_mask, segment_ids)
-        x, _, balance = self.encoder(x, positions, segments, dropout_rng=rngs[1])
-        output = Output(last_hidden_state=x, aux_loss=balance)
+        x, trace = self.encoder(x, positions, segments, dropout_rng=rngs[1], output_hidden_states=output_hidden_states)
+        output = Output(last_hidden_state=x, aux_loss=trace.balance, hidden_states=trace.hidden_states)
         return output if self.config.decoder is not None else self._with_head(output, attention_mask)
 
     def decode(
@@ -599,6 +648,7 @@ class Transformer(nn.Module):
         encoder_attention_mask: Int[Array, "B S"] | None = None,
         cache: Cache | None = None,
         dropout_rng: Array | None = None,
+        output_hidden_states: bool = False,
         with_head: bool = True,
     ) -> Output:
         """Run the decoder over a whole sequence, or over the positions that follow `cache`.
@@ -619,7 +669,7 @@ class Transformer(nn.Module):
         memory_mask = encoder_attention_mask if cache is None else cache.memory_segment_ids
         queries = jnp.ones_like(input_ids) if segment_ids is None else segment_ids
         memory_segments = None if memory_mask is None else (queries, memory_mask)
-        x, keys_values, balance = self.decoder(
+        x, trace = self.decoder(
             x,
             positions,
             _segments(attention_mask, segment_ids),
@@ -627,8 +677,14 @@ class Transformer(nn.Module):
             memory_segment_ids=memory_segments,
             cache=cache,
             dropout_rng=rngs[1],
+            output_hidden_states=output_hidden_states,
         )
-        output = Output(last_hidden_state=x, aux_loss=balance, keys_values=keys_values)
+        output = Output(
+            last_hidden_state=x,
+            aux_loss=trace.balance,
+            hidden_states=trace.hidden_states,
+            keys_values=trace.keys_values,
+        )
         return self._with_head(output, attention_mask) if with_head else output
 
     def prefill(
@@ -683,7 +739,25 @@ class Transformer(nn.Module):
             case ClassifierHead():
                 return output.replace(logits=self.head(x, attention_mask))
             case EmbeddingHead():
-                return output.replace(embedding=self.head(x, attention_mask))
+                return output.replace(pooler_output=self.head(x, attention_mask))
+
+
+def example_inputs(config: TransformerConfig) -> dict[str, Array]:
+    """The smallest inputs that a model of this configuration takes, for `init`."""
+    inputs: dict[str, Array] = {}
+    if config.embedding.patches is not None:
+        patches = config.embedding.patches
+        inputs["pixel_values"] = jnp.zeros((1, patches.num_channels, patches.image_size, patches.image_size))
+    else:
+        inputs["input_ids"] = jnp.zeros((1, 1), jnp.int32)
+    if config.encoder is not None and config.decoder is not None:
+        inputs["decoder_input_ids"] = jnp.zeros((1, 1), jnp.int32)
+    return inputs
+
+
+def parameter_shapes(model: "Transformer") -> dict:
+    """Tree of the parameters' shapes; nothing is allocated."""
+    return jax.eval_shape(model.init, jax.random.key(0), **example_inputs(model.config))["params"]
 
 
 def _positions(given: Array | None, batch: int, length: int, start: Array | int = 0) -> Int[Array, "B T"]:

@@ -1,0 +1,37 @@
+"""Record what the reference library computes: `python tests/parity/record.py [MODEL_TYPE ...]`; needs torch.
+
+Each case becomes `recorded/MODEL_TYPE-HEAD.npz`: config.json, names and shapes of the tensors, and the outputs.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import reference
+import small
+
+
+def record(model_type: str, head: str) -> Path:
+    """Write one case."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        _, _, theirs = reference.make(model_type, head, folder)
+        manifest = {"config": json.loads((folder / "config.json").read_text()), "shapes": small.tensor_shapes(folder)}
+    kept = {
+        name.replace("gradient/", "digest/"): small.digest(name.removeprefix("gradient/"), value)
+        if name.startswith("gradient/")
+        else value
+        for name, value in theirs.items()
+    }
+    path = small.RECORDED / f"{model_type}-{head}.npz"
+    np.savez_compressed(path, manifest=np.frombuffer(json.dumps(manifest).encode(), np.uint8), **kept)
+    return path
+
+
+if __name__ == "__main__":
+    for model_type, head in small.CASES:
+        if not sys.argv[1:] or model_type in sys.argv[1:]:
+            path = record(model_type, head)
+            print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB", flush=True)

@@ -1,0 +1,252 @@
+"""Small random models of every architecture: their configurations, weights and inputs, the same with and without torch.
+
+Weights are drawn from each tensor's name, so a recording holds names and shapes and no weights. What a model
+computes is measured as a flat dict of arrays, by zoo here and by the reference library in `reference.py`.
+"""
+
+import functools
+import json
+import zlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zoo.architectures import find_architecture, list_architectures
+from zoo.formats.safetensors import SafetensorsFile, write_file
+from zoo.weights import export_params
+
+RECORDED = Path(__file__).parent / "recorded"
+CASES = [(name, head) for name in list_architectures() for head in find_architecture(name).classes]
+"""Every architecture with every head."""
+GENERATING = ("causal_lm", "seq2seq_lm")
+
+
+def config_fields(model_type: str, head: str) -> dict:
+    """config.json of a case; `tiny` may hold fields of its own for a head under the head's name with a star before."""
+    architecture = find_architecture(model_type)
+    fields = {name: value for name, value in architecture.tiny.items() if not name.startswith("*")}
+    fields |= {"id2label": {"0": "start", "1": "end"}} if head == "question_answering" else {}
+    fields |= architecture.tiny.get(f"*{head}", {})
+    return fields | {"model_type": model_type, "architectures": [architecture.classes[head]]}
+
+
+def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """A tensor's values: none at its zero or one, and large enough that attention has something to choose."""
+    values = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
+    if len(shape) >= 2:
+        return values * np.float32(min(0.6, 1.2 / np.sqrt(np.prod(shape[1:]))))
+    if name.endswith(("weight", "scale")) or "layer_scale" in name or "lambda" in name:
+        return 1 + values * np.float32(0.2)
+    return values * np.float32(0.2)
+
+
+def write_folder(folder: Path, fields: dict, shapes: dict[str, tuple[int, ...]]) -> Path:
+    """A checkpoint folder with drawn weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(fields))
+    dtype = np.dtype(np.float32)
+    entries = [(n, s, dtype, functools.partial(draw, n, s)) for n, s in sorted(shapes.items())]
+    write_file(folder / "model.safetensors", entries)
+    return folder
+
+
+def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes in a checkpoint folder."""
+    return dict(SafetensorsFile(folder / "model.safetensors").shapes)
+
+
+def make_inputs(bundle) -> dict[str, dict[str, np.ndarray]]:
+    """Batches by name: plain, padded on the right, and long: past every window and bucket of the small models."""
+    config = bundle.config
+    if hasattr(config, "text"):
+        text, image = make_text(config.text, 2, 9), make_pixels(config.image)
+        return {"plain": text | image, "padded": pad(text) | image}
+    encoder_decoder = config.encoder is not None and config.decoder is not None
+    batches = {}
+    for name, length in (("plain", 11), ("padded", 14), ("long", 37)):
+        if config.embedding.patches is not None:
+            batch = make_pixels(config)
+        elif getattr(config.embedding, "audio", None) is not None:
+            batch = make_features(config)
+        else:
+            batch = make_text(config, 2, length)
+            batch = pad(batch) if name == "padded" else batch
+        if encoder_decoder:
+            target = make_ids(config.target_vocab_size, 2, length - 3, seed=1)
+            batch["decoder_input_ids"] = target
+            if name == "padded":
+                batch["decoder_attention_mask"] = np.ones_like(target)
+                batch["decoder_attention_mask"][1, -4:] = 0
+        batches[name] = batch
+    if config.embedding.vocab_size is None and not encoder_decoder:
+        return {"plain": batches["plain"]}
+    return batches
+
+
+def make_ids(vocab_size: int, batch: int, length: int, seed: int = 0) -> np.ndarray:
+    """Ids above the special ones."""
+    return np.random.default_rng(seed).integers(5, vocab_size, (batch, length)).astype(np.int32)
+
+
+def make_text(config, batch: int, length: int) -> dict[str, np.ndarray]:
+    """Ids, with token types where the model has them."""
+    inputs = {"input_ids": make_ids(config.embedding.vocab_size, batch, length)}
+    if config.embedding.num_token_types > 1:
+        inputs["token_type_ids"] = np.repeat((np.arange(length) >= length // 2)[None].astype(np.int32), batch, 0)
+    return inputs
+
+
+def pad(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The second row ends five positions early."""
+    mask = np.ones_like(batch["input_ids"])
+    mask[1, -5:] = 0
+    return batch | {"input_ids": np.where(mask, batch["input_ids"], PAD_ID), "attention_mask": mask}
+
+
+PAD_ID = 1
+"""`pad_token_id` of every small model."""
+
+
+def make_pixels(config) -> dict[str, np.ndarray]:
+    """Two images."""
+    patches = config.embedding.patches
+    shape = (2, patches.num_channels, patches.image_size, patches.image_size)
+    return {"pixel_values": np.random.default_rng(2).standard_normal(shape).astype(np.float32)}
+
+
+def make_features(config) -> dict[str, np.ndarray]:
+    """Two log-mel spectrograms."""
+    audio = config.embedding.audio
+    shape = (2, audio.num_mels, 2 * audio.max_length)
+    return {"input_features": np.random.default_rng(2).standard_normal(shape).astype(np.float32)}
+
+
+OUTPUTS = (
+    "logits", "last_hidden_state", "pooler_output", "encoder_last_hidden_state", "start_logits", "end_logits",
+    "text_embeds", "image_embeds", "logits_per_text", "logits_per_image",
+)  # fmt: skip
+
+
+def measure(bundle, inputs: dict[str, dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """What zoo computes, by name: `batch/output`, `gradient/tensor`, `generated/greedy`, `generated/beam`."""
+    found = {}
+    for name, batch in inputs.items():
+        output = bundle(**batch)
+        for key in OUTPUTS:
+            value = getattr(output, key, None)
+            if value is not None:
+                found[f"{name}/{key}"] = np.asarray(value)
+    found |= {f"gradient/{name}": value for name, value in gradients(bundle, inputs["plain"]).items()}
+    if bundle.origin.head in GENERATING:
+        found |= generate(bundle, inputs["padded"])
+    return found
+
+
+def gradients(bundle, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Of the sum of the main output times `cotangent`, by the checkpoint's names."""
+
+    def loss(params):
+        output = bundle.model.apply({"params": params}, **batch)
+        value = main_output(output, bundle.origin.head)
+        return jnp.sum(value * cotangent(value.shape))
+
+    grads = jax.jit(jax.grad(loss))(bundle.params)
+    origin = bundle.origin
+    rows = origin.architecture.weights(bundle.config, origin.head)
+    prefix = origin.architecture.prefix if origin.head == "base" else ""
+    return {name.removeprefix(prefix): make() for name, _, _, make in export_params(rows, grads)}
+
+
+def main_output(output, head: str):
+    """The head's result; of two that point at an answer, the start."""
+    if head == "question_answering":
+        return output.start_logits
+    names = ("logits_per_text", "logits", "pooler_output", "last_hidden_state")
+    return next(value for name in names if (value := getattr(output, name, None)) is not None)
+
+
+def cotangent(shape: tuple[int, ...]) -> np.ndarray:
+    """The direction in which gradients are taken."""
+    return np.random.default_rng(3).standard_normal(shape).astype(np.float32)
+
+
+def generate(bundle, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Greedy and beam sequences, from prompts padded on the left (decoder-only) or right."""
+    batch = {name: value for name, value in batch.items() if not name.startswith("decoder_")}
+    if bundle.config.encoder is None:
+        batch = {name: value[:, ::-1] for name, value in batch.items()}
+    found = {}
+    for name, options in GENERATION.items():
+        found[f"generated/{name}"] = np.asarray(bundle.generate(**batch, **options).sequences)
+    return found
+
+
+GENERATION = {
+    "greedy": {"max_new_tokens": 12},
+}
+
+
+def digest(name: str, value: np.ndarray) -> np.ndarray:
+    """A gradient as its norm and its products with two random directions, to be recorded in a few bytes."""
+    directions = np.random.default_rng(zlib.crc32(name.encode()) + 1).standard_normal((2, value.size))
+    flat = value.astype(np.float64).reshape(-1)
+    return np.array([np.linalg.norm(flat), *(directions @ flat)], np.float32)
+
+
+def compare(case: str, ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], masks: dict) -> dict[str, float]:
+    """Raise AssertionError where zoo and the reference differ; returns the largest error of each kind for the ledger.
+
+    Outputs: 1e-4, relative to the largest value where that is above 10, at positions that are not padding, with equal
+    argmax of the logits. Gradients: 1e-3 relative. Sequences: equal.
+    """
+    errors: dict[str, float] = {}
+    # Some gradients are nothing but rounding: a key's bias moves all scores of a row alike.
+    largest = max(
+        (float(np.abs(value).max()) for name, value in theirs.items() if name.startswith(("gradient/", "digest/"))),
+        default=0,
+    )
+    for name, wanted in theirs.items():
+        kind, _, key = name.partition("/")
+        name = f"gradient/{key}" if kind == "digest" else name
+        assert name in ours, f"{case}: zoo does not give {name}"
+        found = ours[name]
+        if kind == "generated":
+            width = max(found.shape[1], wanted.shape[1])
+            found, wanted = (
+                np.pad(x, ((0, 0), (0, width - x.shape[1])), constant_values=PAD_ID) for x in (found, wanted)
+            )
+            assert (found == wanted).all(), f"{case}: {name} is {found.tolist()}, the reference gives {wanted.tolist()}"
+            errors["generated"] = 0.0
+            continue
+        if kind in ("gradient", "digest"):
+            found = digest(key, found) if kind == "digest" else found
+            error = float(np.abs(found - wanted).max() / max(np.abs(wanted).max(), 1e-3 * largest))
+            assert error <= 1e-3, f"{case}: the gradient of {key} is off by {error:.2g} of its largest value"
+        else:
+            assert found.shape == wanted.shape, f"{case}: {name} has shape {found.shape}, the reference {wanted.shape}"
+            kept = masks.get((kind, key), np.ones(1, bool))
+            found, wanted = (x[kept] if kept.size > 1 else x for x in (found, wanted))
+            error = float(np.abs(found - wanted).max() / max(1.0, np.abs(wanted).max() / 10))
+            assert error <= 1e-4, f"{case}: {name} is off by {error:.2g}"
+            if key == "logits" and wanted.ndim > 1:
+                assert (found.argmax(-1) == wanted.argmax(-1)).all(), f"{case}: {name} has another argmax"
+            kind = key
+        errors[kind] = max(error, errors.get(kind, 0.0))
+    return errors
+
+
+def padding_masks(inputs: dict[str, dict[str, np.ndarray]], bundle) -> dict[tuple[str, str], np.ndarray]:
+    """Where each output of the padded batch means something: [B, T] for outputs with a row a position."""
+    batch = inputs.get("padded", {})
+    found = {}
+    source, target = batch.get("attention_mask"), batch.get("decoder_attention_mask")
+    last = source if target is None else target
+    for key in ("logits", "last_hidden_state", "start_logits", "end_logits"):
+        if last is not None and not (key == "logits" and bundle.origin.head.endswith("classification") and
+                                     bundle.origin.head != "token_classification"):  # fmt: skip
+            found["padded", key] = last == 1
+    if source is not None:
+        found["padded", "encoder_last_hidden_state"] = source == 1
+    return found

@@ -1,0 +1,30 @@
+"""The architectures that zoo loads: one file a family, found by the `model_type` of a config.json.
+
+A file has a configuration's translation and a weight map, both ways, and no modules: what it describes is built from
+the core. docs/add-an-architecture.md shows how to write one.
+"""
+
+import importlib
+
+from zoo.architectures.architecture import Architecture, Fields
+
+_HOME = {
+    "bert": "bert",
+}
+"""The file of each model_type."""
+
+
+def list_architectures() -> list[str]:
+    """The model types that `zoo.load` knows."""
+    return sorted(_HOME)
+
+
+def find_architecture(model_type: str) -> Architecture | None:
+    """The architecture of a model type; None for one that zoo does not know."""
+    if model_type not in _HOME:
+        return None
+    module = importlib.import_module(f"zoo.architectures.{_HOME[model_type]}")
+    return {found.model_type: found for found in module.ARCHITECTURES}[model_type]
+
+
+__all__ = ["Architecture", "Fields", "find_architecture", "list_architectures"]

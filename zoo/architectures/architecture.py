@@ -1,0 +1,109 @@
+"""What a file of this folder says about an architecture, and how it reads the reference's config.json."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from zoo.config import Activation, TransformerConfig
+from zoo.weights import CheckpointError, Rule
+
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "relu": "relu",
+    "relu2": "relu_squared",
+    "silu": "silu",
+    "swish": "silu",
+    "tanh": "tanh",
+}
+"""The reference's names of activations, and ours."""
+_ACTIVATION_NAMES: dict[Activation, str] = {
+    "gelu": "gelu",
+    "gelu_tanh": "gelu_pytorch_tanh",
+    "quick_gelu": "quick_gelu",
+    "relu": "relu",
+    "relu_squared": "relu2",
+    "silu": "silu",
+    "tanh": "tanh",
+}
+
+
+class Fields:
+    """config.json, read field by field. Every error names the file and the field."""
+
+    def __init__(self, values: Mapping[str, Any], origin: str):
+        """`origin` is the file, for messages."""
+        self.values, self.origin = dict(values), origin
+
+    def __getitem__(self, name: str) -> Any:
+        """A field that must be there."""
+        if self.values.get(name) is None:
+            raise CheckpointError(f"{self.origin} has no {name}; is it complete?")
+        return self.values[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """A field, or the reference's default where it is absent or null."""
+        value = self.values.get(name)
+        return default if value is None else value
+
+    def fields(self, name: str) -> "Fields":
+        """A nested object."""
+        value = self.get(name, {})
+        if not isinstance(value, dict):
+            raise CheckpointError(f"{self.origin}: {name} is {value!r}; it must be an object")
+        return Fields(value, f"{self.origin}: {name}")
+
+    def activation(self, name: str, default: str) -> Activation:
+        """An activation in our words."""
+        value = self.get(name, default)
+        if not isinstance(value, str) or value not in ACTIVATIONS:
+            raise CheckpointError(f"{self.origin}: {name} is {value!r}; zoo knows {', '.join(ACTIVATIONS)}")
+        return ACTIVATIONS[value]
+
+    def expect(self, **values: Any) -> None:
+        """Fields that change the mathematics in a way zoo does not follow: absent, null, or exactly this value."""
+        for name, wanted in values.items():
+            found = self.values.get(name)
+            if found is not None and found != wanted:
+                raise CheckpointError(f"{self.origin}: {name} is {found!r}; zoo has this architecture with {wanted!r}")
+
+    def num_labels(self) -> int:
+        """Classes of a classifier, as the reference counts them."""
+        labels = self.get("id2label")
+        return len(labels) if labels else int(self.get("num_labels", 2))
+
+
+def activation_name(activation: Activation) -> str:
+    """The reference's name of an activation."""
+    return _ACTIVATION_NAMES[activation]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """One `model_type` of the reference library: its configuration and its weights, both ways."""
+
+    model_type: str
+    classes: Mapping[str, str]
+    """The reference's class for each head: "base", "masked_lm", "causal_lm", "sequence_classification", ..."""
+    config_from_hf: Callable[[Fields, str], TransformerConfig]
+    """config.json and a head's name to our configuration."""
+    config_to_hf: Callable[[TransformerConfig], dict[str, Any]]
+    """The reverse: the fields that the mathematics depends on."""
+    weights: Callable[[TransformerConfig, str], Sequence[Rule]]
+    """The table, for a head's name. Names are a head model's; files of a base model lack `prefix`."""
+    prefix: str = ""
+    """Of the base model's names in files with a head."""
+    ignored: tuple[str, ...] = ()
+    """Patterns of tensors that carry no parameter."""
+    also_reads: Mapping[str, str] = field(default_factory=dict)
+    """Other classes of the reference, and the head that zoo gives them."""
+    tiny: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of config.json of a small model that uses everything, for the parity tests."""
+
+    def head_of(self, class_name: str) -> str | None:
+        """The head of a class of the reference; None for a class that zoo does not know."""
+        own = {name: head for head, name in self.classes.items()} | dict(self.also_reads)
+        return own.get(class_name)

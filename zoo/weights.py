@@ -1,0 +1,463 @@
+"""Weight maps: a checkpoint's tensors to zoo's parameters and back, from one table.
+
+A `Rule` is a row of an architecture's table: names of tensors in the checkpoint, paths of parameters, and a
+`Transform` that runs both ways. `{layer}` and `{expert}` in a name stand for indices; the parameters are stacked over
+them on leading axes. Import is strict both ways: every tensor is used, or belongs to a head that was not asked for,
+or is named in the error, and so is every parameter without a tensor. Shapes are compared before anything is read;
+then one tensor at a time goes straight to the devices it belongs to.
+
+File formats are in `zoo.formats`, the tables in `zoo.architectures`.
+"""
+
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Sharding, SingleDeviceSharding
+
+Shape = tuple[int, ...]
+_INDEX = re.compile(r"\{(\w+)\}")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be loaded, or written: the message names the file, the tensor or field, and the mend."""
+
+
+class Tensors(Protocol):
+    """A checkpoint file or folder: what is in it, and a tensor of it at a time."""
+
+    origin: str
+    """File or folder, for messages."""
+    shapes: Mapping[str, Shape]
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor, in the file's dtype."""
+        ...
+
+
+@dataclass(frozen=True)
+class Transform:
+    """How tensors become parameters of one layer, and back; both ways reorder numbers and never change them."""
+
+    to_ours: Callable[[list, list[Shape]], list]
+    """Tensors and the parameters' shapes to parameters."""
+    to_theirs: Callable[[list], list]
+    """Parameters to tensors."""
+
+
+def _flat_inputs(kernel):
+    """[*I, O] to [I, O]."""
+    return kernel.reshape(-1, kernel.shape[-1])
+
+
+def _flat_outputs(kernel):
+    """[I, *O] to [I, O]."""
+    return kernel.reshape(kernel.shape[0], -1)
+
+
+def _each(to_ours: Callable, to_theirs: Callable) -> Transform:
+    """A transform of tensors one by one."""
+    return Transform(
+        lambda tensors, shapes: [to_ours(tensor, shape) for tensor, shape in zip(tensors, shapes, strict=True)],
+        lambda kernels: [to_theirs(kernel) for kernel in kernels],
+    )
+
+
+AS_IS = _each(lambda tensor, shape: tensor.reshape(shape), lambda kernel: kernel)
+"""Tables and scales: the same array."""
+VECTOR = _each(lambda tensor, shape: tensor.reshape(shape), lambda kernel: kernel.reshape(-1))
+"""A bias: [N * H] to [N, H]."""
+LINEAR = _each(lambda tensor, shape: tensor.T.reshape(shape), lambda kernel: _flat_outputs(kernel).T)
+"""A linear map [out, in] to [in, *out]."""
+LINEAR_OF_HEADS = _each(lambda tensor, shape: tensor.T.reshape(shape), lambda kernel: _flat_inputs(kernel).T)
+"""A linear map [out, N * H] to [N, H, out]: attention's output projection."""
+INPUT_FIRST = _each(lambda tensor, shape: tensor.reshape(shape), _flat_outputs)
+"""A linear map stored as [in, out] (GPT-2's Conv1D) to [in, *out]."""
+INPUT_FIRST_OF_HEADS = _each(lambda tensor, shape: tensor.reshape(shape), _flat_inputs)
+"""A linear map stored as [N * H, out] to [N, H, out]."""
+CONVOLUTION = _each(
+    lambda tensor, shape: tensor.transpose(*range(2, tensor.ndim), 1, 0).reshape(shape),
+    lambda kernel: kernel.transpose(-1, -2, *range(kernel.ndim - 2)),
+)
+"""A convolution [out, in, *window] to [*window, in, out]."""
+
+
+def patches(patch_size: int, num_channels: int) -> Transform:
+    """A convolution [D, C, size, size] whose stride is its size, to the product's [size * size * C, D]."""
+    window = (patch_size, patch_size, num_channels)
+    return _each(
+        lambda tensor, shape: tensor.transpose(2, 3, 1, 0).reshape(shape),
+        lambda kernel: kernel.reshape(*window, -1).transpose(3, 2, 0, 1),
+    )
+
+
+def _concatenate(arrays: list, axis: int):
+    xp = np if all(isinstance(array, np.ndarray) for array in arrays) else jnp
+    return xp.concatenate(arrays, axis)
+
+
+def _split(tensor, widths: list[int]) -> list:
+    """Slices of the last axis."""
+    ends = list(itertools.accumulate(widths))
+    return [tensor[..., end - width : end] for width, end in zip(widths, ends, strict=True)]
+
+
+def fused(transform: Transform = LINEAR) -> Transform:
+    """One tensor that holds the outputs of several maps one after another, as q, k and v; of LINEAR or INPUT_FIRST."""
+    flipped = transform is LINEAR
+
+    def to_ours(tensors, shapes):
+        tensor = tensors[0].T if flipped else tensors[0]
+        parts = _split(tensor, [math.prod(shape[1:]) for shape in shapes])
+        return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def to_theirs(kernels):
+        whole = _concatenate([_flat_outputs(kernel) for kernel in kernels], -1)
+        return [whole.T if flipped else whole]
+
+    return Transform(to_ours, to_theirs)
+
+
+def _split_vector(tensors, shapes):
+    parts = _split(tensors[0], [math.prod(shape) for shape in shapes])
+    return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+FUSED_VECTOR = Transform(_split_vector, lambda biases: [_concatenate([bias.reshape(-1) for bias in biases], 0)])
+"""The bias of `fused`."""
+
+
+def _split_heads(tensors, shapes):
+    # [N * n * H, I]: for each head its n maps.
+    heads, size = shapes[0][-2:]
+    parts = tensors[0].T.reshape(-1, heads, len(shapes), size)
+    return [parts[:, :, index].reshape(shape) for index, shape in enumerate(shapes)]
+
+
+def _join_heads(kernels):
+    heads, size = kernels[0].shape[-2:]
+    parts = [kernel.reshape(-1, heads, 1, size) for kernel in kernels]
+    whole = _concatenate(parts, 2).reshape(-1, heads * len(kernels) * size)
+    return [whole.T]
+
+
+def _split_heads_vector(tensors, shapes):
+    parts = _split_heads([tensors[0][:, None]], [(1, *shape) for shape in shapes])
+    return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+FUSED_HEADS = Transform(_split_heads, _join_heads)
+"""Query, key and value of head 0, then of head 1, ... [N * 3 * H, D] (GPT-NeoX, BLOOM)."""
+FUSED_HEADS_VECTOR = Transform(
+    _split_heads_vector, lambda biases: [_join_heads([bias[None] for bias in biases])[0].reshape(-1)]
+)
+"""The bias of `FUSED_HEADS`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """A row: tensors `theirs` are parameters `ours`. It speaks only of models that have those parameters."""
+
+    theirs: tuple[str, ...]
+    ours: tuple[str, ...]
+    transform: Transform
+    aliases: tuple[str, ...] = ()
+    """Other names under which files keep the same, single tensor (tied weights); any of them may stand for it."""
+    first: int = 0
+    """The first layer that has the tensors."""
+    absent: float = 0.0
+    """What stands in the parameters of layers before `first`."""
+
+
+def rule(theirs: str | Sequence[str], ours: str | Sequence[str], transform: Transform = AS_IS, **options: Any) -> Rule:
+    """A `Rule`; a single name may stand for a tuple of one."""
+    names = [(side,) if isinstance(side, str) else tuple(side) for side in (theirs, ours)]
+    return Rule(theirs=names[0], ours=names[1], transform=transform, **options)
+
+
+def linear(theirs: str, ours: str, transform: Transform = LINEAR, **options: Any) -> list[Rule]:
+    """The rows of a linear map, weight and bias."""
+    return [
+        rule(f"{theirs}.weight", f"{ours}/kernel", transform, **options),
+        rule(f"{theirs}.bias", f"{ours}/bias", VECTOR, **options),
+    ]
+
+
+def norm(theirs: str, ours: str, **options: Any) -> list[Rule]:
+    """The rows of a norm, scale and bias."""
+    return [
+        rule(f"{theirs}.weight", f"{ours}/scale", **options),
+        rule(f"{theirs}.bias", f"{ours}/bias", VECTOR, **options),
+    ]
+
+
+def table(theirs: str, ours: str, **options: Any) -> list[Rule]:
+    """The row of an embedding."""
+    return [rule(f"{theirs}.weight", f"{ours}/embedding", **options)]
+
+
+@dataclass(frozen=True)
+class _Item:
+    """One application of a rule: concrete tensor names and the index of the parameters' slice."""
+
+    rule: Rule
+    names: tuple[str, ...]
+    index: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imported:
+    """What `import_params` returns."""
+
+    params: dict
+    left_out: tuple[str, ...]
+    """Tensors of heads that the model does not have."""
+    fresh: tuple[str, ...]
+    """Parameters of the head that the checkpoint lacks, for the caller to initialise; they are zero in `params`."""
+
+
+def flatten(params: Any) -> dict[str, Any]:
+    """Nested dicts to `{"decoder/attention/query/kernel": leaf}`."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def unflatten(leaves: Mapping[str, Any]) -> dict:
+    """The reverse of `flatten`."""
+    tree: dict = {}
+    for path, leaf in leaves.items():
+        *parents, last = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return tree
+
+
+def _items(rule: Rule, shapes: Mapping[str, Shape]) -> Iterator[_Item]:
+    """Every application of a rule to a model of these parameter shapes; none where it lacks the parameters."""
+    if not all(path in shapes for path in rule.ours):
+        return
+    letters = list(dict.fromkeys(_INDEX.findall(rule.theirs[0])))
+    sizes = shapes[rule.ours[0]][: len(letters)]
+    for index in itertools.product(*map(range, sizes)):
+        if index and index[0] < rule.first:
+            continue
+        yield _Item(rule, tuple(name.format(**dict(zip(letters, index, strict=True))) for name in rule.theirs), index)
+
+
+def _their_shapes(item: _Item, shapes: Mapping[str, Shape]) -> list[Shape]:
+    """Shapes of the tensors that the item reads."""
+    own = [jax.ShapeDtypeStruct(shapes[path][len(item.index) :], jnp.float32) for path in item.rule.ours]
+    return [tensor.shape for tensor in jax.eval_shape(item.rule.transform.to_theirs, own)]
+
+
+def _shorten(names: Sequence[str], most: int = 4) -> str:
+    names = sorted(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+class _Names:
+    """The table's names for those in a file, which may lack the base model's prefix or have old endings."""
+
+    def __init__(self, tensors: Tensors, wanted: set[str], prefix: str):
+        self.found: dict[str, str] = {}
+        for name in tensors.shapes:
+            plain = re.sub(r"LayerNorm\.(gamma|beta)$", _new_ending, name)
+            known = next((n for n in (plain, prefix + plain, plain.removeprefix(prefix)) if n in wanted), plain)
+            if known in self.found:
+                raise CheckpointError(
+                    f"{tensors.origin} has both {self.found[known]} and {name}, which are one tensor; delete one"
+                )
+            self.found[known] = name
+
+
+def _new_ending(match: re.Match) -> str:
+    return "LayerNorm.weight" if match[1] == "gamma" else "LayerNorm.bias"
+
+
+def import_params(
+    rules: Sequence[Rule],
+    tensors: Tensors,
+    model: Any,
+    *,
+    shardings: Any = None,
+    dtype: Any = jnp.float32,
+    prefix: str = "",
+    ignored: Sequence[str] = (),
+    other_heads: Sequence[Rule] = (),
+    head_may_be_fresh: bool = False,
+) -> Imported:
+    """Read a checkpoint into the parameters of a model.
+
+    Args:
+        rules: the architecture's table.
+        tensors: the checkpoint.
+        model: tree of the parameters' shapes (`jax.eval_shape` of `init`).
+        shardings: tree of `Sharding`s; None is the first device.
+        dtype: of the parameters.
+        prefix: of the base model's names in files with a head; files of a base model may lack it.
+        ignored: patterns of tensors that carry no parameter (position ids, masks).
+        other_heads: rows of the architecture's other heads, whose tensors may be left out.
+        head_may_be_fresh: whether parameters under `head/` may be missing.
+
+    Raises:
+        CheckpointError: tensors missing, left over, of another shape, or tied and yet different.
+    """
+    shapes = {path: tuple(leaf.shape) for path, leaf in flatten(model).items()}
+    placed = {path: SingleDeviceSharding(jax.devices()[0]) for path in shapes}
+    placed |= {} if shardings is None else flatten(shardings)
+    items = [item for row in rules for item in _items(row, shapes)]
+    covered = {path for item in items for path in item.rule.ours}
+    uncovered = sorted(set(shapes) - covered)
+    if uncovered:
+        raise AssertionError(f"the weight map has no row for {_shorten(uncovered)}")
+    aliases = {alias for item in items for alias in item.rule.aliases}
+    wanted = {name for item in items for name in item.names} | aliases
+    names = _Names(tensors, wanted, prefix)
+
+    missing, fresh = _missing(items, names.found, head_may_be_fresh)
+    unused = set(names.found) - wanted
+    unused = {name for name in unused if not any(re.search(pattern, name) for pattern in ignored)}
+    left_out = {name for name in unused if _of_head(name, other_heads, prefix)}
+    if missing or unused - left_out:
+        found = [f"it lacks {_shorten(missing)}"] if missing else []
+        if unused - left_out:
+            found.append(f"zoo has no use for {_shorten([names.found[name] for name in unused - left_out])}")
+        raise CheckpointError(
+            f"{tensors.origin} does not fit the model that config.json describes: {'; '.join(found)}. "
+            "Check that the weights and config.json belong together"
+        )
+    _check_shapes(items, tensors, names.found, shapes)
+
+    params = {}
+    for row in {item.rule.ours: item.rule for item in items}.values():
+        own = [item for item in items if item.rule.ours == row.ours]
+        reader = _Reader(own, tensors, names.found, {path: shapes[path] for path in row.ours})
+        for position, path in enumerate(row.ours):
+            params[path] = reader.place(position, placed[path], dtype)
+    return Imported(
+        params=unflatten(params),
+        left_out=tuple(sorted(names.found[name] for name in left_out)),
+        fresh=tuple(sorted(fresh)),
+    )
+
+
+def _pattern(name: str) -> str:
+    """A regular expression of a rule's name, any index for each letter."""
+    return "".join(r"\d+" if index % 2 else re.escape(part) for index, part in enumerate(_INDEX.split(name)))
+
+
+def _of_head(name: str, rules: Sequence[Rule], prefix: str) -> bool:
+    """Whether the table knows the name, as a tensor of the head alone."""
+    names = (name, prefix + name, name.removeprefix(prefix))
+    rows = [
+        row for row in rules if any(re.fullmatch(_pattern(n), m) for n in (*row.theirs, *row.aliases) for m in names)
+    ]
+    return bool(rows) and all(path.startswith("head/") for row in rows for path in row.ours)
+
+
+def _missing(items: list[_Item], found: Mapping[str, str], head_may_be_fresh: bool) -> tuple[list[str], set[str]]:
+    """Names of tensors that are missing, and paths of the head's parameters that may be."""
+    missing, fresh = [], set()
+    for item in items:
+        lacking = [name for name in item.names if name not in found]
+        if not lacking or any(alias in found for alias in item.rule.aliases):
+            continue
+        if head_may_be_fresh and all(path.startswith("head/") for path in item.rule.ours):
+            fresh.update(item.rule.ours)
+        else:
+            missing += lacking
+    return missing, fresh
+
+
+def _check_shapes(items: list[_Item], tensors: Tensors, found: Mapping[str, str], shapes: Mapping[str, Shape]) -> None:
+    """Raise CheckpointError for the first tensor whose shape is not what the model needs."""
+    expected: dict[tuple[str, ...], list[Shape]] = {}
+    for item in items:
+        if item.rule.ours not in expected:
+            expected[item.rule.ours] = _their_shapes(item, shapes)
+        for name, shape in zip(item.names, expected[item.rule.ours], strict=True):
+            for known in (name, *item.rule.aliases):
+                if known in found and tuple(tensors.shapes[found[known]]) != shape:
+                    raise CheckpointError(
+                        f"{tensors.origin}: {found[known]} has shape {list(tensors.shapes[found[known]])}; "
+                        f"the model that config.json describes needs {list(shape)}"
+                    )
+
+
+class _Reader:
+    """The tensors of one rule over all its indices, cut to what each device holds."""
+
+    def __init__(self, items: list[_Item], tensors: Tensors, found: Mapping[str, str], shapes: dict[str, Shape]):
+        self.items, self.tensors, self.found = items, tensors, found
+        self.shapes, self.num_indices = list(shapes.values()), len(items[0].index)
+        self.absent = items[0].rule.absent
+
+    def place(self, position: int, sharding: Sharding, dtype: Any) -> jax.Array:
+        """One of the rule's parameters on its devices; the host holds one shard and one tensor at a time."""
+        shape = self.shapes[position]
+        slices = sharding.addressable_devices_indices_map(shape)
+        devices: dict[tuple, list] = {}
+        for device, index in slices.items():
+            bounds = tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
+            devices.setdefault(bounds, []).append(device)
+        shards = {}
+        for bounds, holders in devices.items():
+            shard = self._shard(position, bounds, dtype)
+            for device in holders:
+                shards[device] = jax.device_put(shard, device)
+            # The copy to an accelerator reads the buffer after this call returns.
+            jax.block_until_ready([shards[device] for device in holders])
+        return jax.make_array_from_single_device_arrays(shape, sharding, [shards[device] for device in slices])
+
+    def _shard(self, position: int, bounds: tuple[tuple[int, int], ...], dtype: Any) -> np.ndarray:
+        shard = np.full([stop - start for start, stop in bounds], self.absent, dtype)
+        inner = tuple(slice(*bound) for bound in bounds[self.num_indices :])
+        for item in self.items:
+            outer = [i - start for i, (start, _) in zip(item.index, bounds, strict=False)]
+            inside = all(0 <= i < stop - start for i, (start, stop) in zip(outer, bounds, strict=False))
+            if inside:
+                value = self._read(item)
+                if value is not None:
+                    shard[(*outer, ...)] = value[position][inner]
+        return shard
+
+    def _read(self, item: _Item) -> list[np.ndarray] | None:
+        names = item.names
+        present = [n for n in (*names, *item.rule.aliases) if n in self.found] if item.rule.aliases else list(names)
+        if not all(name in self.found for name in present) or not present:
+            return None
+        arrays = [self.tensors.read(self.found[name]) for name in present]
+        if item.rule.aliases:
+            for name, array in zip(present[1:], arrays[1:], strict=True):
+                if array.dtype != arrays[0].dtype or not np.array_equal(array, arrays[0], equal_nan=True):
+                    raise CheckpointError(
+                        f"{self.tensors.origin}: {self.found[present[0]]} and {self.found[name]} differ, and "
+                        "config.json ties them; set tie_word_embeddings to false if they are two tensors"
+                    )
+            arrays = arrays[:1]
+        return item.rule.transform.to_ours(arrays, [shape[self.num_indices :] for shape in self.shapes])
+
+
+def export_params(
+    rules: Sequence[Rule], params: Any
+) -> Iterator[tuple[str, Shape, np.dtype, Callable[[], np.ndarray]]]:
+    """The checkpoint's tensors for parameters: name, shape, dtype, and a function that makes it when it is written."""
+    leaves = flatten(params)
+    shapes = {path: tuple(leaf.shape) for path, leaf in leaves.items()}
+    for row in rules:
+        for item in _items(row, shapes):
+            for position, (name, shape) in enumerate(zip(item.names, _their_shapes(item, shapes), strict=True)):
+
+                def make(item=item, position=position) -> np.ndarray:
+                    own = [np.asarray(jax.device_get(leaves[path][item.index])) for path in item.rule.ours]
+                    return np.ascontiguousarray(item.rule.transform.to_theirs(own)[position])
+
+                yield name, shape, np.dtype(leaves[row.ours[0]].dtype), make
