@@ -99,6 +99,7 @@ GPT2 = TransformerConfig(
     ),
     head=LanguageModelHead(),
 )
+REVIEWS = dataclasses.replace(GPT2, head=ClassifierHead(num_classes=3, pooling="last", padding_id=7, bias=False))
 LLAMA = TransformerConfig(
     embedding=tokens(),
     decoder=stack(
@@ -249,6 +250,7 @@ CONFIGS = {
     "vit": VIT,
     "tagger": TAGGER,
     "gpt2": GPT2,
+    "reviews": REVIEWS,
     "llama": LLAMA,
     "gemma": GEMMA,
     "neox": NEOX,
@@ -261,7 +263,7 @@ CONFIGS = {
     "marian": MARIAN,
     "captioner": CAPTIONER,
 }
-DECODERS = [name for name, config in CONFIGS.items() if config.decoder is not None]
+DECODERS = [name for name, config in CONFIGS.items() if config.decoder and isinstance(config.head, LanguageModelHead)]
 
 
 def inputs(config: TransformerConfig, batch: int = 2, length: int = 12, seed: int = 0) -> dict[str, np.ndarray]:

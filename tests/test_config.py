@@ -16,6 +16,7 @@ from zoo import config as zoo_config
 from zoo.config import (
     AlibiConfig,
     AttentionConfig,
+    ClassifierHead,
     DynamicScaling,
     ExpertsConfig,
     LanguageModelHead,
@@ -45,6 +46,7 @@ WRONG = {
     "qk_norm_over is set without qk_norm": lambda: attention(qk_norm_over="projection"),
     "size is 3": lambda: RotaryConfig(size=3),
     "does not fit heads of size 4": lambda: attention(rotary=RotaryConfig(size=8)),
+    "only 'last' reads it": lambda: ClassifierHead(num_classes=2, padding_id=0),
     "one per rotated pair": lambda: attention(
         rotary=RotaryConfig(
             scaling=LongRopeScaling(short_factors=(1.0,), long_factors=(1.0,), original_length=4, attention_factor=1.0)

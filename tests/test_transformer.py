@@ -158,6 +158,18 @@ def test_padding_changes_nothing(name):
     np.testing.assert_allclose(out[:, : expected.shape[1]], expected, atol=2e-5)
 
 
+def test_classifier_that_knows_padding_by_its_id_reads_the_last_other_token():
+    model, params = build("reviews")
+    ids = inputs(CONFIGS["reviews"])["input_ids"] % 7 + 8
+    expected = apply(model, params, input_ids=ids).logits
+    padded = np.pad(ids, ((0, 0), (0, 3)), constant_values=CONFIGS["reviews"].head.padding_id)
+    np.testing.assert_allclose(apply(model, params, input_ids=padded).logits, expected, atol=2e-5)
+    everything = np.ones_like(padded)
+    np.testing.assert_allclose(
+        apply(model, params, input_ids=padded, attention_mask=everything).logits, expected, atol=2e-5
+    )
+
+
 @pytest.mark.parametrize("name", ["bert", "tagger", "gpt2", "llama", "bloom", "t5", "bart"])
 def test_packed_equals_separate(name):
     model, params = build(name)

@@ -530,6 +530,8 @@ class ClassifierHead:
     num_classes: int
     pooling: Literal["first", "last", "mean"] = "first"
     """Which position stands for the sequence; "last" and "mean" leave padding out."""
+    padding_id: int | None = None
+    """With "last": padding is this id, whatever the attention mask says (classifiers on decoders); None: the mask."""
     pooler: Activation | None = None
     """A dense layer and this activation between the pooled vector and the logits (BERT: tanh)."""
     bias: bool = True
@@ -538,6 +540,10 @@ class ClassifierHead:
     def __post_init__(self):
         _positive(self, "num_classes")
         _one_of(self, "pooling", Literal["first", "last", "mean"])
+        _require(
+            self.padding_id is None or self.pooling == "last",
+            f"ClassifierHead.padding_id is {self.padding_id} with pooling={self.pooling!r}; only 'last' reads it",
+        )
         _require(
             self.pooler is None or self.pooler in get_args(Activation),
             f"ClassifierHead.pooler is {self.pooler!r}; choose one of {get_args(Activation)}",

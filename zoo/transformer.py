@@ -635,7 +635,7 @@ class Transformer(nn.Module):
         segments = _segments(attention_mask, segment_ids)
         x, trace = self.encoder(x, positions, segments, dropout_rng=rngs[1], output_hidden_states=output_hidden_states)
         output = Output(last_hidden_state=x, aux_loss=trace.balance, hidden_states=trace.hidden_states)
-        return output if self.config.decoder is not None else self._with_head(output, attention_mask)
+        return output if self.config.decoder is not None else self._with_head(output, attention_mask, input_ids)
 
     def decode(
         self,
@@ -685,7 +685,7 @@ class Transformer(nn.Module):
             hidden_states=trace.hidden_states,
             keys_values=trace.keys_values,
         )
-        return self._with_head(output, attention_mask) if with_head else output
+        return self._with_head(output, attention_mask, input_ids) if with_head else output
 
     def prefill(
         self,
@@ -727,7 +727,9 @@ class Transformer(nn.Module):
         shared = self.config.decoder_embedding is None or self.config.decoder_embedding.vocab_size is None
         return self.head(x, self.embedder.table() if shared else self.decoder_embedder.table())
 
-    def _with_head(self, output: Output, attention_mask: Int[Array, "B T"] | None) -> Output:
+    def _with_head(
+        self, output: Output, attention_mask: Int[Array, "B T"] | None, input_ids: Int[Array, "B T"] | None
+    ) -> Output:
         x = output.last_hidden_state
         match self.config.head:
             case None:
@@ -736,8 +738,9 @@ class Transformer(nn.Module):
                 return output.replace(logits=self._logits(x))
             case TokenHead():
                 return output.replace(logits=self.head(x).astype(jnp.float32))
-            case ClassifierHead():
-                return output.replace(logits=self.head(x, attention_mask))
+            case ClassifierHead(padding_id=padding_id):
+                mask = attention_mask if padding_id is None else input_ids != padding_id
+                return output.replace(logits=self.head(x, mask))
             case EmbeddingHead():
                 return output.replace(pooler_output=self.head(x, attention_mask))
 

@@ -355,12 +355,15 @@ def _pattern(name: str) -> str:
 
 
 def _of_head(name: str, rules: Sequence[Rule], prefix: str) -> bool:
-    """Whether the table knows the name, as a tensor of the head alone."""
+    """Whether the table knows the name, as a tensor of the head alone or as a copy that some heads tie."""
     names = (name, prefix + name, name.removeprefix(prefix))
-    rows = [
-        row for row in rules if any(re.fullmatch(_pattern(n), m) for n in (*row.theirs, *row.aliases) for m in names)
-    ]
-    return bool(rows) and all(path.startswith("head/") for row in rows for path in row.ours)
+
+    def matches(patterns: Sequence[str]) -> bool:
+        return any(re.fullmatch(_pattern(pattern), known) for pattern in patterns for known in names)
+
+    own = [row for row in rules if matches(row.theirs)]
+    known = bool(own) or any(matches(row.aliases) for row in rules)
+    return known and all(path.startswith("head/") for row in own for path in row.ours)
 
 
 def _missing(items: list[_Item], found: Mapping[str, str], head_may_be_fresh: bool) -> tuple[list[str], set[str]]:
