@@ -7,6 +7,7 @@ folder that transformers opens. No code from a checkpoint is run, and no pickle 
 import dataclasses
 import functools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from zoo.training.run_record import read_run
 from zoo.training.sharding import shard_parameters
 from zoo.training.state import bind_apply
 from zoo.transformer import Output, Transformer, parameter_shapes
-from zoo.weights import CheckpointError, Tensors, export_params, flatten, import_params, unflatten
+from zoo.weights import CheckpointError, Rule, Tensors, export_params, flatten, import_params, unflatten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +177,8 @@ def _build(
 ) -> Bundle:
     architecture, head = origin.architecture, origin.head
     config = _translate(architecture, fields, head)
+    if head == "base" and not head_given and not _has_head(architecture.weights(config, head), tensors, architecture):
+        config = dataclasses.replace(config, head=None)
     model = Transformer(config, dtype=jnp.dtype(dtype or jnp.float32), layers=layers or "unrolled")
     shapes = parameter_shapes(model)
     imported = import_params(
@@ -192,6 +195,14 @@ def _build(
     params = _initialise(model, imported.params, imported.fresh)
     origin = dataclasses.replace(origin, left_out=imported.left_out, fresh=imported.fresh)
     return Bundle(model=model, params=params, config=config, origin=origin)
+
+
+def _has_head(rows: Sequence[Rule], tensors: Tensors, architecture: Architecture) -> bool:
+    """Whether a base model's file has the pooler, which some were saved without; then there is no pooled output."""
+    names = {name for row in rows if row.ours[0].startswith("head/") for name in row.theirs}
+    return not names or any(
+        name in tensors.shapes or name.removeprefix(architecture.prefix) in tensors.shapes for name in names
+    )
 
 
 def _find(fields: Fields) -> Architecture:

@@ -97,6 +97,12 @@ def patches(patch_size: int, num_channels: int) -> Transform:
     )
 
 
+def unit_axes(count: int) -> Transform:
+    """The same array behind `count` axes of size one: a token [1, 1, D] to [D], a table [1, T, D] to [T, D]."""
+    ones = (1,) * count
+    return _each(lambda tensor, shape: tensor.reshape(shape), lambda array: array.reshape(ones + array.shape))
+
+
 def _concatenate(arrays: list, axis: int):
     xp = np if all(isinstance(array, np.ndarray) for array in arrays) else jnp
     return xp.concatenate(arrays, axis)
