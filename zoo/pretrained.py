@@ -7,6 +7,7 @@ folder that transformers opens. No code from a checkpoint is run, and no pickle 
 import dataclasses
 import functools
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from zoo.formats.hub import download
 from zoo.formats.safetensors import read_json, write_folder
 from zoo.generate import Generated, generate
 from zoo.serialization import from_dict
+from zoo.tokenization import load_tokenizer
 from zoo.training.checkpoint import load_params
 from zoo.training.run_record import read_run
 from zoo.training.sharding import shard_parameters
@@ -59,6 +61,7 @@ class Bundle:
     params: Any
     config: TransformerConfig
     tokenizer: Any = None
+    """`PretrainedTokenizer` of a checkpoint, None where it has none; `zoo.data.Tokenizer` of a run."""
     step: int | None = None
     """The training step that a run's parameters are from."""
     origin: Origin | None = None
@@ -194,7 +197,13 @@ def _build(
     )
     params = _initialise(model, imported.params, imported.fresh)
     origin = dataclasses.replace(origin, left_out=imported.left_out, fresh=imported.fresh)
-    return Bundle(model=model, params=params, config=config, origin=origin)
+    return Bundle(
+        model=model,
+        params=params,
+        config=config,
+        tokenizer=load_tokenizer(origin.folder, origin.fields),
+        origin=origin,
+    )
 
 
 def _has_head(rows: Sequence[Rule], tensors: Tensors, architecture: Architecture) -> bool:
@@ -301,6 +310,9 @@ def save(bundle: Bundle, folder: str | Path, *, max_shard_bytes: int = 5_000_000
     if origin.head == "base":
         entries = ((name.removeprefix(architecture.prefix), *rest) for name, *rest in entries)
     write_folder(folder, entries, max_shard_bytes)
+    for path in bundle.tokenizer.files if bundle.tokenizer is not None else ():
+        if path.parent.resolve() != folder.resolve():
+            shutil.copyfile(path, folder / path.name)
     return folder
 
 
