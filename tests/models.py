@@ -10,11 +10,13 @@ import numpy as np
 from zoo.config import (
     AlibiConfig,
     AttentionConfig,
+    AttentionPoolConfig,
     ClassifierHead,
     DynamicScaling,
     EmbeddingConfig,
     EmbeddingHead,
     ExpertsConfig,
+    GridBiasConfig,
     LanguageModelHead,
     LearnedPositions,
     LinearScaling,
@@ -86,6 +88,39 @@ VIT = TransformerConfig(
     ),
     encoder=stack(layer_scale=0.1, norm=NormConfig(epsilon=1e-6)),
     head=ClassifierHead(num_classes=5),
+)
+DEIT = TransformerConfig(
+    embedding=EmbeddingConfig(
+        width=WIDTH,
+        patches=PatchConfig(image_size=14, patch_size=4, distillation_token=True),
+        positions=LearnedPositions(max_length=11),
+    ),
+    encoder=stack(),
+    head=ClassifierHead(num_classes=5, distilled=True),
+)
+BEIT = TransformerConfig(
+    embedding=EmbeddingConfig(width=WIDTH, patches=PatchConfig(image_size=12, patch_size=4, mask_token=True)),
+    encoder=stack(position_bias=GridBiasConfig(rows=3, columns=3), final_norm=False),
+    head=ClassifierHead(num_classes=5, pooling="patch_mean", norm=NormConfig()),
+)
+SIGLIP = TransformerConfig(
+    embedding=EmbeddingConfig(
+        width=WIDTH,
+        patches=PatchConfig(image_size=12, patch_size=4, class_token=False, bias=False),
+        positions=LearnedPositions(max_length=9),
+    ),
+    encoder=stack(),
+    head=EmbeddingHead(
+        pooling="attention",
+        attention_pool=AttentionPoolConfig(attention=attention(biases=ALL_BIASES), mlp=MlpConfig(hidden_size=24)),
+        norm=RMS,
+        projection=6,
+    ),
+)
+CLIP = TransformerConfig(
+    embedding=tokens(positions=LearnedPositions(max_length=40)),
+    encoder=stack(causal=True),
+    head=EmbeddingHead(pooling="token", projection=6),
 )
 TAGGER = TransformerConfig(
     embedding=tokens(), encoder=stack(position_bias=AlibiConfig()), head=TokenHead(num_classes=2)
@@ -248,6 +283,10 @@ CONFIGS = {
     "albert": ALBERT,
     "sentences": SENTENCES,
     "vit": VIT,
+    "deit": DEIT,
+    "beit": BEIT,
+    "siglip": SIGLIP,
+    "clip": CLIP,
     "tagger": TAGGER,
     "gpt2": GPT2,
     "reviews": REVIEWS,

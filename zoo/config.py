@@ -16,6 +16,9 @@ Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "relu_squared", 
 NormSlot = Literal["input", "output", "residual"]
 Span = Literal["global", "local"]
 BiasSlot = Literal["query", "key", "value", "output"]
+Pooling = Literal["first", "last", "end", "mean", "patch_mean", "first_and_patch_mean"]
+"""What stands for a sequence: its first position; the last that is no padding; the last, padding or not (SigLIP); the
+mean, padding left out; the mean of all positions after the first; the first and that mean side by side (DINOv2)."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -188,6 +191,20 @@ class RelativeBiasConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GridBiasConfig:
+    """A bias for each vertical and horizontal distance of two patches, and three for the class token (BEiT)."""
+
+    rows: int
+    """Of patches, in the images that the table was learned on; it is resampled for others."""
+    columns: int
+    per_layer: bool = True
+    """A table for each layer, or one for all."""
+
+    def __post_init__(self):
+        _positive(self, "rows", "columns")
+
+
+@dataclass(frozen=True, kw_only=True)
 class AlibiConfig:
     """Linear biases (Press et al. 2022) with the paper's slopes for the stack's number of heads."""
 
@@ -353,7 +370,7 @@ class StackConfig:
     pattern: tuple[Span, ...] = ("global",)
     """Which layers are local, repeated over the depth: ("local", "global") alternates."""
     local: LocalConfig | None = None
-    position_bias: RelativeBiasConfig | AlibiConfig | None = None
+    position_bias: RelativeBiasConfig | GridBiasConfig | AlibiConfig | None = None
     """Bias on self-attention scores by distance."""
     layer_scale: float | None = None
     """Initial value of a learned scale per channel on each branch (Touvron et al. 2021)."""
@@ -437,23 +454,45 @@ class PatchConfig:
     """An image cut into square patches, each projected to one vector (Dosovitskiy et al. 2021)."""
 
     image_size: int
-    """Height and width in pixels."""
+    """Height and width in pixels of the images that positions were learned on; what a patch does not fill is cut off.
+
+    Images of other sizes are read too: tables of positions are resampled to their grid (DINOv2)."""
     patch_size: int
     num_channels: int = 3
+    bias: bool = True
+    """Add a learned offset to each patch's vector."""
     class_token: bool = True
     """Put a learned vector before the patches."""
+    distillation_token: bool = False
+    """And a second one after it (DeiT)."""
+    mask_token: bool = False
+    """A learned vector that stands for hidden patches in pre-training (BEiT, DINOv2)."""
 
     def __post_init__(self):
         _positive(self, "image_size", "patch_size", "num_channels")
         _require(
-            self.image_size % self.patch_size == 0,
-            f"PatchConfig.image_size is {self.image_size}; give a multiple of patch_size ({self.patch_size})",
+            self.image_size >= self.patch_size,
+            f"PatchConfig.image_size is {self.image_size}; give at least patch_size ({self.patch_size})",
         )
+        _require(
+            self.class_token or not self.distillation_token,
+            "PatchConfig.distillation_token without class_token is no published architecture",
+        )
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of patches of an image."""
+        return height // self.patch_size, width // self.patch_size
+
+    @property
+    def num_tokens(self) -> int:
+        """Learned vectors before the patches."""
+        return self.class_token + self.distillation_token
 
     @property
     def sequence_length(self) -> int:
         """Vectors an image becomes."""
-        return (self.image_size // self.patch_size) ** 2 + self.class_token
+        rows, columns = self.grid(self.image_size, self.image_size)
+        return rows * columns + self.num_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -528,18 +567,21 @@ class ClassifierHead:
     """One vector of logits a sequence, from a pooled hidden state."""
 
     num_classes: int
-    pooling: Literal["first", "last", "mean"] = "first"
-    """Which position stands for the sequence; "last" and "mean" leave padding out."""
+    pooling: Pooling = "first"
     padding_id: int | None = None
     """With "last": padding is this id, whatever the attention mask says (classifiers on decoders); None: the mask."""
+    norm: NormConfig | None = None
+    """Normalise the pooled vector (BEiT)."""
     pooler: Activation | None = None
     """A dense layer and this activation between the pooled vector and the logits (BERT: tanh)."""
     bias: bool = True
     """Add a learned offset to the logits."""
+    distilled: bool = False
+    """A second classifier reads the second position, DeiT's distillation token; the logits are the mean of both."""
 
     def __post_init__(self):
         _positive(self, "num_classes")
-        _one_of(self, "pooling", Literal["first", "last", "mean"])
+        _one_of(self, "pooling", Pooling)
         _require(
             self.padding_id is None or self.pooling == "last",
             f"ClassifierHead.padding_id is {self.padding_id} with pooling={self.pooling!r}; only 'last' reads it",
@@ -561,10 +603,27 @@ class TokenHead:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AttentionPoolConfig:
+    """A learned query attends to all positions, and an MLP adds to what it finds (SigLIP; Zhai et al. 2022)."""
+
+    attention: AttentionConfig
+    mlp: MlpConfig
+    norm: NormConfig = NormConfig()
+    """Of the MLP's input."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EmbeddingHead:
     """One vector a sequence, for similarity and search."""
 
-    pooling: Literal["first", "last", "mean"] = "mean"
+    pooling: Literal[Pooling, "token", "attention"] = "mean"
+    """The first position of an id, or what a learned query finds; else as in a classifier."""
+    token_id: int | None = None
+    """With "token": the id (CLIP's end of text); None: the highest in the sequence (CLIP's first release)."""
+    attention_pool: AttentionPoolConfig | None = None
+    """With "attention": the query's attention and MLP."""
+    norm: NormConfig | None = None
+    """Normalise the pooled vector, before any projection (CLIP's images)."""
     normalize: bool = True
     """Scale the vector to length one."""
     projection: int | None = None
@@ -574,7 +633,16 @@ class EmbeddingHead:
     """Applied to the projection (BERT's pooler: tanh)."""
 
     def __post_init__(self):
-        _one_of(self, "pooling", Literal["first", "last", "mean"])
+        _one_of(self, "pooling", Literal[Pooling, "token", "attention"])
+        _require(
+            self.token_id is None or self.pooling == "token",
+            f"EmbeddingHead.token_id is {self.token_id} with pooling={self.pooling!r}; only 'token' reads it",
+        )
+        _require(
+            (self.attention_pool is not None) == (self.pooling == "attention"),
+            f"EmbeddingHead.attention_pool is {self.attention_pool} with pooling={self.pooling!r}; "
+            "give it exactly with 'attention'",
+        )
         _require(
             self.projection is not None or not (self.projection_bias or self.activation),
             "EmbeddingHead has projection_bias or activation without a projection; give its width",

@@ -7,21 +7,23 @@ blocks into a model is in `zoo.transformer`.
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax import struct
 from jax import lax
 from jax.nn.initializers import normal, variance_scaling
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from zoo.config import (
     Activation,
     AttentionConfig,
     DynamicScaling,
     ExpertsConfig,
+    GridBiasConfig,
     LearnedPositions,
     LinearScaling,
     Llama3Scaling,
@@ -33,7 +35,7 @@ from zoo.config import (
     SinusoidalPositions,
     YarnScaling,
 )
-from zoo.kernels import attention, merge
+from zoo.kernels import DenseBias, attention, merge
 from zoo.kernels.product import product
 
 ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
@@ -406,23 +408,85 @@ class PatchEmbedding(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, pixels: Float[Array, "B C height width"]) -> Float[Array, "B T D"]:
-        """Patches in reading order, after the class token where there is one."""
+    def __call__(
+        self, pixels: Float[Array, "B C height width"], hidden: Bool[Array, "B patches"] | None = None
+    ) -> Float[Array, "B T D"]:
+        """Patches in reading order, after the class token where there is one; `hidden` ones become the mask token."""
         config, size = self.config, self.config.patch_size
-        batch, channels, height, width = pixels.shape
-        if (channels, height, width) != (config.num_channels, config.image_size, config.image_size):
+        batch, channels, *sides = pixels.shape
+        rows, columns = config.grid(*sides)
+        if channels != config.num_channels or not rows * columns:
             raise ValueError(
                 f"pixel_values are {pixels.shape}; this model reads [batch, {config.num_channels}, "
                 f"{config.image_size}, {config.image_size}]: resize or transpose the images"
             )
-        patches = pixels.reshape(batch, channels, height // size, size, width // size, size)
+        patches = pixels[:, :, : rows * size, : columns * size].reshape(batch, channels, rows, size, columns, size)
         patches = patches.transpose(0, 2, 4, 3, 5, 1).reshape(batch, -1, size * size * channels)
-        x = Projection((self.width,), self.dtype, bias=True, name="projection")(patches)
-        if config.class_token:
-            token = self.param("class_token", nn.initializers.zeros, (self.width,))
-            token = jnp.broadcast_to(token.astype(x.dtype), (batch, 1, self.width))
-            x = jnp.concatenate([token, x], 1)
-        return x
+        x = Projection((self.width,), self.dtype, bias=config.bias, name="projection")(patches)
+        if config.mask_token:
+            token = self._token("mask_token", x)
+            x = x if hidden is None else jnp.where(hidden[..., None], token, x)
+        elif hidden is not None:
+            raise ValueError("bool_masked_pos was given, and this model has no mask token; leave it out")
+        names = [name for name in ("class_token", "distillation_token") if getattr(config, name)]
+        tokens = [jnp.broadcast_to(self._token(name, x), (batch, 1, self.width)) for name in names]
+        return jnp.concatenate([*tokens, x], 1)
+
+    def _token(self, name: str, x: Array) -> Float[Array, " D"]:
+        return self.param(name, nn.initializers.zeros, (self.width,)).astype(x.dtype)
+
+
+def resample_grid(
+    grid: Float[Array, "R C D"], size: tuple[int, int], method: Literal["linear", "cubic"]
+) -> Float[Array, "rows columns D"]:
+    """Interpolate a grid of vectors at the centres of another: no smoothing, borders repeated, as vision models do."""
+    down, across = (_resampling(old, new, method) for old, new in zip(grid.shape[:2], size, strict=True))
+    return jnp.einsum("yr,xc,rcd->yxd", down, across, grid, precision=lax.Precision.HIGHEST)
+
+
+def _resampling(old: int, new: int, method: Literal["linear", "cubic"]) -> np.ndarray:
+    """Weights [new, old] of one axis."""
+    centres = (np.arange(new)[:, None] + 0.5) * old / new - 0.5
+    taps = np.floor(centres).astype(int) + np.arange(-1, 3)
+    distance = np.abs(centres - taps)
+    if method == "linear":
+        weights = np.maximum(1 - distance, 0)
+    else:  # Keys (1981) with a = -0.75, as most image libraries have it; jax.image has -0.5
+        near = 1.25 * distance**3 - 2.25 * distance**2 + 1
+        far = -0.75 * (distance**3 - 5 * distance**2 + 8 * distance - 4)
+        weights = np.where(distance <= 1, near, np.where(distance < 2, far, 0))
+    matrix = np.zeros((new, old))
+    np.add.at(matrix, (np.arange(new)[:, None], taps.clip(0, old - 1)), weights)
+    return matrix.astype(np.float32)
+
+
+class GridBias(nn.Module):
+    """A bias for each pair of patches by their distance down and across, and for the class token (Bao et al. 2022)."""
+
+    config: GridBiasConfig
+    num_heads: int
+
+    @nn.compact
+    def __call__(self, grid: tuple[int, int]) -> DenseBias:
+        """The bias [1, N, T, T] of an image of `grid` patches; the class token comes first."""
+        config, (rows, columns) = self.config, grid
+        sides = (2 * config.rows - 1, 2 * config.columns - 1)
+        table = self.param("embedding", normal(0.02), (math.prod(sides) + 3, self.num_heads))
+        distances, ends = table[:-3].reshape(*sides, -1), table[-3:]
+        if grid != (config.rows, config.columns):
+            distances = resample_grid(distances, (2 * rows - 1, 2 * columns - 1), "linear")
+        table = jnp.concatenate([distances.reshape(-1, self.num_heads), ends])
+        return DenseBias(jnp.moveaxis(table[grid_distances(rows, columns)], -1, 0)[None])
+
+
+def grid_distances(rows: int, columns: int) -> Int[Array, "T T"]:
+    """Row of `GridBias`'s table for each query and key: patches in reading order after the class token."""
+    count = (2 * rows - 1) * (2 * columns - 1)
+    y, x = jnp.divmod(jnp.arange(rows * columns), columns)
+    down, across = (place[:, None] - place[None] for place in (y, x))
+    between = (down + rows - 1) * (2 * columns - 1) + across + columns - 1
+    whole = jnp.full((rows * columns + 1,) * 2, count + 1)  # from a patch to the class token
+    return whole.at[0].set(count).at[0, 0].set(count + 2).at[1:, 1:].set(between)
 
 
 def sinusoids(config: SinusoidalPositions, positions: Int[Array, "B T"], width: int) -> Float[Array, "B T D"]:
@@ -442,8 +506,28 @@ class PositionTable(nn.Module):
     width: int
 
     @nn.compact
-    def __call__(self, positions: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        """Rows at positions + offset; NaN past the table's end."""
+    def __call__(
+        self,
+        positions: Int[Array, "B T"],
+        patches: PatchConfig | None = None,
+        grid: tuple[int, int] | None = None,
+    ) -> Float[Array, "B T D"]:
+        """Rows at positions + offset; NaN past the table's end.
+
+        For an image of `grid` patches, a table that was learned on another grid is resampled.
+        """
         shape = (self.config.max_length + self.config.offset, self.width)
         table = self.param("embedding", normal(0.02), shape)
+        if patches is not None and grid is not None:
+            table = _positions_of_grid(table, patches, grid)
         return rows(table, positions + self.config.offset)
+
+
+def _positions_of_grid(table: Float[Array, "P D"], patches: PatchConfig, grid: tuple[int, int]) -> Float[Array, "T D"]:
+    """The table for a grid of patches; the vectors before the patches keep theirs."""
+    learned = patches.grid(patches.image_size, patches.image_size)
+    if grid == learned:
+        return table
+    tokens, places = jnp.split(table[: patches.sequence_length], [patches.num_tokens])
+    places = resample_grid(places.reshape(*learned, -1), grid, "cubic")
+    return jnp.concatenate([tokens, places.reshape(-1, table.shape[-1])])

@@ -13,15 +13,18 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from zoo.config import (
     AlibiConfig,
+    AttentionPoolConfig,
     ClassifierHead,
     EmbeddingConfig,
     EmbeddingHead,
+    GridBiasConfig,
     LanguageModelHead,
     LearnedPositions,
+    Pooling,
     SinusoidalPositions,
     Span,
     StackConfig,
@@ -34,6 +37,7 @@ from zoo.kernels.product import accumulate
 from zoo.layers import (
     ACTIVATIONS,
     Attention,
+    GridBias,
     KeysValues,
     Mlp,
     Norm,
@@ -128,6 +132,8 @@ class Surroundings:
     memory: Float[Array, "B S D"] | None = None
     """The encoder's output."""
     memory_sight: Sight | None = None
+    grid: tuple[int, int] | None = struct.field(pytree_node=False, default=None)
+    """Rows and columns of an image's patches, where layers have a bias of their own over them."""
 
 
 @struct.dataclass
@@ -168,6 +174,9 @@ class Block(nn.Module):
             rotation = around.rotations[self.span]
             fresh = attention.keys_values(x, rotation)
             sight = around.sights[self.span]
+            if around.grid is not None:
+                bias = GridBias(config.position_bias, config.attention.num_heads, name="relative_bias")(around.grid)
+                sight = sight.replace(bias=bias)
             return attention(x, fresh, sight, rotation=rotation, cached=cached, dropout_rng=rngs[0])
 
         def attend_to_memory(x):
@@ -228,6 +237,7 @@ class Stack(nn.Module):
         memory: Float[Array, "B S D"] | None = None,
         memory_segment_ids: tuple[Int[Array, "B T"], Int[Array, "B S"]] | None = None,
         cache: Cache | None = None,
+        grid: tuple[int, int] | None = None,
         dropout_rng: Array | None = None,
         output_hidden_states: bool = False,
     ) -> tuple[Float[Array, "B T D"], "Trace"]:
@@ -240,21 +250,23 @@ class Stack(nn.Module):
             memory: the encoder's output, for cross-attention.
             memory_segment_ids: the same for queries and memory.
             cache: keys and values of earlier positions.
+            grid: rows and columns of patches, where `x` is an image.
             dropout_rng: key, in training; None is evaluation.
-
             output_hidden_states: whether to keep what each layer returns.
 
         Returns:
             The last states, and what the layers did on the way.
         """
-        bias = self._position_bias()
+        bias = self._position_bias(grid)
+        own_bias = isinstance(self.config.position_bias, GridBiasConfig) and self.config.position_bias.per_layer
         around = Surroundings(
             sights={span: self._sight(span, segment_ids, bias, cache) for span in ("global", "local")},
             rotations={span: self._rotation(span, positions) for span in ("global", "local")},
             memory=memory,
             memory_sight=Sight(Segments(*memory_segment_ids) if memory_segment_ids else Full()),
+            grid=grid if own_bias else None,
         )
-        parameters = self._parameters(x[:1, :1], around)
+        parameters = self._parameters(x[:1] if own_bias else x[:1, :1], around)
         last, (fresh, balance, states) = self._run(parameters, x, around, cache, dropout_rng, output_hidden_states)
         if self.config.final_norm:
             last = Norm(self.config.norm, name="final_norm")(last)
@@ -284,7 +296,7 @@ class Stack(nn.Module):
         sight, rotation = Sight(Full()), around.rotations[self.config.pattern[0]]
         if rotation is not None:
             rotation = rotation.replace(cosine=rotation.cosine[:1, :1], sine=rotation.sine[:1, :1])
-        one = Surroundings({block.span: sight}, {block.span: rotation}, memory, sight)
+        one = Surroundings({block.span: sight}, {block.span: rotation}, memory, sight, around.grid)
         make = lambda rng: block.init(rng, x, one)["params"]  # noqa: E731
         names = jax.eval_shape(make, jax.random.key(0))
         split = lambda rng: jax.random.split(rng, self.config.unique_layers)  # noqa: E731
@@ -377,12 +389,14 @@ class Stack(nn.Module):
         rotary = local.rotary if span == "local" and local is not None else self.config.attention.rotary
         return None if rotary is None else Rotation.at(rotary, self.config.attention.head_size, positions)
 
-    def _position_bias(self):
+    def _position_bias(self, grid: tuple[int, int] | None):
         config, num_heads = self.config.position_bias, self.config.attention.num_heads
         if config is None:
             return None
         if isinstance(config, AlibiConfig):
             return ALiBi(config.scale * alibi_slopes(num_heads))
+        if isinstance(config, GridBiasConfig):
+            return None if config.per_layer else GridBias(config, num_heads, name="position_bias")(grid)
         table = TokenEmbedding(config.num_buckets, num_heads, name="position_bias").table()
         return RelativeBias(table, bidirectional=not self.config.causal, max_distance=config.max_distance)
 
@@ -428,20 +442,21 @@ class Embedder(nn.Module):
         token_type_ids: Int[Array, "B T"] | None = None,
         *,
         table: Float[Array, "V E"] | None = None,
+        bool_masked_pos: Bool[Array, "B patches"] | None = None,
         dropout_rng: Array | None = None,
     ) -> Float[Array, "B T D"]:
         """Embed ids (or pixels), add positions and token types, normalise, and project to the stack's width.
 
         `table` stands in for a token table of its own where two embedders share one.
         """
-        config = self.config
+        config, grid = self.config, None
         if config.patches is not None:
-            x = self.patch(inputs)
+            x, grid = self.patch(inputs, bool_masked_pos), config.patches.grid(*inputs.shape[2:])
         else:
             table = self.table() if table is None else table
             x = rows(table, inputs) * config.scale
         if isinstance(config.positions, LearnedPositions):
-            x = x + self.position(positions)
+            x = x + self.position(positions, config.patches, grid)
         elif isinstance(config.positions, SinusoidalPositions):
             x = x + sinusoids(config.positions, positions, config.width)
         if config.num_token_types:
@@ -488,14 +503,27 @@ class PooledHead(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"], mask: Int[Array, "B T"] | None) -> Float[Array, "B O"]:
+    def __call__(
+        self, x: Float[Array, "B T D"], mask: Int[Array, "B T"] | None, ids: Int[Array, "B T"] | None = None
+    ) -> Float[Array, "B O"]:
         """Pool over the positions where `mask` is not zero and project, in float32 at the end."""
         config = self.config
-        pooled = pool(x, mask, config.pooling)
+        if config.pooling == "attention":
+            pooled = AttentionPool(config.attention_pool, self.dtype, name="pool")(x)
+        elif config.pooling == "token":
+            marked = ids if config.token_id is None else ids == config.token_id
+            pooled = jnp.take_along_axis(x, jnp.argmax(marked, 1)[:, None, None], axis=1)[:, 0]
+        else:
+            pooled = pool(x, mask, config.pooling)
+        if config.norm is not None:
+            pooled = Norm(config.norm, name="norm")(pooled)
         if isinstance(config, ClassifierHead):
             if config.pooler is not None:
                 pooled = ACTIVATIONS[config.pooler](Projection((x.shape[-1],), self.dtype, True, name="pooler")(pooled))
             logits = Projection((config.num_classes,), self.dtype, config.bias, name="logits")(pooled)
+            if config.distilled:
+                second = Projection((config.num_classes,), self.dtype, config.bias, name="distilled_logits")(x[:, 1])
+                logits = (logits + second) / 2
             return logits.astype(jnp.float32)
         if config.projection is not None:
             project = Projection((config.projection,), self.dtype, config.projection_bias, name="projection")
@@ -508,10 +536,34 @@ class PooledHead(nn.Module):
         return pooled
 
 
-def pool(x: Float[Array, "B T D"], mask: Int[Array, "B T"] | None, how: str) -> Float[Array, "B D"]:
-    """The first position, the last unmasked one, or the mean over unmasked ones."""
-    if how == "first":
-        return x[:, 0]
+class AttentionPool(nn.Module):
+    """What a learned query finds in a sequence, plus an MLP of it."""
+
+    config: AttentionPoolConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B D"]:
+        """Attend once, over all positions."""
+        config, (batch, _, width) = self.config, x.shape
+        probe = self.param("probe", nn.initializers.normal(0.02), (width,)).astype(self.dtype)
+        attention = Attention(config.attention, width, self.dtype, name="attention")
+        query = jnp.broadcast_to(probe, (batch, 1, width))
+        found = attention(query, attention.keys_values(x), Sight(Full()))[:, 0]
+        return found + Mlp(config.mlp, self.dtype, name="mlp")(Norm(config.norm, name="norm")(found))[0]
+
+
+def pool(x: Float[Array, "B T D"], mask: Int[Array, "B T"] | None, how: Pooling) -> Float[Array, "B D"]:
+    """One vector a sequence, as the config's `Pooling` says."""
+    match how:
+        case "first":
+            return x[:, 0]
+        case "end":
+            return x[:, -1]
+        case "patch_mean":
+            return x[:, 1:].astype(jnp.float32).mean(1).astype(x.dtype)
+        case "first_and_patch_mean":
+            return jnp.concatenate([x[:, 0], pool(x, mask, "patch_mean")], -1)
     mask = jnp.ones(x.shape[:2], jnp.int32) if mask is None else (mask != 0).astype(jnp.int32)
     if how == "last":
         last = jnp.max(mask * jnp.arange(x.shape[1]), axis=1)
@@ -565,6 +617,7 @@ class Transformer(nn.Module):
         position_ids: Int[Array, "B T"] | None = None,
         segment_ids: Int[Array, "B T"] | None = None,
         pixel_values: Float[Array, "B C height width"] | None = None,
+        bool_masked_pos: Bool[Array, "B patches"] | None = None,
         decoder_input_ids: Int[Array, "B T"] | None = None,
         decoder_attention_mask: Int[Array, "B T"] | None = None,
         decoder_position_ids: Int[Array, "B T"] | None = None,
@@ -581,6 +634,7 @@ class Transformer(nn.Module):
             position_ids: default 0, 1, 2, ...
             segment_ids: documents packed into one row; tokens attend within equal ids only. Replaces attention_mask.
             pixel_values: an image, for models that read patches.
+            bool_masked_pos: patches that a mask token stands for, in pre-training.
             decoder_input_ids: ids for an encoder-decoder's decoder, shifted right.
             decoder_attention_mask: as attention_mask.
             decoder_position_ids: as position_ids.
@@ -598,7 +652,8 @@ class Transformer(nn.Module):
         )
         if self.config.encoder is None:
             return self.decode(input_ids, **source, dropout_rng=dropout_rng)
-        encoded = self.encode(input_ids, pixel_values=pixel_values, **source, dropout_rng=rngs[0])
+        image = dict(pixel_values=pixel_values, bool_masked_pos=bool_masked_pos)
+        encoded = self.encode(input_ids, **image, **source, dropout_rng=rngs[0])
         if self.config.decoder is None:
             return encoded
         return self.decode(
@@ -620,6 +675,7 @@ class Transformer(nn.Module):
         position_ids: Int[Array, "B T"] | None = None,
         segment_ids: Int[Array, "B T"] | None = None,
         pixel_values: Float[Array, "B C height width"] | None = None,
+        bool_masked_pos: Bool[Array, "B patches"] | None = None,
         dropout_rng: Array | None = None,
         output_hidden_states: bool = False,
     ) -> Output:
@@ -628,12 +684,16 @@ class Transformer(nn.Module):
         wanted = "input_ids" if self.config.embedding.patches is None else "pixel_values"
         if inputs is None:
             raise ValueError(f"{wanted} is missing; this model's encoder reads it")
-        length = inputs.shape[1] if wanted == "input_ids" else self.config.embedding.patches.sequence_length
+        patches, length, grid = self.config.embedding.patches, inputs.shape[1], None
+        if patches is not None:
+            grid = patches.grid(*inputs.shape[2:])
+            length = grid[0] * grid[1] + patches.num_tokens
         positions = _positions(position_ids, inputs.shape[0], length)
         rngs = (None, None) if dropout_rng is None else jax.random.split(dropout_rng)
-        x = self.embedder(inputs, positions, token_type_ids, dropout_rng=rngs[0])
+        x = self.embedder(inputs, positions, token_type_ids, bool_masked_pos=bool_masked_pos, dropout_rng=rngs[0])
         segments = _segments(attention_mask, segment_ids)
-        x, trace = self.encoder(x, positions, segments, dropout_rng=rngs[1], output_hidden_states=output_hidden_states)
+        options = dict(grid=grid, dropout_rng=rngs[1], output_hidden_states=output_hidden_states)
+        x, trace = self.encoder(x, positions, segments, **options)
         output = Output(last_hidden_state=x, aux_loss=trace.balance, hidden_states=trace.hidden_states)
         return output if self.config.decoder is not None else self._with_head(output, attention_mask, input_ids)
 
@@ -742,7 +802,7 @@ class Transformer(nn.Module):
                 mask = attention_mask if padding_id is None else input_ids != padding_id
                 return output.replace(logits=self.head(x, mask))
             case EmbeddingHead():
-                return output.replace(pooler_output=self.head(x, attention_mask))
+                return output.replace(pooler_output=self.head(x, attention_mask, input_ids))
 
 
 def example_inputs(config: TransformerConfig) -> dict[str, Array]:

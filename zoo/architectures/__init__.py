@@ -10,6 +10,7 @@ from zoo.architectures.architecture import Architecture, Fields
 
 _HOME = {
     "bert": "bert",
+    "deit": "vit",
     "vit": "vit",
 }
 """The file of each model_type."""

@@ -1,5 +1,9 @@
-"""ViT (Dosovitskiy et al. 2021): a pre-norm encoder over the patches of an image and a class token."""
+"""ViT (Dosovitskiy et al. 2021): a pre-norm encoder over the patches of an image and a class token.
 
+DeiT (Touvron et al. 2021) is the same with a second token, which learned from a teacher.
+"""
+
+import functools
 from typing import Any
 
 from zoo.architectures.architecture import Architecture, Fields, activation_name
@@ -20,9 +24,9 @@ from zoo.config import (
 from zoo.weights import LINEAR_OF_HEADS, Rule, linear, norm, patches, rule, unit_axes
 
 
-def config_from_hf(fields: Fields, head: str) -> TransformerConfig:
-    """Translate a ViTConfig."""
-    patch = patches_from_hf(fields, patch_size=16)
+def config_from_hf(fields: Fields, head: str, distilled: bool = False) -> TransformerConfig:
+    """Translate a ViTConfig, or where `distilled` a DeiTConfig."""
+    patch = patches_from_hf(fields, patch_size=16, distillation_token=distilled)
     width = fields.get("hidden_size", 768)
     return TransformerConfig(
         embedding=EmbeddingConfig(
@@ -79,8 +83,8 @@ def stack_from_hf(fields: Fields) -> StackConfig:
 
 
 def _head(fields: Fields, head: str, width: int) -> Head:
-    if head == "image_classification":
-        return ClassifierHead(num_classes=fields.num_labels())
+    if head in ("image_classification", "distilled_image_classification"):
+        return ClassifierHead(num_classes=fields.num_labels(), distilled=head.startswith("distilled"))
     return EmbeddingHead(
         pooling="first",
         normalize=False,
@@ -117,31 +121,36 @@ def stack_to_hf(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
-def weights(config: TransformerConfig, head: str) -> list[Rule]:
-    """The table."""
+def weights(config: TransformerConfig, head: str, base: str = "vit") -> list[Rule]:
+    """The table; `base` is the prefix of the base model's names."""
     heads = {
-        "base": linear("vit.pooler.dense", "head/projection"),
+        "base": linear(f"{base}.pooler.dense", "head/projection"),
         "image_classification": linear("classifier", "head/logits"),
+        "distilled_image_classification": [
+            *linear("cls_classifier", "head/logits"),
+            *linear("distillation_classifier", "head/distilled_logits"),
+        ],
     }
-    layer = "vit.encoder.layer.{layer}"
+    layer = base + ".encoder.layer.{layer}"
     return [
-        *embedding_rules(config, "vit"),
+        *embedding_rules(config, base),
         *attention_rules(layer),
         *norm(f"{layer}.layernorm_before", "encoder/attention_input_norm"),
         *norm(f"{layer}.layernorm_after", "encoder/mlp_input_norm"),
         *linear(f"{layer}.intermediate.dense", "encoder/mlp/up"),
         *linear(f"{layer}.output.dense", "encoder/mlp/down"),
-        *norm("vit.layernorm", "encoder/final_norm"),
+        *norm(f"{base}.layernorm", "encoder/final_norm"),
         *heads[head],
     ]
 
 
 def embedding_rules(config: TransformerConfig, base: str) -> list[Rule]:
-    """The rows of patches, class token and positions."""
+    """The rows of patches, tokens and positions."""
     patch = config.embedding.patches
     cut = patches(patch.patch_size, patch.num_channels)
     return [
         rule(f"{base}.embeddings.cls_token", "embedder/patch/class_token", unit_axes(2)),
+        rule(f"{base}.embeddings.distillation_token", "embedder/patch/distillation_token", unit_axes(2)),
         *linear(f"{base}.embeddings.patch_embeddings.projection", "embedder/patch/projection", cut),
         rule(f"{base}.embeddings.position_embeddings", "embedder/position/embedding", unit_axes(1)),
     ]
@@ -180,5 +189,19 @@ ARCHITECTURES = [
         prefix="vit.",
         ignored=(r"embeddings\.mask_token$",),
         tiny=TINY,
-    )
+    ),
+    Architecture(
+        model_type="deit",
+        classes={
+            "base": "DeiTModel",
+            "image_classification": "DeiTForImageClassification",
+            "distilled_image_classification": "DeiTForImageClassificationWithTeacher",
+        },
+        config_from_hf=functools.partial(config_from_hf, distilled=True),
+        config_to_hf=config_to_hf,
+        weights=functools.partial(weights, base="deit"),
+        prefix="deit.",
+        ignored=(r"embeddings\.mask_token$",),
+        tiny=TINY,
+    ),
 ]
