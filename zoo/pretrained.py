@@ -26,7 +26,7 @@ from zoo.formats.hub import download
 from zoo.formats.safetensors import read_json, write_folder
 from zoo.generate import Generated, generate
 from zoo.serialization import from_dict
-from zoo.tokenization import load_tokenizer
+from zoo.tokenization import PretrainedTokenizer, load_tokenizer
 from zoo.training.checkpoint import load_params
 from zoo.training.run_record import read_run
 from zoo.training.sharding import shard_parameters
@@ -180,10 +180,11 @@ def _build(
 ) -> Bundle:
     architecture, head = origin.architecture, origin.head
     config = _translate(architecture, fields, head)
+    tokenizer = _tokenizer(origin.folder, origin.fields, config.embedding.vocab_size)
     if head == "base" and not head_given and not _has_head(architecture.weights(config, head), tensors, architecture):
         config = dataclasses.replace(config, head=None)
     model = Transformer(config, dtype=jnp.dtype(dtype or jnp.float32), layers=layers or "unrolled")
-    shapes = parameter_shapes(model)
+    shapes = _shapes(model, fields)
     imported = import_params(
         architecture.weights(config, head),
         tensors,
@@ -201,7 +202,7 @@ def _build(
         model=model,
         params=params,
         config=config,
-        tokenizer=load_tokenizer(origin.folder, origin.fields),
+        tokenizer=tokenizer,
         origin=origin,
     )
 
@@ -212,6 +213,27 @@ def _has_head(rows: Sequence[Rule], tensors: Tensors, architecture: Architecture
     return not names or any(
         name in tensors.shapes or name.removeprefix(architecture.prefix) in tensors.shapes for name in names
     )
+
+
+def _shapes(model: Any, fields: Fields) -> dict:
+    """Shapes of the parameters; sizes that no array can have are the checkpoint's error."""
+    try:
+        return parameter_shapes(model)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise CheckpointError(f"{fields.origin} describes no model that can be built: {str(error)[:200]}") from None
+
+
+def _tokenizer(folder: Path, fields: dict[str, Any], vocab_size: int | None) -> PretrainedTokenizer | None:
+    """The tokenizer. CheckpointError where it has ids that the model does not know."""
+    tokenizer = load_tokenizer(folder, fields)
+    if tokenizer is not None and vocab_size is not None:
+        token, last = tokenizer.coder.last()
+        if last >= vocab_size:
+            raise CheckpointError(
+                f"{folder}: the tokenizer gives {token!r} the id {last}, and config.json has vocab_size {vocab_size}; "
+                "they belong to different models, or the table was not resized after tokens were added"
+            )
+    return tokenizer
 
 
 def _find(fields: Fields) -> Architecture:

@@ -258,6 +258,17 @@ def _items(rule: Rule, shapes: Mapping[str, Shape]) -> Iterator[_Item]:
         yield _Item(rule, tuple(name.format(**dict(zip(letters, index, strict=True))) for name in rule.theirs), index)
 
 
+def _check_count(rule: Rule, shapes: Mapping[str, Shape], tensors: Tensors) -> None:
+    """Raise CheckpointError where a rule asks for more tensors than there are, before they are counted one by one."""
+    if all(path in shapes for path in rule.ours):
+        letters = dict.fromkeys(_INDEX.findall(rule.theirs[0]))
+        count = math.prod(shapes[rule.ours[0]][: len(letters)])
+        if count > rule.first + len(tensors.shapes):
+            raise CheckpointError(
+                f"{tensors.origin} has {len(tensors.shapes)} tensors; config.json describes {count} of {rule.theirs[0]}"
+            )
+
+
 def _their_shapes(item: _Item, shapes: Mapping[str, Shape]) -> list[Shape]:
     """Shapes of the tensors that the item reads."""
     own = [jax.ShapeDtypeStruct(shapes[path][len(item.index) :], jnp.float32) for path in item.rule.ours]
@@ -319,6 +330,8 @@ def import_params(
     shapes = {path: tuple(leaf.shape) for path, leaf in flatten(model).items()}
     placed = {path: SingleDeviceSharding(jax.devices()[0]) for path in shapes}
     placed |= {} if shardings is None else flatten(shardings)
+    for row in rules:
+        _check_count(row, shapes, tensors)
     items = [item for row in rules for item in _items(row, shapes)]
     covered = {path for item in items for path in item.rule.ours}
     uncovered = sorted(set(shapes) - covered)

@@ -59,6 +59,10 @@ class PieceCoder:
     def _pieces(self) -> dict[int, str]:
         return {i: piece for piece, i in self.target_ids.items()}
 
+    def last(self) -> tuple[str, int]:
+        """The piece with the highest id among those that the model reads, and that id."""
+        return max(self.source_ids.items(), key=lambda entry: entry[1])
+
     def for_language(self, code: str) -> "PieceCoder":
         """The same for texts of another language. ValueError where the vocabulary lacks it."""
         token = self.language.format(code)

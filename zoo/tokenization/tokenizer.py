@@ -46,6 +46,10 @@ class Coder(Protocol):
         """The token of an id."""
         ...
 
+    def last(self) -> tuple[str, int]:
+        """The token with the highest id, and that id."""
+        ...
+
 
 class FastCoder:
     """A `tokenizers.Tokenizer`, whose own template adds the special tokens."""
@@ -72,6 +76,10 @@ class FastCoder:
     def token(self, token_id: int) -> str | None:
         """See `Coder`."""
         return self.tokenizer.id_to_token(token_id)
+
+    def last(self) -> tuple[str, int]:
+        """See `Coder`."""
+        return max(self.tokenizer.get_vocab().items(), key=lambda entry: entry[1], default=("", -1))
 
 
 @dataclass(frozen=True, kw_only=True)
