@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from models import CONFIGS, inputs
 
-from zoo.generate import GREEDY, PROMPT_BUCKET, Sampling, _generate, generate
+from zoo.generate import BUCKET, GREEDY, Sampling, _generate, generate
 
 
 def build(name: str):
@@ -71,7 +71,7 @@ def test_lengths_in_a_bucket_share_one_compilation():
     for length in (1, 3, 7):
         generate(apply, params, np.full((1, length), 5, np.int32), max_new_tokens=3)
     assert _generate._cache_size() == before + 1
-    assert PROMPT_BUCKET > 7
+    assert BUCKET > 7
 
 
 def test_seeds_repeat_and_differ():

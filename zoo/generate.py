@@ -1,12 +1,15 @@
-"""Text from a model: greedy or sampled, batched, in one compiled loop over the key/value cache.
+"""Text from a model: greedy, sampled or by beams, batched, in one compiled loop over the key/value cache.
 
 A model takes part through three methods of its `apply`: `encode` (encoder-decoders), `prefill` and `step`; what it
-keeps between steps is its own business. Prompts are padded on the left to a bucket, so prompts of many lengths
-share one compilation. Beam search is left for the issue on tasks.
+keeps between steps is its own business, as long as it has `select`. Prompts are padded to a bucket, so prompts of many
+lengths share one compilation. What may be asked for is in `zoo.generation_config`, what it does to logits in
+`zoo.logits`, and a step of beam search in `zoo.beam_search`.
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +20,15 @@ from flax import struct
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-PROMPT_BUCKET = 32
-"""Prompt lengths are rounded up to a multiple of this."""
+from zoo.beam_search import Beams
+from zoo.beam_search import advance as advance_beams
+from zoo.generation_config import GenerationConfig, read_config
+from zoo.logits import History, narrow, process
+
+BUCKET = 32
+"""Lengths of prompts and of what follows are rounded up to a multiple of this."""
+DEFAULT_NEW_TOKENS = 20
+"""Where neither max_length nor max_new_tokens is given, as in the reference."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,18 +54,13 @@ class Sampling:
         """One token a row."""
         if self.temperature == 0:
             return logits.argmax(-1).astype(jnp.int32)
-        logits = logits / self.temperature
-        if self.top_k is not None and self.top_k < logits.shape[-1]:
-            least = lax.top_k(logits, self.top_k)[0][:, -1:]
-            logits = jnp.where(logits < least, -jnp.inf, logits)
-        if self.top_p is not None:
-            ordered = jnp.sort(logits, axis=-1, descending=True)
-            probability = jax.nn.softmax(ordered, axis=-1)
-            before = jnp.cumsum(probability, -1) - probability
-            # The likeliest token always stays: nothing comes before it.
-            least = jnp.min(jnp.where(before < self.top_p, ordered, jnp.inf), -1, keepdims=True)
-            logits = jnp.where(logits < least, -jnp.inf, logits)
-        return jax.random.categorical(rng, logits).astype(jnp.int32)
+        return jax.random.categorical(rng, narrow(logits, **dataclasses.asdict(self))).astype(jnp.int32)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The same by the reference's names."""
+        sampling = self.temperature > 0
+        return {"do_sample": sampling} | (dataclasses.asdict(self) if sampling else {})
 
 
 GREEDY = Sampling(temperature=0.0)
@@ -63,26 +68,31 @@ GREEDY = Sampling(temperature=0.0)
 
 @struct.dataclass
 class Generated:
-    """What `generate` returns."""
+    """What `generate` returns: R rows, num_return_sequences for each row of the input, side by side."""
 
-    sequences: Int[Array, "B T"]
-    """The prompt (for encoder-decoders, the start token) and what follows it, padded after the end token."""
-    lengths: Int[Array, " B"]
+    sequences: Int[Array, "R T"]
+    """The prompt (for encoder-decoders, the decoder's) and what follows it, padded after the end token."""
+    lengths: Int[Array, " R"]
     """New tokens of each row, the end token included."""
+    scores: Float[Array, " R"] | None = None
+    """Of beams: the sum of a row's log-probabilities over its length ** length_penalty."""
 
 
 def generate(
     apply: Callable[..., Any],
     params: Any,
-    input_ids: Int[Array, "B P"],
+    input_ids: Int[Array, "B P"] | None = None,
     attention_mask: Int[Array, "B P"] | None = None,
     *,
-    max_new_tokens: int = 64,
-    sampling: Sampling = GREEDY,
+    sampling: Sampling | None = None,
     seed: int = 0,
-    eos_token_id: int | None = None,
-    pad_token_id: int = 0,
-    decoder_start_token_id: int | None = None,
+    prng_key: Array | None = None,
+    pixel_values: Float[Array, "B C height width"] | None = None,
+    input_features: Float[Array, "B M F"] | None = None,
+    token_type_ids: Int[Array, "B P"] | None = None,
+    decoder_input_ids: Int[Array, "B T"] | None = None,
+    decoder_attention_mask: Int[Array, "B T"] | None = None,
+    **options: Any,
 ) -> Generated:
     """Continue prompts, or decode from encoded inputs.
 
@@ -90,83 +100,331 @@ def generate(
         apply: `apply(params, method=..., **inputs)`; a stable object, since compilation is cached on it.
         params: the model's parameters.
         input_ids: prompts, padded on the left; for an encoder-decoder, its encoder's input, padded on either side.
-        attention_mask: 1 for tokens, 0 for padding; None: no padding.
-        max_new_tokens: tokens to add at the most.
-        sampling: how tokens are chosen.
+        attention_mask: 1 for tokens, 0 for padding; None: no padding, except that in prompts `pad_token_id` is taken
+            for it, where that ends no sequence.
+        sampling: temperature, top_k and top_p in one, instead of `do_sample` and these options.
         seed: of the sampling.
-        eos_token_id: ends a row.
-        pad_token_id: fills a row after its end.
-        decoder_start_token_id: the first token of an encoder-decoder's output; None for a decoder-only model.
+        prng_key: a key instead of the seed.
+        pixel_values: an encoder's input.
+        input_features: an encoder's input.
+        token_type_ids: of an encoder's input.
+        decoder_input_ids: an encoder-decoder's prompt; `decoder_start_token_id` comes before it, unless it is there.
+        decoder_attention_mask: of that prompt, padded on the left.
+        options: fields of `GenerationConfig`; `decoder_start_token_id` tells an encoder-decoder. Without `max_length`
+            and `max_new_tokens` there are 20 new tokens.
 
     Raises:
-        ValueError: empty prompts, a mask of another shape, or a row without tokens.
+        ValueError: an unknown option or one that zoo lacks, empty prompts, a mask of another shape, a row without
+            tokens, or no room for a new token.
     """
-    ids = np.asarray(input_ids, np.int32)
-    mask = np.ones_like(ids) if attention_mask is None else np.asarray(attention_mask, np.int32)
+    inputs: dict[str, Any] = dict(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        pixel_values=pixel_values,
+        input_features=input_features,
+        token_type_ids=token_type_ids,
+        decoder_input_ids=decoder_input_ids,
+        decoder_attention_mask=decoder_attention_mask,
+    )
+    config = _read(options, sampling)
+    start, config = _prepare(inputs, config)
+    rng = jax.random.key(seed) if prng_key is None else prng_key
+    loop = _search if config.num_beams > 1 else _generate
+    tokens, lengths, scores = loop(apply, params, start, rng, config)
+    longest = int(start.prompt_end) + int(lengths.max())
+    return Generated(tokens[:, int(start.begin) : longest], lengths, scores)
+
+
+def stream(
+    apply: Callable[..., Any],
+    params: Any,
+    input_ids: Int[Array, "B P"] | None = None,
+    attention_mask: Int[Array, "B P"] | None = None,
+    *,
+    sampling: Sampling | None = None,
+    seed: int = 0,
+    prng_key: Array | None = None,
+    **options: Any,
+) -> Iterator[Int[np.ndarray, " R"]]:
+    """The tokens that `generate` writes with the same arguments, one of each row at a time as they come.
+
+    Raises:
+        ValueError: as `generate`, and for beams, which are known only at their end.
+    """
+    inputs = {name: options.pop(name) for name in _INPUTS if name in options}
+    config = _read(options, sampling)
+    if config.num_beams > 1:
+        raise ValueError(f"num_beams is {config.num_beams}; what beams write is known at their end only: give 1")
+    start, config = _prepare(inputs | {"input_ids": input_ids, "attention_mask": attention_mask}, config)
+    rng = jax.random.key(seed) if prng_key is None else prng_key
+    return _stream(apply, params, start, rng, config)
+
+
+def _stream(apply, params, start, rng, config):
+    state = _begin(apply, params, start, rng, config)
+    yield np.asarray(state.token)
+    while bool(state.goes_on):
+        state = _next(apply, params, start, state, rng, config)
+        yield np.asarray(state.token)
+
+
+_INPUTS = (
+    "pixel_values", "input_features", "token_type_ids", "decoder_input_ids", "decoder_attention_mask",
+)  # fmt: skip
+
+
+def _read(options: Mapping[str, Any], sampling: Sampling | None) -> GenerationConfig:
+    if sampling is not None:
+        twice = sorted({"do_sample", "temperature", "top_k", "top_p"} & set(options))
+        if twice:
+            raise ValueError(f"both sampling and {twice[0]} are given; leave one out")
+        options = {**options, **sampling.options}
+    return read_config(options, [name for name in inspect.signature(generate).parameters if name != "options"])
+
+
+@struct.dataclass
+class Start:
+    """What generation begins with, padded to buckets. Positions are those of the buffer of P + room tokens."""
+
+    encoder: dict[str, Array]
+    """The encoder's inputs; empty without one."""
+    ids: Int[Array, "B P"]
+    """The decoder's prompt."""
+    mask: Int[Array, "B P"]
+    begin: Int[Array, ""]
+    prompt_end: Int[Array, ""]
+    limit: Int[Array, ""]
+    min_length: Int[Array, ""]
+    source_end: Int[Array, ""]
+    room: int = struct.field(pytree_node=False)
+    """Places for new tokens."""
+
+    def history(self, tokens: Int[Array, "R T"], end: Int[Array, ""]) -> History:
+        """What logits depend on beside the model."""
+        copies = len(tokens) // len(self.ids)
+        source = self.encoder.get("input_ids")
+        return History(
+            tokens=tokens,
+            begin=self.begin,
+            prompt_end=self.prompt_end,
+            end=end,
+            limit=self.limit,
+            min_length=self.min_length,
+            first=jnp.repeat(self.mask.argmax(-1), copies),
+            source=None if source is None else jnp.repeat(source, copies, axis=0),
+            source_end=self.source_end,
+        )
+
+    def tokens(self, copies: int, fill: int) -> Int[Array, "R T"]:
+        """The buffer: each prompt `copies` times, and `fill` where new tokens go."""
+        room = jnp.full((len(self.ids), self.room), fill, jnp.int32)
+        return jnp.repeat(jnp.concatenate([self.ids, room], 1), copies, axis=0)
+
+
+def _prepare(inputs: Mapping[str, Any], config: GenerationConfig) -> tuple[Start, GenerationConfig]:
+    """Check and pad the inputs. The configuration that is compiled on has no lengths, so that these may vary."""
+    inputs = {name: np.asarray(value) for name, value in inputs.items() if value is not None}
+    if config.decoder_start_token_id is None:
+        for name in inputs:
+            if name not in ("input_ids", "attention_mask"):
+                raise ValueError(f"{name} was given; a model without an encoder continues input_ids")
+        encoder, source_end = {}, 0
+        ids, mask = _check_prompt(inputs, "", config)
+        begin = -ids.shape[1] % BUCKET
+    else:
+        encoder, source_end = _encoder_inputs(inputs)
+        ids, mask = _decoder_prompt(inputs, len(next(iter(encoder.values()))), config)
+        # Most prompts of decoders are one token: a bucket would be nothing but padding.
+        begin = 0
+    length = ids.shape[1]
+    if config.max_new_tokens is not None:
+        limit = length + config.max_new_tokens
+    else:
+        limit = length + DEFAULT_NEW_TOKENS if config.max_length is None else config.max_length
+    if limit <= length:
+        raise ValueError(f"max_length is {limit} and the prompt has {length} tokens; give more, or max_new_tokens")
+    shortest = config.min_length if config.min_new_tokens is None else length + config.min_new_tokens
+    pad = ((0, 0), (begin, 0))
+    start = Start(
+        encoder={name: jnp.asarray(value) for name, value in encoder.items()},
+        ids=jnp.asarray(np.pad(ids, pad, constant_values=config.padding)),
+        mask=jnp.asarray(np.pad(mask, pad)),
+        begin=jnp.int32(begin),
+        prompt_end=jnp.int32(begin + length),
+        limit=jnp.int32(begin + limit),
+        min_length=jnp.int32(shortest),
+        source_end=jnp.int32(source_end),
+        room=limit - length + -(limit - length) % BUCKET,
+    )
+    return start, dataclasses.replace(config, max_length=None, max_new_tokens=None, min_length=0, min_new_tokens=None)
+
+
+def _check_prompt(inputs: Mapping[str, np.ndarray], prefix: str, config: GenerationConfig):
+    """Ids and mask of a decoder's prompt, padded on the left if at all."""
+    if f"{prefix}input_ids" not in inputs:
+        raise ValueError("input_ids is missing; give the prompts [batch, length]")
+    ids = inputs[f"{prefix}input_ids"].astype(np.int32)
+    if ids.ndim != 2 or ids.size == 0:
+        raise ValueError(f"{prefix}input_ids have shape {ids.shape}; give [batch, length] with at least one token")
+    if f"{prefix}attention_mask" in inputs:
+        mask = inputs[f"{prefix}attention_mask"].astype(np.int32)
+    elif not prefix and config.pad_token_id is not None and config.pad_token_id not in config.eos_token_id:
+        mask = (ids != config.pad_token_id).astype(np.int32)
+    else:
+        mask = np.ones_like(ids)
+    _check_mask(ids, mask, prefix)
+    if not mask[:, -1].all():
+        raise ValueError("prompts are padded on the right; pad them on the left, so that they end together")
+    return ids, mask
+
+
+def _check_mask(ids: np.ndarray, mask: np.ndarray, prefix: str = "") -> None:
+    if mask.shape != ids.shape:
+        raise ValueError(f"{prefix}attention_mask has shape {mask.shape}; give that of {prefix}input_ids, {ids.shape}")
+    if not mask.any(-1).all():
+        raise ValueError(f"row {int(np.argmin(mask.any(-1)))} of {prefix}attention_mask is all padding; give it a token")
+
+
+def _encoder_inputs(inputs: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], int]:
+    """What the encoder reads, ids padded on the right to a bucket, and how many ids there were."""
+    encoder = {name: value for name, value in inputs.items() if not name.startswith("decoder_")}
+    if "input_ids" not in encoder:
+        if not encoder:
+            raise ValueError("the encoder's input is missing; give input_ids, pixel_values or input_features")
+        return encoder, 0
+    ids = encoder["input_ids"].astype(np.int32)
     if ids.ndim != 2 or ids.size == 0:
         raise ValueError(f"input_ids have shape {ids.shape}; give [batch, length] with at least one token")
-    if mask.shape != ids.shape:
-        raise ValueError(f"attention_mask has shape {mask.shape}; give that of input_ids, {ids.shape}")
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}; give at least 1")
-    if not mask.any(-1).all():
-        raise ValueError(f"row {int(np.argmin(mask.any(-1)))} of attention_mask is all padding; give it a token")
-    if decoder_start_token_id is None and not mask[:, -1].all():
-        raise ValueError("prompts are padded on the right; pad them on the left, so that they end together")
-    prompt_length = ids.shape[1]
-    room = -prompt_length % PROMPT_BUCKET
-    ids = np.pad(ids, ((0, 0), (room, 0)), constant_values=pad_token_id)
-    mask = np.pad(mask, ((0, 0), (room, 0)))
-    tokens, lengths = _generate(
-        apply,
-        params,
-        ids,
-        mask,
-        jax.random.key(seed),
-        max_new_tokens,
-        sampling,
-        eos_token_id,
-        pad_token_id,
-        decoder_start_token_id,
-    )
-    if decoder_start_token_id is None:
-        start = jnp.asarray(ids[:, room:])
-    else:
-        start = jnp.full((ids.shape[0], 1), decoder_start_token_id, jnp.int32)
-    return Generated(jnp.concatenate([start, tokens], -1), lengths)
+    encoder["attention_mask"] = encoder.get("attention_mask", np.ones_like(ids)).astype(np.int32)
+    _check_mask(ids, encoder["attention_mask"])
+    room = ((0, 0), (0, -ids.shape[1] % BUCKET))
+    return {name: np.pad(value, room) for name, value in (encoder | {"input_ids": ids}).items()}, ids.shape[1]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5, 6, 7, 8, 9))
-def _generate(apply, params, ids, mask, rng, max_new_tokens, sampling, eos, pad, decoder_start):
-    batch, prompt = ids.shape
+def _decoder_prompt(inputs: Mapping[str, np.ndarray], batch: int, config: GenerationConfig):
+    """The start token, `forced_decoder_ids`, and what the caller gave."""
+    start = np.full((batch, 1), config.decoder_start_token_id, np.int32)
+    if "decoder_input_ids" not in inputs:
+        forced = [token for _, token in sorted(config.forced_decoder_ids)]
+        if [place for place, _ in sorted(config.forced_decoder_ids)] != list(range(1, len(forced) + 1)):
+            raise ValueError(f"forced_decoder_ids is {config.forced_decoder_ids}; give a token for each place from 1 on")
+        ids = np.concatenate([start, np.broadcast_to(np.array(forced, np.int32), (batch, len(forced)))], 1)
+        return ids, np.ones_like(ids)
+    ids, mask = _check_prompt(inputs, "decoder_", config)
+    if len(ids) != batch:
+        raise ValueError(f"decoder_input_ids have {len(ids)} rows and the encoder's input {batch}; give as many")
+    if (ids[:, 0] != start[:, 0]).all():
+        ids, mask = np.concatenate([start, ids], 1), np.concatenate([np.ones_like(start), mask], 1)
+    return ids, mask
+
+
+def _read_prompt(apply, params, start: Start, copies: int) -> tuple[Float[Array, "R V"], Any]:
+    """Logits of the first new token and a cache, `copies` rows for each prompt."""
     memory = {}
-    if decoder_start is not None:
-        encoded = apply(params, input_ids=ids, attention_mask=mask, method="encode").last_hidden_state
-        memory = dict(encoder_hidden_states=encoded, encoder_attention_mask=mask)
-        ids, prompt = jnp.full((batch, 1), decoder_start, jnp.int32), 1
-        mask = jnp.ones_like(ids)
-    prompts = dict(input_ids=ids, attention_mask=mask, **memory)
-    logits, cache = apply(params, **prompts, capacity=prompt + max_new_tokens, method="prefill")
-    tokens = jnp.full((batch, max_new_tokens), pad, jnp.int32)
-    ended, lengths = jnp.zeros(batch, bool), jnp.zeros(batch, jnp.int32)
+    if start.encoder:
+        encoded = apply(params, **start.encoder, method="encode").last_hidden_state
+        memory = {"encoder_hidden_states": encoded, "encoder_attention_mask": start.encoder.get("attention_mask")}
+    prompts = {"input_ids": start.ids, "attention_mask": start.mask} | memory
+    logits, cache = apply(params, **prompts, capacity=start.ids.shape[1] + start.room, method="prefill")
+    if copies == 1:
+        return logits, cache
+    rows = jnp.repeat(jnp.arange(len(start.ids)), copies)
+    return logits[rows], cache.select(rows)
 
-    def record(index, logits, tokens, ended, lengths):
-        token = jnp.where(ended, pad, sampling.choose(logits, jax.random.fold_in(rng, index)))
-        lengths = lengths + ~ended
-        if eos is not None:
-            ended = ended | (token == eos)
-        return token, lax.dynamic_update_slice_in_dim(tokens, token[:, None], index, 1), ended, lengths
 
-    def unfinished(state):
-        index, _, _, _, ended, _ = state
-        return (index < max_new_tokens) & ~ended.all()
+@struct.dataclass
+class Written:
+    """The state of the loop without beams."""
+
+    tokens: Int[Array, "R T"]
+    end: Int[Array, ""]
+    """Where the next token goes."""
+    token: Int[Array, " R"]
+    """The newest."""
+    ended: Array
+    lengths: Int[Array, " R"]
+    goes_on: Array
+    cache: Any
+
+
+def _write(start: Start, logits, state: Written, rng, config: GenerationConfig) -> Written:
+    """Choose a token of each row and put it down."""
+    scores = process(logits.astype(jnp.float32), start.history(state.tokens, state.end), config)
+    if config.do_sample:
+        token = jax.random.categorical(jax.random.fold_in(rng, state.end - start.prompt_end), scores)
+    else:
+        token = scores.argmax(-1)
+    token = jnp.where(state.ended, config.padding, token).astype(jnp.int32)
+    ended = state.ended | jnp.isin(token, np.array(config.eos_token_id, np.int32))
+    end = state.end + 1
+    return state.replace(
+        tokens=lax.dynamic_update_slice_in_dim(state.tokens, token[:, None], state.end, 1),
+        end=end,
+        token=token,
+        lengths=state.lengths + ~state.ended,
+        ended=ended,
+        goes_on=(end < start.limit) & ~ended.all(),
+    )
+
+
+def _first(apply, params, start: Start, rng, config: GenerationConfig) -> Written:
+    copies = config.num_return_sequences
+    logits, cache = _read_prompt(apply, params, start, copies)
+    tokens = start.tokens(copies, config.padding)
+    rows = len(tokens)
+    state = Written(
+        tokens=tokens,
+        end=start.prompt_end,
+        token=jnp.zeros(rows, jnp.int32),
+        ended=jnp.zeros(rows, bool),
+        lengths=jnp.zeros(rows, jnp.int32),
+        goes_on=jnp.bool(True),
+        cache=cache,
+    )
+    return _write(start, logits, state, rng, config)
+
+
+def _step(apply, params, start: Start, state: Written, rng, config: GenerationConfig) -> Written:
+    logits, cache = apply(params, token=state.token, cache=state.cache, method="step")
+    return _write(start, logits, state.replace(cache=cache), rng, config)
+
+
+_begin = jax.jit(_first, static_argnums=(0, 4))
+_next = jax.jit(_step, static_argnums=(0, 5), donate_argnums=(3,))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _generate(apply, params, start: Start, rng, config: GenerationConfig):
+    state = lax.while_loop(
+        lambda state: state.goes_on,
+        lambda state: _step(apply, params, start, state, rng, config),
+        _first(apply, params, start, rng, config),
+    )
+    return state.tokens, state.lengths, None
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _search(apply, params, start: Start, rng, config: GenerationConfig):
+    num_beams = config.num_beams
+    logits, cache = _read_prompt(apply, params, start, num_beams)
+    # The reference fills with the end token where the padding's id is 0 or absent.
+    fill = config.pad_token_id or (*config.eos_token_id, 0)[0]
+
+    def extend(logits, beams: Beams, end):
+        count = end - start.prompt_end
+        log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
+        log_probs = process(log_probs, start.history(beams.flat, end), config)
+        rngs, limit = jax.random.fold_in(rng, count), start.limit - start.prompt_end
+        return advance_beams(beams, log_probs, config, end=end, count=count, limit=limit, rng=rngs)
 
     def advance(state):
-        index, token, cache, tokens, ended, lengths = state
-        logits, cache = apply(params, token=token, cache=cache, method="step")
-        token, tokens, ended, lengths = record(index, logits, tokens, ended, lengths)
-        return index + 1, token, cache, tokens, ended, lengths
+        beams, end, cache = state
+        token = lax.dynamic_index_in_dim(beams.flat, end - 1, 1, keepdims=False)
+        logits, cache = apply(params, token=token, cache=cache.select(beams.rows), method="step")
+        return extend(logits, beams, end), end + 1, cache
 
-    token, tokens, ended, lengths = record(0, logits, tokens, ended, lengths)
-    state = lax.while_loop(unfinished, advance, (jnp.int32(1), token, cache, tokens, ended, lengths))
-    return state[3], state[5]
+    beams = extend(logits, Beams.start(start.tokens(num_beams, fill), num_beams), start.prompt_end)
+    state = (beams, start.prompt_end + 1, cache)
+    beams, _, _ = lax.while_loop(lambda state: state[0].goes_on, advance, state)
+    best = lambda leaf: leaf[:, : config.num_return_sequences].reshape(-1, *leaf.shape[2:])  # noqa: E731
+    return best(beams.finished), best(beams.finished_lengths), best(beams.finished_scores)

@@ -84,6 +84,11 @@ class Cache:
             length=self.length + segment_ids.shape[1],
         )
 
+    def select(self, rows: Int[Array, " R"]) -> "Cache":
+        """These rows of the batch, in this order. The memory stays: the rows of one input stay together and share it."""
+        layers = jax.tree.map(lambda leaf: leaf[:, rows], self.layers)
+        return self.replace(layers=layers, segment_ids=self.segment_ids[rows])
+
     @classmethod
     def start(cls, fresh: KeysValues, segment_ids: Int[Array, "B T"], capacity: int, **memory: Any) -> "Cache":
         """A cache of `capacity` positions that begins with a prompt's T."""
@@ -182,7 +187,9 @@ class Block(nn.Module):
         def attend_to_memory(x):
             attention = Attention(config.cross_attention, config.width, self.dtype, name="cross_attention")
             keys_values = attention.keys_values(around.memory) if memory is None else memory
-            return attention(x, keys_values, around.memory_sight, dropout_rng=rngs[1])
+            # Rows that share a memory, the beams of one input, are queries of one row: no copy of it for each.
+            queries = x.reshape(keys_values.key.shape[0], -1, config.width)
+            return attention(queries, keys_values, around.memory_sight, dropout_rng=rngs[1]).reshape(x.shape)
 
         def transform(x):
             nonlocal balance
@@ -728,7 +735,7 @@ class Transformer(nn.Module):
         x = embedder(input_ids, positions, token_type_ids, table=table, dropout_rng=rngs[0])
         memory_mask = encoder_attention_mask if cache is None else cache.memory_segment_ids
         queries = jnp.ones_like(input_ids) if segment_ids is None else segment_ids
-        memory_segments = None if memory_mask is None else (queries, memory_mask)
+        memory_segments = None if memory_mask is None else (queries.reshape(len(memory_mask), -1), memory_mask)
         x, trace = self.decoder(
             x,
             positions,
