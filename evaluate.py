@@ -1,4 +1,4 @@
-"""Score a trained model: `python evaluate.py RUN`; or let it answer: `python evaluate.py RUN --prompt "..."`."""
+"""Score a run: `python evaluate.py RUN`; let it or a checkpoint answer: `python evaluate.py MODEL --prompt "..."`."""
 
 import sys
 

@@ -1,5 +1,7 @@
 """Generation: greedy equals an argmax loop without a cache; sampling follows its distribution; one compilation."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import models
@@ -7,7 +9,8 @@ import numpy as np
 import pytest
 from models import CONFIGS, inputs
 
-from zoo.generate import BUCKET, GREEDY, Sampling, _generate, generate
+from zoo.generate import BUCKET, GREEDY, Sampling, _generate, _search, generate, stream
+from zoo.generation_config import stored_options
 
 
 def build(name: str):
@@ -65,13 +68,80 @@ def test_rows_end_at_eos_and_are_padded():
         assert (new[length:] == 59).all()
 
 
-def test_lengths_in_a_bucket_share_one_compilation():
+@pytest.mark.parametrize(("loop", "num_beams"), [(_generate, 1), (_search, 2)])
+def test_lengths_in_a_bucket_share_one_compilation(loop, num_beams):
     apply, params = build("gpt2")
-    before = _generate._cache_size()
+    before = loop._cache_size()
     for length in (1, 3, 7):
-        generate(apply, params, np.full((1, length), 5, np.int32), max_new_tokens=3)
-    assert _generate._cache_size() == before + 1
+        for limit in ({"max_new_tokens": length}, {"max_length": 9, "min_length": length}):
+            generate(apply, params, np.full((1, length), 5, np.int32), num_beams=num_beams, **limit)
+    assert loop._cache_size() == before + 1
     assert BUCKET > 7
+
+
+@pytest.mark.parametrize("name", ["t5", "captioner"])
+def test_beams_of_an_encoder_decoder_are_those_of_an_exhaustive_search(name):
+    """As many beams as there are sequences of two tokens find the best sequences of three."""
+    apply, params = build(name)
+    source = {key: value[:1] for key, value in inputs(CONFIGS[name]).items() if key != "decoder_input_ids"}
+    states = apply(params, **source, method="encode").last_hidden_state
+    allowed = [3, 7, 20, 41]
+    sequences = np.array([[1, *rest] for rest in itertools.product(allowed, repeat=3)], np.int32)
+    logits = apply(
+        params, input_ids=sequences, encoder_hidden_states=jnp.repeat(states, len(sequences), 0), method="decode"
+    ).logits
+    log_probs = jnp.take_along_axis(jax.nn.log_softmax(logits[:, :-1]), sequences[:, 1:, None], -1).sum((1, 2))
+    order = np.argsort(-log_probs)[:5]
+    others = [token for token in range(61) if token not in allowed]
+    options = dict(num_beams=16, num_return_sequences=5, suppress_tokens=others, length_penalty=0.0, max_new_tokens=3)
+    found = generate(apply, params, **source, decoder_start_token_id=1, **options)
+    assert np.asarray(found.sequences).tolist() == sequences[order].tolist()
+    np.testing.assert_allclose(found.scores, log_probs[order], rtol=1e-5)
+
+
+def test_rows_of_a_batch_do_not_touch_each_other():
+    """Encoder inputs padded on the right, with beams: each row is what it is alone."""
+    apply, params = build("bart")
+    ids = inputs(CONFIGS["bart"], batch=3)["input_ids"]
+    mask = np.ones_like(ids)
+    mask[1, 5:], mask[2, 9:] = 0, 0
+    options = dict(decoder_start_token_id=2, num_beams=3, eos_token_id=7, max_new_tokens=8, pad_token_id=59)
+    together = generate(apply, params, ids, mask, **options)
+    for row in range(3):
+        alone = np.asarray(generate(apply, params, ids[row : row + 1, : mask[row].sum()], **options).sequences)[0]
+        assert np.asarray(together.sequences)[row, : len(alone)].tolist() == alone.tolist()
+
+
+def test_stream_gives_the_tokens_of_generate():
+    apply, params = build("llama")
+    ids = inputs(CONFIGS["llama"], batch=2)["input_ids"]
+    for options in ({}, {"do_sample": True, "seed": 3, "num_return_sequences": 2}):
+        options = {"max_new_tokens": 7, "eos_token_id": [5, 9], "repetition_penalty": 1.3} | options
+        whole = np.asarray(generate(apply, params, ids, **options).sequences)[:, ids.shape[1] :]
+        assert np.array(list(stream(apply, params, ids, **options))).T.tolist() == whole.tolist()
+
+
+def test_a_decoder_prompt_is_continued():
+    apply, params = build("t5")
+    source = inputs(CONFIGS["t5"])["input_ids"]
+    options = dict(decoder_start_token_id=1, max_new_tokens=3)
+    free = np.asarray(generate(apply, params, source, decoder_start_token_id=1, max_new_tokens=5).sequences)
+    for prompt in (free[:, :3], free[:, 1:3]):
+        again = generate(apply, params, source, decoder_input_ids=prompt, **options)
+        assert np.asarray(again.sequences).tolist() == free.tolist()
+    forced = generate(apply, params, source, forced_decoder_ids=[[1, 9], [2, 4]], **options).sequences
+    assert (np.asarray(forced)[:, :3] == [1, 9, 4]).all() and forced.shape == (2, 6)
+
+
+def test_stored_options_are_those_of_one_file():
+    legacy = {"num_beams": 4, "eos_token_id": 2, "bos_token_id": 0, "force_bos_token_to_be_generated": True,
+              "min_length": None, "hidden_size": 8, "task_specific_params": {"x": {"num_beams": 6}}}  # fmt: skip
+    assert stored_options(legacy, {}) == {
+        "num_beams": 4, "eos_token_id": 2, "bos_token_id": 0, "forced_bos_token_id": 0
+    }  # fmt: skip
+    assert stored_options(legacy, {"eos_token_id": [1, 2]}) == {"eos_token_id": [1, 2]}
+    nested = {"decoder": {"max_length": 30, "num_beams": 2}, "num_beams": 3}
+    assert stored_options(nested, None) == {"max_length": 30, "num_beams": 3}
 
 
 def test_seeds_repeat_and_differ():
@@ -122,6 +192,17 @@ def test_sampling_follows_its_distribution(sampling, expected):
         (lambda: generate(None, {}, np.ones((1, 3)), np.array([[1, 1, 0]])), "pad them on the left"),
         (lambda: generate(None, {}, np.ones((2, 2)), np.array([[1, 1], [0, 0]])), "row 1 of attention_mask"),
         (lambda: generate(None, {}, np.ones((1, 3)), max_new_tokens=0), "max_new_tokens is 0"),
+        (lambda: generate(None, {}, np.ones((1, 3)), num_beam=2), "unknown option 'num_beam'; did you mean num_beams"),
+        (lambda: generate(None, {}, np.ones((1, 3)), guidance_scale=2.0), "guidance_scale is 2.0, which zoo does not"),
+        (lambda: generate(None, {}, np.ones((1, 3)), sampling=GREEDY, top_k=3), "both sampling and top_k"),
+        (lambda: generate(None, {}, np.ones((1, 3)), max_length=3), "max_length is 3 and the prompt has 3 tokens"),
+        (lambda: generate(None, {}, np.ones((1, 3)), max_positions=9, max_new_tokens=8), "has 9 positions"),
+        (lambda: generate(None, {}, np.ones((1, 3)), num_return_sequences=2), "num_return_sequences is 2"),
+        (lambda: generate(None, {}, np.ones((1, 3)), do_sample=True, temperature=0.0), "give do_sample=False"),
+        (lambda: generate(None, {}, np.ones((1, 3)), early_stopping="soon"), "early_stopping is 'soon'"),
+        (lambda: generate(None, {}, np.ones((1, 3)), pixel_values=np.ones(3)), "pixel_values was given"),
+        (lambda: generate(None, {}, decoder_start_token_id=1), "the encoder's input is missing"),
+        (lambda: stream(None, {}, np.ones((1, 3)), num_beams=2), "num_beams is 2; what beams write"),
     ],
 )
 def test_wrong_arguments_are_named(call, message):

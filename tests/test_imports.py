@@ -50,7 +50,7 @@ ALLOWED = {
         "training",
         "transformer",
     },
-    "cli": {"recipes", "serialization", "training"},
+    "cli": {"generate", "pretrained", "recipes", "serialization", "training"},
 }
 """What each part of zoo may import, besides itself."""
 FOREIGN = {"torch", "transformers", "tensorflow"}

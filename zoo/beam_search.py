@@ -137,7 +137,7 @@ def _may_improve(beams: Beams, config: GenerationConfig, count, limit) -> Bool[A
 
 
 def _powers(tokens: Int[Array, "B N T"], config: GenerationConfig) -> Float[Array, " T"]:
-    """length ** length_penalty for every length, rounded once from double precision."""
+    """Length ** length_penalty for every length, rounded once from double precision."""
     lengths = np.arange(tokens.shape[-1] + 2, dtype=np.float64)
     lengths[0] = 1  # read by no one; a negative power of zero is not a number
     return jnp.asarray((lengths**config.length_penalty).astype(np.float32))

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -20,6 +21,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
+from zoo.generate import Sampling
 from zoo.recipes import DEFAULT, RECIPES
 from zoo.recipes.run import Run
 from zoo.serialization import as_dict
@@ -120,40 +122,93 @@ def train(arguments: Sequence[str]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Score a trained model on held-out data, or let it answer a prompt."""
+    """Score a trained model on held-out data, or let it or a pretrained checkpoint answer."""
 
-    run: Annotated[str, tyro.conf.Positional]
-    """The folder that train.py wrote."""
+    model: Annotated[str, tyro.conf.Positional]
+    """The folder that train.py wrote, a checkpoint's folder in the layout of transformers, or its name on the hub."""
     prompt: str | None = None
-    """Continue this text (causal models), fill its <mask>s (masked models) or translate it (sequence to sequence)."""
-    max_new_tokens: int = 200
-    """Tokens to write at the most."""
-    temperature: float = 0.7
-    """0 takes the likeliest token each time; higher is more varied."""
+    """What to continue, fill (write <mask> where a token is missing), translate, classify, ask or embed."""
+    pair: str | None = None
+    """A second text beside the prompt, for classes of pairs."""
+    context: str | None = None
+    """The text that holds the answer to the prompt."""
+    candidates: tuple[str, ...] = ()
+    """Texts to rank by their similarity to the prompt."""
+    image: str | None = None
+    """A picture to classify or to describe."""
+    chat: bool = False
+    """Put the prompt as a user's message into the checkpoint's chat template."""
+    max_new_tokens: int | None = None
+    """Tokens to write at the most; a checkpoint's own number, else 200."""
+    num_beams: int | None = None
+    """Sequences to follow side by side; a checkpoint's own number, else 1."""
+    temperature: float | None = None
+    """0 takes the likeliest token each time; higher is more varied. A checkpoint's own, and 0.7 of a run."""
     top_k: int | None = None
     """Choose among this many likeliest tokens."""
-    top_p: float | None = 0.95
-    """Choose among the likeliest tokens that together have this probability."""
+    top_p: float | None = None
+    """Choose among the likeliest tokens that together have this probability. A checkpoint's own, and 0.95 of a run."""
     seed: int = 0
     """Of the sampling: another seed, another text."""
     step: int | None = None
-    """Of the checkpoint; the newest unless given."""
+    """Of a run's checkpoint; the newest unless given."""
+    head: str | None = None
+    """Of a pretrained checkpoint, as zoo.load takes it; the one that config.json names."""
+
+    def __post_init__(self):
+        Sampling(temperature=1.0 if self.temperature is None else self.temperature, top_k=self.top_k, top_p=self.top_p)
+        for name in ("max_new_tokens", "num_beams"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; give at least 1")
+
+
+RUN_ONLY, CHECKPOINT_ONLY = ("step",), ("pair", "context", "candidates", "image", "chat", "num_beams", "head")
+"""Options of `Evaluation` that the other kind of model has no use for."""
 
 
 def evaluate(arguments: Sequence[str]) -> None:
-    """`evaluate.py`: load a run, then score it or answer a prompt."""
+    """`evaluate.py`: load a model, then score it or let it answer."""
     console = Console()
     keep_freed_memory()
     with one_line_errors():
         with _plain_errors():
-            wanted = tyro.cli(Evaluation, args=list(arguments), prog="evaluate.py")
-        from zoo.recipes.job import answer, score
-
-        run = Run.load(wanted.run)
-        if wanted.prompt is None:
-            score(run, wanted.step, console)
+            wanted, unknown = tyro.cli(
+                Evaluation,
+                args=list(arguments),
+                prog="evaluate.py",
+                return_unknown_args=True,
+            )
+        if unknown:
+            names = [f"--{name.replace('_', '-')}" for name in Evaluation.__dataclass_fields__]
+            raise ValueError(f"unknown option {unknown[0]}{_nearest(unknown[0], names)}; evaluate.py --help lists all")
+        folder = Path(wanted.model)
+        is_run = folder.is_dir() and not (folder / "config.json").exists()
+        for name in CHECKPOINT_ONLY if is_run else RUN_ONLY:
+            if getattr(wanted, name) not in (None, (), False):
+                kind = "a run of train.py" if is_run else "a pretrained checkpoint"
+                raise ValueError(f"--{name.replace('_', '-')} is of no use here: {wanted.model} is {kind}")
+        if is_run:
+            _evaluate_run(wanted, console)
         else:
-            answer(run, wanted, console)
+            _ask_checkpoint(wanted, console)
+
+
+def _evaluate_run(wanted: Evaluation, console: Console) -> None:
+    from zoo.recipes.job import answer, score
+
+    run = Run.load(wanted.model)
+    if wanted.prompt is None:
+        score(run, wanted.step, console)
+    else:
+        answer(run, wanted, console)
+
+
+def _ask_checkpoint(wanted: Evaluation, console: Console) -> None:
+    from zoo.pretrained import load
+    from zoo.recipes.ask import ask
+
+    ask(load(wanted.model, head=wanted.head), wanted, console)
 
 
 @contextmanager

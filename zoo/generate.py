@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 
 from zoo.beam_search import Beams
 from zoo.beam_search import advance as advance_beams
-from zoo.generation_config import GenerationConfig, read_config
+from zoo.generation_config import SAMPLING, GenerationConfig, read_config
 from zoo.logits import History, narrow, process
 
 BUCKET = 32
@@ -92,6 +92,7 @@ def generate(
     token_type_ids: Int[Array, "B P"] | None = None,
     decoder_input_ids: Int[Array, "B T"] | None = None,
     decoder_attention_mask: Int[Array, "B T"] | None = None,
+    max_positions: int | None = None,
     **options: Any,
 ) -> Generated:
     """Continue prompts, or decode from encoded inputs.
@@ -110,6 +111,7 @@ def generate(
         token_type_ids: of an encoder's input.
         decoder_input_ids: an encoder-decoder's prompt; `decoder_start_token_id` comes before it, unless it is there.
         decoder_attention_mask: of that prompt, padded on the left.
+        max_positions: that the decoder has a vector for; more tokens are an error, except by default.
         options: fields of `GenerationConfig`; `decoder_start_token_id` tells an encoder-decoder. Without `max_length`
             and `max_new_tokens` there are 20 new tokens.
 
@@ -127,7 +129,7 @@ def generate(
         decoder_attention_mask=decoder_attention_mask,
     )
     config = _read(options, sampling)
-    start, config = _prepare(inputs, config)
+    start, config = _prepare(inputs, config, max_positions)
     rng = jax.random.key(seed) if prng_key is None else prng_key
     loop = _search if config.num_beams > 1 else _generate
     tokens, lengths, scores = loop(apply, params, start, rng, config)
@@ -144,6 +146,7 @@ def stream(
     sampling: Sampling | None = None,
     seed: int = 0,
     prng_key: Array | None = None,
+    max_positions: int | None = None,
     **options: Any,
 ) -> Iterator[Int[np.ndarray, " R"]]:
     """The tokens that `generate` writes with the same arguments, one of each row at a time as they come.
@@ -155,7 +158,8 @@ def stream(
     config = _read(options, sampling)
     if config.num_beams > 1:
         raise ValueError(f"num_beams is {config.num_beams}; what beams write is known at their end only: give 1")
-    start, config = _prepare(inputs | {"input_ids": input_ids, "attention_mask": attention_mask}, config)
+    inputs |= {"input_ids": input_ids, "attention_mask": attention_mask}
+    start, config = _prepare(inputs, config, max_positions)
     rng = jax.random.key(seed) if prng_key is None else prng_key
     return _stream(apply, params, start, rng, config)
 
@@ -175,7 +179,7 @@ _INPUTS = (
 
 def _read(options: Mapping[str, Any], sampling: Sampling | None) -> GenerationConfig:
     if sampling is not None:
-        twice = sorted({"do_sample", "temperature", "top_k", "top_p"} & set(options))
+        twice = sorted({"do_sample", *SAMPLING} & set(options))
         if twice:
             raise ValueError(f"both sampling and {twice[0]} are given; leave one out")
         options = {**options, **sampling.options}
@@ -221,28 +225,24 @@ class Start:
         return jnp.repeat(jnp.concatenate([self.ids, room], 1), copies, axis=0)
 
 
-def _prepare(inputs: Mapping[str, Any], config: GenerationConfig) -> tuple[Start, GenerationConfig]:
+def _prepare(
+    inputs: Mapping[str, Any], config: GenerationConfig, max_positions: int | None
+) -> tuple[Start, GenerationConfig]:
     """Check and pad the inputs. The configuration that is compiled on has no lengths, so that these may vary."""
     inputs = {name: np.asarray(value) for name, value in inputs.items() if value is not None}
+    encoder, source_end, begin = {}, 0, 0
     if config.decoder_start_token_id is None:
         for name in inputs:
             if name not in ("input_ids", "attention_mask"):
                 raise ValueError(f"{name} was given; a model without an encoder continues input_ids")
-        encoder, source_end = {}, 0
         ids, mask = _check_prompt(inputs, "", config)
         begin = -ids.shape[1] % BUCKET
     else:
+        # The decoder's prompt is no more than a few tokens: a bucket would be nothing but padding.
         encoder, source_end = _encoder_inputs(inputs)
         ids, mask = _decoder_prompt(inputs, len(next(iter(encoder.values()))), config)
-        # Most prompts of decoders are one token: a bucket would be nothing but padding.
-        begin = 0
     length = ids.shape[1]
-    if config.max_new_tokens is not None:
-        limit = length + config.max_new_tokens
-    else:
-        limit = length + DEFAULT_NEW_TOKENS if config.max_length is None else config.max_length
-    if limit <= length:
-        raise ValueError(f"max_length is {limit} and the prompt has {length} tokens; give more, or max_new_tokens")
+    limit = _limit(length, int(length - mask.sum(-1).max()), config, max_positions)
     shortest = config.min_length if config.min_new_tokens is None else length + config.min_new_tokens
     pad = ((0, 0), (begin, 0))
     start = Start(
@@ -257,6 +257,24 @@ def _prepare(inputs: Mapping[str, Any], config: GenerationConfig) -> tuple[Start
         room=limit - length + -(limit - length) % BUCKET,
     )
     return start, dataclasses.replace(config, max_length=None, max_new_tokens=None, min_length=0, min_new_tokens=None)
+
+
+def _limit(length: int, padding: int, config: GenerationConfig, max_positions: int | None) -> int:
+    """Tokens of the longest sequences, after a prompt of `length` whose longest row has `padding` before it."""
+    # The last token is written and never read, so it needs no position.
+    most = None if max_positions is None else max_positions + padding + 1
+    if config.max_new_tokens is not None:
+        limit = length + config.max_new_tokens
+    elif config.max_length is not None:
+        limit = config.max_length
+    else:
+        limit = length + DEFAULT_NEW_TOKENS
+        limit = limit if max_positions is None else min(limit, max_positions)
+    if limit <= length:
+        raise ValueError(f"max_length is {limit} and the prompt has {length} tokens; give more, or max_new_tokens")
+    if most is not None and limit > most:
+        raise ValueError(f"{limit} tokens are asked for, prompt included, and this model has {max_positions} positions")
+    return limit
 
 
 def _check_prompt(inputs: Mapping[str, np.ndarray], prefix: str, config: GenerationConfig):
@@ -282,7 +300,9 @@ def _check_mask(ids: np.ndarray, mask: np.ndarray, prefix: str = "") -> None:
     if mask.shape != ids.shape:
         raise ValueError(f"{prefix}attention_mask has shape {mask.shape}; give that of {prefix}input_ids, {ids.shape}")
     if not mask.any(-1).all():
-        raise ValueError(f"row {int(np.argmin(mask.any(-1)))} of {prefix}attention_mask is all padding; give it a token")
+        raise ValueError(
+            f"row {int(np.argmin(mask.any(-1)))} of {prefix}attention_mask is all padding; give it a token"
+        )
 
 
 def _encoder_inputs(inputs: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], int]:
@@ -307,7 +327,9 @@ def _decoder_prompt(inputs: Mapping[str, np.ndarray], batch: int, config: Genera
     if "decoder_input_ids" not in inputs:
         forced = [token for _, token in sorted(config.forced_decoder_ids)]
         if [place for place, _ in sorted(config.forced_decoder_ids)] != list(range(1, len(forced) + 1)):
-            raise ValueError(f"forced_decoder_ids is {config.forced_decoder_ids}; give a token for each place from 1 on")
+            raise ValueError(
+                f"forced_decoder_ids is {config.forced_decoder_ids}; give a token for each place from 1 on"
+            )
         ids = np.concatenate([start, np.broadcast_to(np.array(forced, np.int32), (batch, len(forced)))], 1)
         return ids, np.ones_like(ids)
     ids, mask = _check_prompt(inputs, "decoder_", config)

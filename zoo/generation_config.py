@@ -1,4 +1,4 @@
-"""What decides how sequences are written, by the names, meaning and defaults of the reference's generation_config.json."""
+"""How sequences are written: the names, meaning and defaults of the reference's generation_config.json."""
 
 import dataclasses
 import difflib
@@ -100,6 +100,8 @@ class GenerationConfig:
 
 
 FIELDS = {field.name: field.default for field in dataclasses.fields(GenerationConfig)}
+SAMPLING = ("temperature", "top_k", "top_p", "min_p")
+"""Fields that sampling alone reads."""
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "constraints": (None,),
     "diversity_penalty": (None, 0),
@@ -168,7 +170,7 @@ def _tuples(value: Any) -> Any:
 
 
 def stored_options(config: Mapping[str, Any], generation: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The options that a checkpoint comes with: those of generation_config.json where there is one, else of config.json.
+    """The options of a checkpoint: those of generation_config.json where there is one, else of config.json.
 
     Configurations of before that file hold them among the model's fields, some in a nested decoder's. What
     `task_specific_params` holds is for the caller to apply.

@@ -34,7 +34,7 @@ class History:
     """Where each row's first token is that is not padding."""
     source: Int[Array, "R S"] | None = None
     """What the encoder read, where it reads ids."""
-    source_end: Int[Array, ""] | None = None
+    source_end: Int[Array, ""] | int = 0
     """What lies after this fills a bucket."""
 
     def last(self, count: int) -> Int[Array, "R count"]:
@@ -120,7 +120,9 @@ def penalise_repetition(scores: Scores, history: History, penalty: float) -> Sco
     return jnp.where(seen, jnp.where(scores < 0, scores * penalty, scores / penalty), scores)
 
 
-def ban_ngrams(scores: Scores, history: History, size: int, text: Int[Array, "R T"], valid: Bool[Array, " T"]) -> Scores:
+def ban_ngrams(
+    scores: Scores, history: History, size: int, text: Int[Array, "R T"], valid: Bool[Array, " T"]
+) -> Scores:
     """Rule out tokens that would repeat `size` tokens in a row of `text`, where it is valid."""
     count = text.shape[1] - size + 1
     if count < 1:
@@ -129,7 +131,7 @@ def ban_ngrams(scores: Scores, history: History, size: int, text: Int[Array, "R 
     whole = valid[:count] & valid[size - 1 :]
     # Before there are enough tokens to repeat, the newest ones reach into what fills the bucket.
     whole &= history.end - history.begin >= size - 1
-    newest = history.last(size - 1) if size > 1 else None
+    newest = history.last(size - 1)
     repeats = jnp.broadcast_to(whole, windows[0].shape)
     for place, window in enumerate(windows[:-1]):
         repeats &= window == newest[:, place : place + 1]

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,12 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from zoo.architectures import Architecture, Fields, find_architecture, list_architectures
-from zoo.config import TransformerConfig
+from zoo.config import LanguageModelHead, LearnedPositions, TransformerConfig
 from zoo.formats.folder import open_weights
 from zoo.formats.hub import download
 from zoo.formats.safetensors import read_json, write_folder
-from zoo.generate import Generated, generate
+from zoo.generate import Generated, generate, stream
+from zoo.generation_config import FIELDS, SAMPLING, stored_options
 from zoo.serialization import from_dict
 from zoo.tokenization import PretrainedTokenizer, load_tokenizer
 from zoo.training.checkpoint import load_params
@@ -83,23 +84,75 @@ class Bundle:
         return self._forward(self.params, arrays, output_hidden_states)
 
     def generate(
-        self, input_ids: Int[Array, "B P"], attention_mask: Int[Array, "B P"] | None = None, **options: Any
+        self,
+        input_ids: Int[Array, "B P"] | None = None,
+        attention_mask: Int[Array, "B P"] | None = None,
+        **options: Any,
     ) -> Generated:
-        """Continue prompts, or decode what the encoder reads; `zoo.generate.generate` names the options."""
-        if self.config.embedding.vocab_size is not None:
-            _check_ids(input_ids, self.config.embedding.vocab_size, "input_ids")
-        return generate(self._apply, self.params, input_ids, attention_mask, **(self._special_ids() | options))
+        """Continue prompts, or decode what the encoder reads.
 
-    def _special_ids(self) -> dict[str, Any]:
-        """The ids that begin, end and pad what the model writes."""
-        if self.origin is None:
-            special = {"eos_token_id": self.tokenizer.eos_id, "pad_token_id": self.tokenizer.pad_id}
-            return special | ({} if self.config.encoder is None else {"decoder_start_token_id": self.tokenizer.bos_id})
-        known = self.origin.fields | self.origin.generation
-        special = {"eos_token_id": known.get("eos_token_id"), "pad_token_id": known.get("pad_token_id") or 0}
-        if self.config.encoder is not None:
-            special["decoder_start_token_id"] = known.get("decoder_start_token_id", known.get("bos_token_id"))
-        return special
+        What is not said is what generation_config.json says, or config.json where there is none; then 20 new tokens
+        at the most, and 64 of a run of `train.py`. As in the reference, `max_new_tokens` goes before `max_length`,
+        whichever of the two was said where.
+
+        Args:
+            input_ids: prompts, padded on the left; for an encoder-decoder, its encoder's input.
+            attention_mask: 1 for tokens, 0 for padding.
+            options: arguments of `zoo.generate.generate` (`pixel_values`, `decoder_input_ids`, `seed`, ...) and fields
+                of `zoo.generation_config.GenerationConfig` (`max_new_tokens`, `num_beams`, `do_sample`, ...).
+
+        Raises:
+            ValueError: an unknown option, an id outside the vocabulary, or more tokens than there are positions.
+        """
+        return generate(self._apply, self.params, input_ids, attention_mask, **self._options(input_ids, options))
+
+    def stream(
+        self,
+        input_ids: Int[Array, "B P"] | None = None,
+        attention_mask: Int[Array, "B P"] | None = None,
+        **options: Any,
+    ) -> Iterator[Int[np.ndarray, " B"]]:
+        """The tokens that `generate` writes with the same arguments, one of each row at a time, as they come."""
+        return stream(self._apply, self.params, input_ids, attention_mask, **self._options(input_ids, options))
+
+    def _options(self, input_ids: Any, given: dict[str, Any]) -> dict[str, Any]:
+        """What the caller asked for, over what the checkpoint says."""
+        for name, value, size in (
+            ("input_ids", input_ids, self.config.embedding.vocab_size),
+            ("decoder_input_ids", given.get("decoder_input_ids"), self.config.target_vocab_size),
+        ):
+            if value is not None and size is not None:
+                _check_ids(value, size, name)
+        if not isinstance(self.config.head, LanguageModelHead) or self.config.decoder is None:
+            raise ValueError("this model has no decoder with a language-model head, so it generates nothing")
+        stored = self._stored_options(given)
+        unused = [name for name in SAMPLING if given.get(name) is not None and given[name] != FIELDS[name]]
+        if unused and not (stored | given).get("do_sample") and "do_sample" not in given and "sampling" not in given:
+            raise ValueError(f"{unused[0]} is given and do_sample is not; give do_sample=True to draw tokens")
+        options = stored | given
+        first = options.pop("bos_token_id", None)
+        if self.config.encoder is None:
+            options.pop("decoder_start_token_id", None)
+        elif options.get("decoder_start_token_id") is None:
+            if first is None:
+                raise ValueError("neither the checkpoint nor the caller says decoder_start_token_id; give it")
+            options["decoder_start_token_id"] = first
+        positions = self.config.target_embedding.positions
+        if isinstance(positions, LearnedPositions):
+            options["max_positions"] = positions.max_length
+        return options
+
+    def _stored_options(self, given: dict[str, Any]) -> dict[str, Any]:
+        if self.origin is not None:
+            stored = stored_options(self.origin.fields, self.origin.generation)
+        else:
+            stored = {
+                "eos_token_id": self.tokenizer.eos_id,
+                "pad_token_id": self.tokenizer.pad_id,
+                "bos_token_id": self.tokenizer.bos_id,
+            } | ({} if "max_length" in given else {"max_new_tokens": 64})
+        replaced = ("do_sample", *SAMPLING) if "sampling" in given else ()
+        return {name: value for name, value in stored.items() if name not in replaced}
 
     @functools.cached_property
     def _apply(self):

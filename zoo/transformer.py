@@ -85,7 +85,7 @@ class Cache:
         )
 
     def select(self, rows: Int[Array, " R"]) -> "Cache":
-        """These rows of the batch, in this order. The memory stays: the rows of one input stay together and share it."""
+        """These rows of the batch, in this order. The memory stays: rows of one input lie together and share it."""
         layers = jax.tree.map(lambda leaf: leaf[:, rows], self.layers)
         return self.replace(layers=layers, segment_ids=self.segment_ids[rows])
 

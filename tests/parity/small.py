@@ -130,7 +130,7 @@ OUTPUTS = (
 
 
 def measure(bundle, inputs: dict[str, dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """What zoo computes, by name: `batch/output`, `gradient/tensor`, `generated/greedy`, `generated/beam`."""
+    """What zoo computes, by name: `batch/output`, `gradient/tensor`, `generated/greedy`, ..."""
     found = {}
     for name, batch in inputs.items():
         output = bundle(**batch)
@@ -185,6 +185,8 @@ def generate(bundle, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 GENERATION = {
     "greedy": {"max_new_tokens": 12},
+    "beam": {"max_new_tokens": 12, "num_beams": 3},
+    "penalised": {"max_new_tokens": 12, "num_beams": 2, "length_penalty": 2.0, "no_repeat_ngram_size": 2},
 }
 
 

@@ -7,7 +7,7 @@ import jax
 from rich.console import Console
 
 from zoo.generate import Sampling
-from zoo.recipes.report import show_next, show_results, show_sample
+from zoo.recipes.report import SAMPLE, show_next, show_results, show_sample
 from zoo.recipes.run import Run, prepare
 from zoo.serialization import as_dict
 from zoo.training.checkpoint import load_params
@@ -54,14 +54,18 @@ def score(run: Run, step: int | None, console: Console) -> None:
 
 def answer(run: Run, wanted: Any, console: Console) -> None:
     """Print what a checkpoint makes of the prompt of a `zoo.cli.Evaluation`."""
-    sampling = Sampling(temperature=wanted.temperature, top_k=wanted.top_k, top_p=wanted.top_p)
+    sampling = Sampling(
+        temperature=SAMPLE.temperature if wanted.temperature is None else wanted.temperature,
+        top_k=wanted.top_k,
+        top_p=SAMPLE.top_p if wanted.top_p is None else wanted.top_p,
+    )
     params, _ = load_params(run.folder, wanted.step)
     prepared = prepare(run)
     text = prepared.task.respond(
         bind_apply(prepared.model),
         params,
         wanted.prompt,
-        max_new_tokens=wanted.max_new_tokens,
+        max_new_tokens=wanted.max_new_tokens or 200,
         sampling=sampling,
         seed=wanted.seed,
     )

@@ -1,0 +1,289 @@
+"""What a pretrained checkpoint makes of a prompt: one function for each kind of head.
+
+Masks are filled, texts continued, chats answered, sources translated or summarised, texts and pictures classified,
+answers found in a context, and texts ranked by similarity.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from zoo.config import EmbeddingHead, LanguageModelHead, TransformerConfig
+from zoo.pretrained import Bundle
+from zoo.recipes.pictures import read_picture
+from zoo.training.state import count_parameters
+
+MASK = "<mask>"
+"""What a prompt may write where a token is hidden, whatever the checkpoint's own mask is called."""
+SHOWN = 5
+"""Candidates shown for each choice."""
+
+
+def ask(bundle: Bundle, wanted: Any, console: Console) -> None:
+    """Print what a checkpoint makes of the options of a `zoo.cli.Evaluation`.
+
+    Raises:
+        ValueError: an option that this model's head cannot use, or none where it needs one.
+    """
+    if wanted.prompt is None and wanted.image is None:
+        return describe(bundle, console)
+    answer, uses = _way(bundle)
+    needs = [name for name in ("image", "context", "candidates", "chat") if getattr(wanted, name)]
+    unused = next((name for name in needs if name not in uses), None)
+    if unused is not None:
+        raise ValueError(f"--{unused} is of no use here: {_kind(bundle)} takes {' and '.join(f'--{u}' for u in uses)}")
+    missing = next((name for name in uses if name not in ("chat", "pair") and not getattr(wanted, name)), None)
+    if missing is not None:
+        raise ValueError(f"--{missing} is missing: {_kind(bundle)} takes {' and '.join(f'--{u}' for u in uses)}")
+    if "prompt" in uses and bundle.tokenizer is None:
+        raise ValueError("this checkpoint has no tokenizer that zoo can read, so it takes no text")
+    answer(bundle, wanted, console)
+
+
+def describe(bundle: Bundle, console: Console) -> None:
+    """Print what a checkpoint is, and what to ask it."""
+    origin = bundle.origin
+    assert origin is not None  # a pretrained checkpoint has one
+    console.print(
+        f"{origin.folder}: {origin.architecture.classes[origin.head]}, {bundle.config.family}, "
+        f"{count_parameters(bundle.params):,} parameters",
+        soft_wrap=True,
+        highlight=False,
+    )
+    for said, names in (("not loaded", origin.left_out), ("newly initialised", origin.fresh)):
+        if names:
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            console.print(f"{said}: {', '.join(names[:SHOWN])}{more}", soft_wrap=True, highlight=False)
+    _, uses = _way(bundle)
+    console.print(f"next  {' '.join(f'--{name} {_EXAMPLES[name]}' for name in uses)}", soft_wrap=True, highlight=False)
+
+
+_EXAMPLES = {
+    "prompt": '"..."',
+    "image": "FILE",
+    "context": '"..."',
+    "candidates": '"..." "..."',
+    "chat": "",
+    "pair": '"..."',
+}
+
+
+def _kind(bundle: Bundle) -> str:
+    origin = bundle.origin
+    assert origin is not None
+    return origin.architecture.classes[origin.head]
+
+
+def _way(bundle: Bundle) -> tuple[Callable[[Bundle, Any, Console], None], tuple[str, ...]]:
+    """How this model answers, and the options that it reads."""
+    config, origin = bundle.config, bundle.origin
+    assert origin is not None
+    head, sees = origin.head, getattr(getattr(config, "embedding", None), "patches", None) is not None
+    if head == "question_answering":
+        return find_answer, ("prompt", "context")
+    if head == "token_classification":
+        return label_tokens, ("prompt",)
+    if head.endswith("classification"):
+        return (classify_picture, ("image",)) if sees else (classify_text, ("prompt", "pair"))
+    if isinstance(config, TransformerConfig) and isinstance(config.head, LanguageModelHead):
+        if config.decoder is None:
+            return fill_masks, ("prompt",)
+        if config.encoder is None:
+            return continue_text, ("prompt", "chat")
+        return (rewrite, ("image",)) if sees else (rewrite, ("prompt",))
+    if not sees and isinstance(config, TransformerConfig):
+        return rank_texts, ("prompt", "candidates")
+    raise ValueError(f"evaluate.py has no question for {_kind(bundle)} yet; call zoo.load(…)(…) in Python")
+
+
+def fill_masks(bundle: Bundle, wanted: Any, console: Console) -> None:
+    """The likeliest tokens of each mask, and the text with the likeliest of all."""
+    tokenizer = bundle.tokenizer
+    if tokenizer.mask_id is None:
+        raise ValueError("this checkpoint's tokenizer has no mask token")
+    mask = tokenizer.special["mask"]
+    batch = tokenizer([wanted.prompt.replace(MASK, mask)])
+    places = np.flatnonzero(batch["input_ids"][0] == tokenizer.mask_id)
+    if not places.size:
+        raise ValueError(f"the prompt {wanted.prompt!r} has nothing to fill; write {MASK} where a token is missing")
+    probability = jax.nn.softmax(np.asarray(bundle(**batch).logits)[0, places])
+    probability = np.asarray(probability)
+    ids = batch["input_ids"][0].copy()
+    ids[places] = probability.argmax(-1)
+    console.print(Text(tokenizer.decode(ids).strip()), soft_wrap=True)
+    for row in probability:
+        best = np.argsort(-row)[:SHOWN]
+        console.print(
+            _shares([tokenizer.decode([token], skip_special_tokens=False).strip() for token in best], row[best])
+        )
+
+
+def continue_text(bundle: Bundle, wanted: Any, console: Console) -> None:
+    """The prompt and its continuation, or the answer to it, printed as it comes."""
+    tokenizer = bundle.tokenizer
+    if wanted.chat:
+        text = tokenizer.apply_chat_template([{"role": "user", "content": wanted.prompt}])
+        batch = tokenizer([text], padding_side="left", add_special_tokens=False)
+    else:
+        batch = tokenizer([wanted.prompt], padding_side="left")
+        # A token that ends a text would end the continuation before it begins.
+        while batch["input_ids"].shape[1] > 1 and batch["input_ids"][0, -1] == tokenizer.eos_id:
+            batch = {name: value[:, :-1] for name, value in batch.items()}
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    options = _options(bundle, wanted)
+    if options.get("num_beams", 1) > 1:
+        written = np.asarray(bundle.generate(**inputs, **options).sequences)[0]
+        kept = inputs["input_ids"].shape[1] if wanted.chat else 0
+        console.print(Text(tokenizer.decode(written[kept:])), soft_wrap=True)
+        return
+    before = [] if wanted.chat else inputs["input_ids"][0].tolist()
+    shown, ids = "", list(before)
+    for token in bundle.stream(**inputs, **options):
+        ids.append(int(token[0]))
+        text = tokenizer.decode(ids)
+        # A character may take several tokens: until it is whole it is shown as U+FFFD.
+        if text.startswith(shown) and not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            console.out(text[len(shown) :], end="", highlight=False)
+            shown = text
+    console.out(tokenizer.decode(ids).removeprefix(shown), highlight=False)
+
+
+def rewrite(bundle: Bundle, wanted: Any, console: Console) -> None:
+    """What an encoder-decoder writes for a text or a picture."""
+    options = _options(bundle, wanted)
+    if wanted.image is not None:
+        generated = bundle.generate(pixel_values=_pixels(bundle, wanted.image), **options)
+    else:
+        batch = bundle.tokenizer([wanted.prompt])
+        generated = bundle.generate(**{name: batch[name] for name in ("input_ids", "attention_mask")}, **options)
+    for row in np.asarray(generated.sequences):
+        console.print(Text(bundle.tokenizer.decode(row).strip()), soft_wrap=True)
+
+
+def classify_text(bundle: Bundle, wanted: Any, console: Console) -> None:
+    """Each class and its probability."""
+    batch = bundle.tokenizer([wanted.prompt], None if wanted.pair is None else [wanted.pair])
+    _show_classes(bundle, bundle(**batch).logits, console)
+
+
+def classify_picture(bundle: Bundle, wanted: Any, console: Console) -> None:
+    """The likeliest classes of a picture."""
+    _show_classes(bundle, bundle(pixel_values=_pixels(bundle, wanted.image)).logits, console)
+
+
+def label_tokens(bundle: Bundle, wanted: Any, console: Console) -> None:
+    """Each token of a text that is not special, and its likeliest label."""
+    encoding = bundle.tokenizer.offsets(wanted.prompt)
+    labels = np.asarray(bundle(**bundle.tokenizer([wanted.prompt])).logits)[0].argmax(-1)
+    table = _table()
+    for label, sequence, (begin, end) in zip(labels, encoding.sequence_ids, encoding.offsets, strict=True):
+        if sequence is not None:
+            table.add_row(Text(wanted.prompt[begin:end]), Text(_label(bundle, int(label))))
+    console.print(table)
+
+
+def find_answer(bundle: Bundle, wanted: Any, console: Console) -> None:
+    """The spans of the context that answer the prompt, by the product of their ends' probabilities."""
+    tokenizer = bundle.tokenizer
+    output = bundle(**tokenizer([wanted.prompt], [wanted.context]))
+    encoding = tokenizer.offsets(wanted.prompt, wanted.context)
+    inside = np.array([sequence == 1 for sequence in encoding.sequence_ids])
+    start, end = (
+        np.asarray(jax.nn.softmax(np.where(inside, np.asarray(logits)[0], -np.inf)))
+        for logits in (output.start_logits, output.end_logits)
+    )
+    # An answer ends where it begins or later, and is no longer than most answers are.
+    spans = np.triu(np.outer(start, end)) - np.triu(np.outer(start, end), 30)
+    best = np.argsort(-spans, axis=None)[:SHOWN]
+    texts, shares = [], []
+    for first, last in zip(*np.unravel_index(best, spans.shape), strict=True):
+        if spans[first, last] > 0:
+            texts.append(wanted.context[encoding.offsets[first][0] : encoding.offsets[last][1]])
+            shares.append(spans[first, last])
+    console.print(_shares(texts, np.array(shares)))
+
+
+def rank_texts(bundle: Bundle, wanted: Any, console: Console) -> None:
+    """The candidates by the cosine of their vectors and the prompt's, most similar first."""
+    vectors = _vectors(bundle, [wanted.prompt, *wanted.candidates])
+    cosines = vectors[1:] @ vectors[0]
+    table = _table()
+    for place in np.argsort(-cosines):
+        table.add_row(f"{cosines[place]:.4f}", Text(wanted.candidates[place]))
+    console.print(table)
+
+
+def _vectors(bundle: Bundle, texts: list[str]) -> np.ndarray:
+    """One vector of length one a text: an embedding head's, or the mean of the last states over tokens."""
+    batch = bundle.tokenizer(texts, padding_side="right")
+    if bundle.config.decoder is not None and bundle.config.encoder is not None:
+        raise ValueError(f"{_kind(bundle)} has no vector for a text; load a model that embeds")
+    output = bundle(**batch)
+    if bundle.origin is not None and bundle.origin.head != "base" and isinstance(bundle.config.head, EmbeddingHead):
+        vectors = np.asarray(output.pooler_output, np.float64)
+    else:
+        weights = batch["attention_mask"][..., None]
+        vectors = (np.asarray(output.last_hidden_state, np.float64) * weights).sum(1) / weights.sum(1)
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def _options(bundle: Bundle, wanted: Any) -> dict[str, Any]:
+    """The options of generation that were given; what was not is the checkpoint's own."""
+    named = {name: getattr(wanted, name) for name in ("max_new_tokens", "num_beams", "top_k", "top_p", "temperature")}
+    options = {name: value for name, value in named.items() if value is not None}
+    if options.get("temperature") == 0:
+        options.pop("temperature")
+        options["do_sample"] = False
+    elif options.keys() & {"temperature", "top_k", "top_p"}:
+        options["do_sample"] = True
+    known = bundle.origin.generation | bundle.origin.fields if bundle.origin is not None else {}
+    if "max_new_tokens" not in options and not {"max_length", "max_new_tokens"} & known.keys():
+        options["max_new_tokens"] = 200
+    return options | {"seed": wanted.seed}
+
+
+def _pixels(bundle: Bundle, path: str) -> np.ndarray:
+    origin = bundle.origin
+    assert origin is not None
+    recipe = origin.folder / "preprocessor_config.json"
+    return read_picture(
+        path, json.loads(recipe.read_text()) if recipe.exists() else {}, bundle.config.embedding.patches.image_size
+    )
+
+
+def _show_classes(bundle: Bundle, logits: Any, console: Console) -> None:
+    origin = bundle.origin
+    assert origin is not None
+    logits = np.asarray(logits)[0]
+    if logits.size == 1:
+        console.print(f"{_label(bundle, 0)}  {float(logits[0]):.4f}", highlight=False)
+        return
+    several = origin.fields.get("problem_type") == "multi_label_classification"
+    shares = np.asarray(jax.nn.sigmoid(logits) if several else jax.nn.softmax(logits))
+    best = np.argsort(-shares)[:SHOWN]
+    console.print(_shares([_label(bundle, int(place)) for place in best], shares[best]))
+
+
+def _label(bundle: Bundle, place: int) -> str:
+    """The name that the checkpoint gives a class."""
+    assert bundle.origin is not None
+    return str((bundle.origin.fields.get("id2label") or {}).get(str(place), f"LABEL_{place}"))
+
+
+def _shares(names: list[str], shares: np.ndarray) -> Table:
+    table = _table()
+    for name, share in zip(names, shares, strict=True):
+        table.add_row(f"{100 * share:.1f} %", Text(name))
+    return table
+
+
+def _table() -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(justify="right", style="dim")
+    return table
