@@ -32,6 +32,7 @@ ALLOWED = {
         "data",
         "formats",
         "generate",
+        "generation_config",
         "serialization",
         "tokenization",
         "training",
