@@ -148,6 +148,18 @@ LLAMA = TransformerConfig(
     ),
     head=LanguageModelHead(tied=False),
 )
+SMOLLM3 = TransformerConfig(
+    embedding=tokens(),
+    decoder=stack(
+        num_layers=3,
+        causal=True,
+        pattern=("global", "local"),
+        local=LocalConfig(rotary=None),
+        norm=RMS,
+        attention=attention(rotary=RotaryConfig()),
+    ),
+    head=LanguageModelHead(),
+)
 GEMMA = TransformerConfig(
     embedding=tokens(scale=4.0),
     decoder=stack(
@@ -232,7 +244,14 @@ MIXTRAL = TransformerConfig(
         pattern=("local", "global"),
         local=LocalConfig(chunk=6, rotary=RotaryConfig()),
         attention=attention(sinks=True, rotary=RotaryConfig()),
-        mlp=MlpConfig(hidden_size=24, activation="silu", gated=True, bias=True, experts=ExpertsConfig(num_experts=4)),
+        mlp=MlpConfig(
+            hidden_size=24,
+            activation="silu",
+            gated=True,
+            clamp=0.5,
+            bias=True,
+            experts=ExpertsConfig(num_experts=4, router_bias=True),
+        ),
     ),
     head=LanguageModelHead(tied=False),
 )
@@ -291,6 +310,7 @@ CONFIGS = {
     "gpt2": GPT2,
     "reviews": REVIEWS,
     "llama": LLAMA,
+    "smollm3": SMOLLM3,
     "gemma": GEMMA,
     "neox": NEOX,
     "gptj": GPTJ,

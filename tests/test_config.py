@@ -42,6 +42,7 @@ WRONG = {
     "num_kv_heads is 3": lambda: attention(num_kv_heads=3),
     "kind is 'batch'": lambda: NormConfig(kind="batch"),
     "activation is 'swish'": lambda: MlpConfig(hidden_size=4, activation="swish"),
+    "clamp is 7.0 with gated=False": lambda: MlpConfig(hidden_size=4, clamp=7.0),
     "norm_slots contains": lambda: stack(norm_slots=("pre",)),
     "name each slot once": lambda: stack(norm_slots=("input", "input")),
     "dropout is 1.0": lambda: stack(dropout=1.0),
@@ -56,7 +57,7 @@ WRONG = {
         )
     ),
     "num_selected is 5": lambda: ExpertsConfig(num_experts=4, num_selected=5),
-    "exactly one of the two": lambda: LocalConfig(),
+    "at most one of the two": lambda: LocalConfig(window=(1, 1), chunk=2),
     "exactly when the pattern has 'local' layers": lambda: stack(pattern=("local",)),
     "pattern has 3 entries": lambda: stack(pattern=("global",) * 3),
     "num_unique_layers is 3": lambda: stack(num_unique_layers=3),

@@ -284,7 +284,10 @@ def _rotary_fits(rotary: RotaryConfig | None, head_size: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class LocalConfig:
-    """What layers marked "local" in a stack's pattern do differently from global ones."""
+    """What layers marked "local" in a stack's pattern do differently from global ones.
+
+    With neither window nor chunk they see as far as the others and differ in their rotation alone (SmolLM3).
+    """
 
     window: tuple[int, int] | None = None
     """Keys visible to the left and to the right of the query; the query itself is always visible."""
@@ -295,8 +298,8 @@ class LocalConfig:
 
     def __post_init__(self):
         _require(
-            (self.window is None) != (self.chunk is None),
-            f"LocalConfig has window={self.window} and chunk={self.chunk}; give exactly one of the two",
+            self.window is None or self.chunk is None,
+            f"LocalConfig has window={self.window} and chunk={self.chunk}; give at most one of the two",
         )
         if self.window is not None:
             _require(
@@ -315,6 +318,8 @@ class ExpertsConfig:
     num_selected: int = 2
     weights: Literal["softmax_then_select", "select_then_softmax"] = "select_then_softmax"
     """Whether the selected experts' weights sum to one (Mixtral) or keep their share of all experts."""
+    router_bias: bool = False
+    """Add a learned offset to the router's logits."""
     balance_loss: float = 0.01
     """Weight of the load-balancing loss (Fedus et al. 2022, eq. 4) in `Output.aux_loss`."""
 
@@ -337,6 +342,8 @@ class MlpConfig:
     activation: Activation = "gelu"
     gated: bool = False
     """Multiply by a second, activated map of the input."""
+    clamp: float | None = None
+    """The gate is at most this, and the other map within plus and minus this, and raised by one (GPT-OSS)."""
     bias: bool = False
     """Learned offsets in both maps."""
     experts: ExpertsConfig | None = None
@@ -344,6 +351,10 @@ class MlpConfig:
     def __post_init__(self):
         _positive(self, "hidden_size")
         _one_of(self, "activation", Activation)
+        _require(
+            self.clamp is None or (self.gated and self.clamp > 0),
+            f"MlpConfig.clamp is {self.clamp} with gated={self.gated}; give a number above zero to a gated MLP",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

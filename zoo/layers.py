@@ -116,14 +116,20 @@ class Mlp(nn.Module):
         config = self.config
         if config.experts is not None:
             return Experts(config, config.experts, self.dtype, name="experts")(x)
-        activation = ACTIVATIONS[config.activation]
         hidden = Projection((config.hidden_size,), self.dtype, config.bias, name="up")(x)
         if config.gated:
             gate = Projection((config.hidden_size,), self.dtype, config.bias, name="gate")(x)
-            hidden = activation(gate) * hidden
+            hidden = gated(config, gate, hidden)
         else:
-            hidden = activation(hidden)
+            hidden = ACTIVATIONS[config.activation](hidden)
         return Projection((x.shape[-1],), self.dtype, config.bias, name="down")(hidden), jnp.float32(0)
+
+
+def gated(config: MlpConfig, gate: Float[Array, "... F"], up: Float[Array, "... F"]) -> Float[Array, "... F"]:
+    """The product of a gated MLP's two maps."""
+    if config.clamp is not None:
+        gate, up = jnp.minimum(gate, config.clamp), jnp.clip(up, -config.clamp, config.clamp) + 1
+    return ACTIVATIONS[config.activation](gate) * up
 
 
 class Experts(nn.Module):
@@ -139,7 +145,7 @@ class Experts(nn.Module):
         mlp, config, width = self.mlp, self.config, x.shape[-1]
         rows = x.reshape(-1, width)
         # The router decides in float32: a rounding error there sends a token to another expert.
-        logits = Projection((config.num_experts,), jnp.float32, name="router")(rows)
+        logits = Projection((config.num_experts,), jnp.float32, config.router_bias, name="router")(rows)
         weights, experts = self._select(logits)
         order = jnp.argsort(experts.reshape(-1), stable=True)
         expert_of_row = experts.reshape(-1)[order]
@@ -158,9 +164,11 @@ class Experts(nn.Module):
             return out
 
         inputs = rows.astype(self.dtype)[order // config.num_selected]
-        activation = ACTIVATIONS[mlp.activation]
         hidden = linear("up", inputs, mlp.hidden_size)
-        hidden = activation(linear("gate", inputs, mlp.hidden_size)) * hidden if mlp.gated else activation(hidden)
+        if mlp.gated:
+            hidden = gated(mlp, linear("gate", inputs, mlp.hidden_size), hidden)
+        else:
+            hidden = ACTIVATIONS[mlp.activation](hidden)
         out = linear("down", hidden, width)[jnp.argsort(order)]
         out = (out.reshape(*weights.shape, width) * weights[..., None].astype(self.dtype)).sum(1)
         return out.reshape(x.shape), self._balance_loss(logits, experts)

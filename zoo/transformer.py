@@ -381,7 +381,8 @@ class Stack(nn.Module):
         mask = Causal() if self.config.causal else Full()
         local = self.config.local
         if span == "local" and local is not None:
-            mask = mask & (Chunked(local.chunk) if local.window is None else Window(*local.window))
+            mask = mask if local.window is None else mask & Window(*local.window)
+            mask = mask if local.chunk is None else mask & Chunked(local.chunk)
         fresh = mask if segment_ids is None else mask & Segments(*segment_ids)
         if cache is None:
             return Sight(fresh, bias)
@@ -461,7 +462,8 @@ class Embedder(nn.Module):
             x, grid = self.patch(inputs, bool_masked_pos), config.patches.grid(*inputs.shape[2:])
         else:
             table = self.table() if table is None else table
-            x = rows(table, inputs) * config.scale
+            # Gemma's scale is rounded to the compute dtype, in which it was trained; 1 and powers of two never change.
+            x = rows(table, inputs) * jnp.asarray(config.scale, self.dtype).astype(table.dtype)
         if isinstance(config.positions, LearnedPositions):
             x = x + self.position(positions, config.patches, grid)
         elif isinstance(config.positions, SinusoidalPositions):
