@@ -22,7 +22,9 @@ from jaxtyping import Array, Int
 from zoo.architectures import Architecture, Fields, find_architecture, list_architectures
 from zoo.config import LanguageModelHead, LearnedPositions, TransformerConfig
 from zoo.formats.folder import open_weights
+from zoo.formats.gguf import GgufFile
 from zoo.formats.hub import download
+from zoo.formats.mxfp4 import Mxfp4Tensors
 from zoo.formats.safetensors import read_json, write_folder
 from zoo.generate import Generated, generate, stream
 from zoo.generation_config import FIELDS, SAMPLING, stored_options
@@ -180,7 +182,8 @@ def load(
     """Load a model, its parameters and its tokenizer.
 
     Args:
-        name: a checkpoint folder in the layout of transformers, a run folder of `train.py`, or a name on the hub.
+        name: a checkpoint folder in the layout of transformers, a GGUF file, a run folder of `train.py`, or a name on
+            the hub.
         head: "base", "masked_lm", "causal_lm", "sequence_classification", ...; None is what config.json says. A head
             that the checkpoint lacks is initialised, and named in `bundle.origin.fresh`.
         dtype: of activations and products; None is float32, or the run's own.
@@ -195,6 +198,8 @@ def load(
         ValueError: not a run folder, no such checkpoint, or a run of another version of zoo.
     """
     folder = Path(name)
+    if folder.is_file():
+        return _load_gguf(folder, head, dtype, param_dtype, mesh, layers)
     if (folder / "run.json").exists():
         return _load_run(folder, step, dtype)
     if not folder.exists():
@@ -225,7 +230,31 @@ def _load_pretrained(folder: Path, head: str | None, dtype, param_dtype, mesh: M
         generation=read_json(generation) if generation.exists() else {},
         folder=folder,
     )
-    return _build(origin, open_weights(folder), fields, dtype, param_dtype, mesh, layers, head is not None)
+    tensors = _unpacked(open_weights(folder), fields)
+    return _build(origin, tensors, fields, dtype, param_dtype, mesh, layers, head is not None)
+
+
+def _unpacked(tensors: Tensors, fields: Fields) -> Tensors:
+    """The tensors as plain numbers; CheckpointError for a quantisation that zoo does not undo."""
+    quantization = fields.fields("quantization_config")
+    if not quantization.values:
+        return tensors
+    method = quantization.get("quant_method")
+    if method == "mxfp4":
+        return Mxfp4Tensors(tensors)
+    raise CheckpointError(
+        f"{fields.origin}: the weights are quantised ({method or quantization.values}), which zoo undoes for mxfp4 "
+        "alone. Take an unquantised version, or dequantise it with transformers (model.dequantize()) and save that"
+    )
+
+
+def _load_gguf(file: Path, head: str | None, dtype, param_dtype, mesh: Mesh | None, layers) -> Bundle:
+    tensors = GgufFile(file)
+    fields = Fields(tensors.config_fields(), str(file))
+    architecture = _find(fields)
+    chosen = _choose_head(architecture, fields, head)
+    origin = Origin(architecture=architecture, head=chosen, fields=fields.values, generation={}, folder=file.parent)
+    return _build(origin, tensors, fields, dtype, param_dtype, mesh, layers, head is not None)
 
 
 def _build(
@@ -245,6 +274,7 @@ def _build(
         shardings=None if mesh is None else shard_parameters(shapes, mesh),
         dtype=np.dtype(param_dtype),
         prefix=architecture.prefix,
+        other_prefixes=tuple(architecture.other_prefixes.values()),
         ignored=architecture.ignored,
         other_heads=_rows_of_all_heads(architecture, fields),
         head_may_be_fresh=head_given,
@@ -376,14 +406,14 @@ def save(bundle: Bundle, folder: str | Path, *, max_shard_bytes: int = 5_000_000
     architecture = origin.architecture
     fields = origin.fields | architecture.config_to_hf(bundle.config)
     fields |= {"model_type": architecture.model_type, "architectures": [architecture.classes[origin.head]]}
-    fields.pop("auto_map", None)
+    for name in ("auto_map", "quantization_config"):
+        fields.pop(name, None)
     fields["torch_dtype"] = str(next(iter(jax.tree.leaves(bundle.params))).dtype)
     (folder / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
     if origin.generation:
         (folder / "generation_config.json").write_text(json.dumps(origin.generation, indent=2) + "\n")
     entries = export_params(architecture.weights(bundle.config, origin.head), bundle.params)
-    if origin.head == "base":
-        entries = ((name.removeprefix(architecture.prefix), *rest) for name, *rest in entries)
+    entries = ((architecture.name_in_file(name, origin.head), *rest) for name, *rest in entries)
     write_folder(folder, entries, max_shard_bytes)
     for path in bundle.tokenizer.files if bundle.tokenizer is not None else ():
         if path.parent.resolve() != folder.resolve():

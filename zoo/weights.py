@@ -166,6 +166,17 @@ FUSED_HEADS_VECTOR = Transform(
 """The bias of `FUSED_HEADS`."""
 
 
+def _interleave(arrays: list) -> list:
+    whole = _concatenate([array[..., None] for array in arrays], -1)
+    return [whole.reshape(*whole.shape[:-2], -1)]
+
+
+INTERLEAVED = Transform(
+    lambda tensors, shapes: [tensors[0][..., place :: len(shapes)] for place in range(len(shapes))], _interleave
+)
+"""One tensor whose last axis takes turns between several: [..., n * O] to n of [..., O] (GPT-OSS)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rule:
     """A row: tensors `theirs` are parameters `ours`. It speaks only of models that have those parameters."""
@@ -281,12 +292,14 @@ def _shorten(names: Sequence[str], most: int = 4) -> str:
 
 
 class _Names:
-    """The table's names for those in a file, which may lack the base model's prefix or have old endings."""
+    """The table's names for those in a file, which may have another prefix or none, or old endings."""
 
-    def __init__(self, tensors: Tensors, wanted: set[str], prefix: str):
+    def __init__(self, tensors: Tensors, wanted: set[str], prefix: str, other_prefixes: Sequence[str]):
         self.found: dict[str, str] = {}
         for name in tensors.shapes:
             plain = re.sub(r"LayerNorm\.(gamma|beta)$", _new_ending, name)
+            for other in other_prefixes:
+                plain = prefix + plain.removeprefix(other) if plain.startswith(other) else plain
             known = next((n for n in (plain, prefix + plain, plain.removeprefix(prefix)) if n in wanted), plain)
             if known in self.found:
                 raise CheckpointError(
@@ -307,6 +320,7 @@ def import_params(
     shardings: Any = None,
     dtype: Any = jnp.float32,
     prefix: str = "",
+    other_prefixes: Sequence[str] = (),
     ignored: Sequence[str] = (),
     other_heads: Sequence[Rule] = (),
     head_may_be_fresh: bool = False,
@@ -320,6 +334,7 @@ def import_params(
         shardings: tree of `Sharding`s; None is the first device.
         dtype: of the parameters.
         prefix: of the base model's names in files with a head; files of a base model may lack it.
+        other_prefixes: what stands for it in the files of some heads.
         ignored: patterns of tensors that carry no parameter (position ids, masks).
         other_heads: rows of the architecture's other heads, whose tensors may be left out.
         head_may_be_fresh: whether parameters under `head/` may be missing.
@@ -339,7 +354,7 @@ def import_params(
         raise AssertionError(f"the weight map has no row for {_shorten(uncovered)}")
     aliases = {alias for item in items for alias in item.rule.aliases}
     wanted = {name for item in items for name in item.names} | aliases
-    names = _Names(tensors, wanted, prefix)
+    names = _Names(tensors, wanted, prefix, other_prefixes)
 
     missing, fresh = _missing(items, names.found, head_may_be_fresh)
     unused = set(names.found) - wanted

@@ -155,8 +155,8 @@ def gradients(bundle, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     grads = jax.jit(jax.grad(loss))(bundle.params)
     origin = bundle.origin
     rows = origin.architecture.weights(bundle.config, origin.head)
-    prefix = origin.architecture.prefix if origin.head == "base" else ""
-    return {name.removeprefix(prefix): make() for name, _, _, make in export_params(rows, grads)}
+    name_in_file = origin.architecture.name_in_file
+    return {name_in_file(name, origin.head): make() for name, _, _, make in export_params(rows, grads)}
 
 
 def main_output(output, head: str):

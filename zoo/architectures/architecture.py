@@ -49,6 +49,10 @@ class Fields:
         value = self.values.get(name)
         return default if value is None else value
 
+    def nullable(self, name: str, default: Any) -> Any:
+        """A field whose null means that the model does without; the default only where it is absent."""
+        return self.values.get(name, default)
+
     def fields(self, name: str) -> "Fields":
         """A nested object."""
         value = self.get(name, {})
@@ -96,12 +100,19 @@ class Architecture:
     """The table, for a head's name. Names are a head model's; files of a base model lack `prefix`."""
     prefix: str = ""
     """Of the base model's names in files with a head."""
+    other_prefixes: Mapping[str, str] = field(default_factory=dict)
+    """What stands for `prefix` in the files of some heads."""
     ignored: tuple[str, ...] = ()
     """Patterns of tensors that carry no parameter."""
     also_reads: Mapping[str, str] = field(default_factory=dict)
     """Other classes of the reference, and the head that zoo gives them."""
     tiny: Mapping[str, Any] = field(default_factory=dict)
     """Fields of config.json of a small model that uses everything, for the parity tests."""
+
+    def name_in_file(self, name: str, head: str) -> str:
+        """A tensor's name in files of a head, for its name in the table."""
+        prefix = "" if head == "base" else self.other_prefixes.get(head, self.prefix)
+        return prefix + name.removeprefix(self.prefix) if name.startswith(self.prefix) else name
 
     def head_of(self, class_name: str) -> str | None:
         """The head of a class of the reference; None for a class that zoo does not know."""
