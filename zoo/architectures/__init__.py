@@ -11,6 +11,18 @@ from zoo.architectures.architecture import Architecture, Fields
 _HOME = {
     "bert": "bert",
     "deit": "vit",
+    "gemma": "gemma",
+    "gemma2": "gemma",
+    "gemma3_text": "gemma",
+    "gpt_oss": "gpt_oss",
+    "llama": "llama",
+    "mistral": "llama",
+    "mixtral": "mixtral",
+    "olmo2": "olmo2",
+    "phi3": "phi3",
+    "qwen2": "llama",
+    "qwen3": "llama",
+    "smollm3": "llama",
     "vit": "vit",
 }
 """The file of each model_type."""
