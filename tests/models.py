@@ -125,6 +125,9 @@ CLIP = TransformerConfig(
 TAGGER = TransformerConfig(
     embedding=tokens(), encoder=stack(position_bias=AlibiConfig()), head=TokenHead(num_classes=2)
 )
+ENDS = TransformerConfig(
+    embedding=tokens(), encoder=stack(), head=ClassifierHead(num_classes=3, pooling="last", end_id=17)
+)
 GPT2 = TransformerConfig(
     embedding=tokens(positions=LearnedPositions(max_length=40)),
     decoder=stack(
@@ -307,6 +310,7 @@ CONFIGS = {
     "siglip": SIGLIP,
     "clip": CLIP,
     "tagger": TAGGER,
+    "ends": ENDS,
     "gpt2": GPT2,
     "reviews": REVIEWS,
     "llama": LLAMA,

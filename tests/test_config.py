@@ -68,6 +68,7 @@ WRONG = {
     "without class_token": lambda: PatchConfig(image_size=8, patch_size=4, class_token=False, distillation_token=True),
     "only 'token' reads it": lambda: EmbeddingHead(token_id=4),
     "exactly with 'attention'": lambda: EmbeddingHead(pooling="attention"),
+    "give one of the two": lambda: ClassifierHead(num_classes=2, pooling="last", end_id=2, padding_id=1),
     "both vocab_size and patches": lambda: tokens(patches=PatchConfig(image_size=12, patch_size=4)),
     "neither encoder nor decoder": lambda: TransformerConfig(embedding=tokens()),
     "a decoder is causal": lambda: TransformerConfig(embedding=tokens(), decoder=stack()),

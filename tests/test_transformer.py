@@ -198,6 +198,15 @@ def test_bfloat16_is_near_float32(name):
         assert np.sqrt(np.square(error).mean()) < 0.04 * expected.std()
 
 
+def test_the_last_end_token_stands_for_the_sequence():
+    model, params = build("ends")
+    ids = np.array([[5, 17, 9, 17, 1, 1], [5, 17, 9, 9, 9, 17]], np.int32)
+    out = apply(model, params, input_ids=ids)
+    last = out.last_hidden_state[np.arange(2), [3, 5]]
+    head = params["head"]["logits"]
+    np.testing.assert_allclose(out.logits, last @ head["kernel"] + head["bias"], atol=1e-5)
+
+
 def test_unrolled_gradient_is_one_concatenation_a_parameter():
     model, params = build("gpt2")
 

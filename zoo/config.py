@@ -581,6 +581,8 @@ class ClassifierHead:
     pooling: Pooling = "first"
     padding_id: int | None = None
     """With "last": padding is this id, whatever the attention mask says (classifiers on decoders); None: the mask."""
+    end_id: int | None = None
+    """With "last": the last position of this id among the `input_ids` stands for the sequence (BART, T5)."""
     norm: NormConfig | None = None
     """Normalise the pooled vector (BEiT)."""
     pooler: Activation | None = None
@@ -593,9 +595,14 @@ class ClassifierHead:
     def __post_init__(self):
         _positive(self, "num_classes")
         _one_of(self, "pooling", Pooling)
+        for name in ("padding_id", "end_id"):
+            _require(
+                getattr(self, name) is None or self.pooling == "last",
+                f"ClassifierHead.{name} is {getattr(self, name)} with pooling={self.pooling!r}; only 'last' reads it",
+            )
         _require(
-            self.padding_id is None or self.pooling == "last",
-            f"ClassifierHead.padding_id is {self.padding_id} with pooling={self.pooling!r}; only 'last' reads it",
+            self.padding_id is None or self.end_id is None,
+            f"ClassifierHead has padding_id={self.padding_id} and end_id={self.end_id}; give one of the two",
         )
         _require(
             self.pooler is None or self.pooler in get_args(Activation),

@@ -76,14 +76,21 @@ class Bundle:
         Raises:
             ValueError: an id outside the vocabulary.
         """
+        return self._forward(self.params, self.prepare(**inputs), output_hidden_states)
+
+    def prepare(self, **inputs: Any) -> dict[str, Array]:
+        """The model's inputs as JAX arrays, ids checked, `decoder_input_ids` made where the reference makes them."""
+        if inputs.get("decoder_input_ids") is None and inputs.get("input_ids") is not None and self.origin is not None:
+            make = self.origin.architecture.decoder_inputs.get(self.origin.head)
+            if make is not None:
+                inputs["decoder_input_ids"] = make(np.asarray(inputs["input_ids"]), self.origin.fields)
         for name, config in (
             ("input_ids", self.config.embedding),
             ("decoder_input_ids", self.config.target_embedding),
         ):
             if inputs.get(name) is not None and config.vocab_size is not None:
                 _check_ids(inputs[name], config.vocab_size, name)
-        arrays = {name: jnp.asarray(value) for name, value in inputs.items() if value is not None}
-        return self._forward(self.params, arrays, output_hidden_states)
+        return {name: jnp.asarray(value) for name, value in inputs.items() if value is not None}
 
     def generate(
         self,

@@ -665,7 +665,7 @@ class Transformer(nn.Module):
         encoded = self.encode(input_ids, **image, **source, dropout_rng=rngs[0])
         if self.config.decoder is None:
             return encoded
-        return self.decode(
+        decoded = self.decode(
             decoder_input_ids,
             attention_mask=decoder_attention_mask,
             position_ids=decoder_position_ids,
@@ -674,7 +674,10 @@ class Transformer(nn.Module):
             encoder_attention_mask=attention_mask if segment_ids is None else segment_ids,
             dropout_rng=rngs[1],
             output_hidden_states=output_hidden_states,
+            with_head=False,
         ).replace(encoder_last_hidden_state=encoded.last_hidden_state, encoder_hidden_states=encoded.hidden_states)
+        # An end token is looked for in what the encoder read, whose copy, shifted, the decoder reads (BART).
+        return self._with_head(decoded, decoder_attention_mask, input_ids)
 
     def encode(
         self,
@@ -807,9 +810,8 @@ class Transformer(nn.Module):
                 return output.replace(logits=self._logits(x))
             case TokenHead():
                 return output.replace(logits=self.head(x).astype(jnp.float32))
-            case ClassifierHead(padding_id=padding_id):
-                mask = attention_mask if padding_id is None else input_ids != padding_id
-                return output.replace(logits=self.head(x, mask))
+            case ClassifierHead():
+                return output.replace(logits=self.head(x, _pooled(self.config.head, attention_mask, input_ids)))
             case EmbeddingHead():
                 return output.replace(pooler_output=self.head(x, attention_mask, input_ids))
 
@@ -831,6 +833,13 @@ def parameter_shapes(model: "Transformer") -> dict:
     """Tree of the parameters' shapes; nothing is allocated, and the time does not grow with the depth."""
     scanned = model.clone(layers="scanned")
     return jax.eval_shape(scanned.init, jax.random.key(0), **example_inputs(model.config))["params"]
+
+
+def _pooled(head: ClassifierHead, attention_mask: Array | None, input_ids: Array | None) -> Array | None:
+    """Where a sequence's last position may be, as a mask."""
+    if head.padding_id is not None:
+        return input_ids != head.padding_id
+    return attention_mask if head.end_id is None else input_ids == head.end_id
 
 
 def _positions(given: Array | None, batch: int, length: int, start: Array | int = 0) -> Int[Array, "B T"]:

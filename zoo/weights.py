@@ -336,7 +336,8 @@ def import_params(
         prefix: of the base model's names in files with a head; files of a base model may lack it.
         other_prefixes: what stands for it in the files of some heads.
         ignored: patterns of tensors that carry no parameter (position ids, masks).
-        other_heads: rows of the architecture's other heads, whose tensors may be left out.
+        other_heads: rows of the architecture's other heads, whose tensors may be left out where the model has no
+            such parameters.
         head_may_be_fresh: whether parameters under `head/` may be missing.
 
     Raises:
@@ -359,7 +360,7 @@ def import_params(
     missing, fresh = _missing(items, names.found, head_may_be_fresh)
     unused = set(names.found) - wanted
     unused = {name for name in unused if not any(re.search(pattern, name) for pattern in ignored)}
-    left_out = {name for name in unused if _of_head(name, other_heads, prefix)}
+    left_out = {name for name in unused if _of_another_head(name, other_heads, prefix, shapes)}
     if missing or unused - left_out:
         found = [f"it lacks {_shorten(missing)}"] if missing else []
         if unused - left_out:
@@ -388,8 +389,8 @@ def _pattern(name: str) -> str:
     return "".join(r"\d+" if index % 2 else re.escape(part) for index, part in enumerate(_INDEX.split(name)))
 
 
-def _of_head(name: str, rules: Sequence[Rule], prefix: str) -> bool:
-    """Whether the table knows the name, as a tensor of the head alone or as a copy that some heads tie."""
+def _of_another_head(name: str, rules: Sequence[Rule], prefix: str, shapes: Mapping[str, Shape]) -> bool:
+    """Whether the table knows the name, as a tensor of a head, of a stack that the model lacks, or as a copy."""
     names = (name, prefix + name, name.removeprefix(prefix))
 
     def matches(patterns: Sequence[str]) -> bool:
@@ -397,7 +398,7 @@ def _of_head(name: str, rules: Sequence[Rule], prefix: str) -> bool:
 
     own = [row for row in rules if matches(row.theirs)]
     known = bool(own) or any(matches(row.aliases) for row in rules)
-    return known and all(path.startswith("head/") for row in own for path in row.ours)
+    return known and all(path.startswith("head/") or path not in shapes for row in own for path in row.ours)
 
 
 def _missing(items: list[_Item], found: Mapping[str, str], head_may_be_fresh: bool) -> tuple[list[str], set[str]]:

@@ -148,7 +148,7 @@ def gradients(bundle, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Of the sum of the main output times `cotangent`, by the checkpoint's names."""
 
     def loss(params):
-        output = bundle.model.apply({"params": params}, **batch)
+        output = bundle.model.apply({"params": params}, **bundle.prepare(**batch))
         value = main_output(output, bundle.origin.head)
         return jnp.sum(value * cotangent(value.shape))
 

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from zoo.config import Activation, TransformerConfig
 from zoo.weights import CheckpointError, Rule
 
@@ -80,6 +82,12 @@ class Fields:
         return len(labels) if labels else int(self.get("num_labels", 2))
 
 
+def shift_right(ids: np.ndarray, fields: Mapping[str, Any]) -> np.ndarray:
+    """`decoder_input_ids` from `input_ids`: the start token, then all but the last. config.json says the token."""
+    start = np.full_like(ids[:, :1], fields["decoder_start_token_id"])
+    return np.concatenate([start, ids[:, :-1]], 1)
+
+
 def activation_name(activation: Activation) -> str:
     """The reference's name of an activation."""
     return _ACTIVATION_NAMES[activation]
@@ -106,6 +114,8 @@ class Architecture:
     """Patterns of tensors that carry no parameter."""
     also_reads: Mapping[str, str] = field(default_factory=dict)
     """Other classes of the reference, and the head that zoo gives them."""
+    decoder_inputs: Mapping[str, Callable[[np.ndarray, Mapping[str, Any]], np.ndarray]] = field(default_factory=dict)
+    """For heads whose `decoder_input_ids` may be left out: how they are made from `input_ids` and config.json."""
     tiny: Mapping[str, Any] = field(default_factory=dict)
     """Fields of config.json of a small model that uses everything, for the parity tests."""
 
