@@ -1,0 +1,83 @@
+"""evaluate.py on pretrained checkpoints: an answer for each kind of head, and one clear line for what does not fit."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from zoo import cli
+
+sys.path.append(str(Path(__file__).parent / "parity"))
+import small  # noqa: E402
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"the cat sat on a mat where is dog it was in paris france".split()]
+WORDS += [f"word{i}" for i in range(99 - len(WORDS))]
+
+
+def checkpoint(folder: Path, model_type: str, head: str) -> Path:
+    """A tiny model with drawn weights, and a tokenizer of whole words."""
+    with np.load(small.RECORDED / f"{model_type}-{head}.npz") as file:
+        manifest = json.loads(file["manifest"].tobytes())
+    small.write_folder(folder, manifest["config"], {name: tuple(shape) for name, shape in manifest["shapes"].items()})
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(WORDS[:5])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    roles = {f"{role}_token": f"[{role.upper()}]" for role in ("pad", "unk", "cls", "sep", "mask")}
+    (folder / "tokenizer_config.json").write_text(json.dumps(roles | {"model_max_length": 40}))
+    return folder
+
+
+ANSWERS = {
+    "bert-masked_lm": (["--prompt", "the cat <mask> on a <mask>"], "the cat", 11),
+    "bert-sequence_classification": (["--prompt", "the cat", "--pair", "sat on"], " %  b", 3),
+    "bert-token_classification": (["--prompt", "the cat sat"], "cat", 3),
+    "bert-question_answering": (["--prompt", "where is it", "--context", "it was in paris"], "in", 5),
+    "bert-base": (["--prompt", "the cat", "--candidates", "the cat", "a dog in france"], "1.0000  the cat", 2),
+    "vit-image_classification": (["--image", "picture.png"], " %  a", 3),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_each_head_answers(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.arange(30 * 40 * 3, dtype=np.uint8).reshape(30, 40, 3)).save("picture.png")
+    folder = checkpoint(tmp_path / "model", *name.split("-"))
+    arguments, expected, lines = ANSWERS[name]
+    cli.evaluate([str(folder), *arguments])
+    said = capsys.readouterr().out
+    assert expected in said and len(said.strip().splitlines()) == lines, said
+
+
+MISTAKES = {
+    "another head's option": (["--prompt", "the", "--context", "cat"], "--context is of no use here"),
+    "nothing to fill": (["--prompt", "the cat"], "write <mask> where a token is missing"),
+    "a run's option": (["--step", "3"], "--step is of no use here"),
+    "misspelt": (["--promt", "the cat"], "did you mean --prompt?"),
+    "unknown head": (["--head", "causal_lm"], "head is 'causal_lm'"),
+    "wrong value": (["--prompt", "the", "--top-p", "2"], "top_p is 2"),
+    "no beam": (["--num-beams", "0"], "num_beams is 0"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_one_line(mistake, tmp_path, capsys):
+    folder = checkpoint(tmp_path / "model", "bert", "masked_lm")
+    arguments, expected = MISTAKES[mistake]
+    with pytest.raises(SystemExit) as stop:
+        cli.evaluate([str(folder), *arguments])
+    said = capsys.readouterr().err
+    assert stop.value.code == 1 and expected in said and len(said.strip().splitlines()) == 1, said
+
+
+def test_without_a_prompt_it_says_what_it_is(tmp_path, capsys):
+    cli.evaluate([str(checkpoint(tmp_path / "model", "bert", "masked_lm"))])
+    said = capsys.readouterr().out
+    assert "BertForMaskedLM" in said and "parameters" in said and "--prompt" in said
