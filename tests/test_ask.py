@@ -12,9 +12,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from zoo import cli
 
 sys.path.append(str(Path(__file__).parent / "parity"))
-import small  # noqa: E402
+import small
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"the cat sat on a mat where is dog it was in paris france".split()]
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORDS = [*SPECIAL, "the", "cat", "sat", "on", "a", "mat", "where", "is", "dog", "it", "was", "in", "paris", "france"]
 WORDS += [f"word{i}" for i in range(99 - len(WORDS))]
 
 
@@ -25,7 +26,7 @@ def checkpoint(folder: Path, model_type: str, head: str) -> Path:
     small.write_folder(folder, manifest["config"], {name: tuple(shape) for name, shape in manifest["shapes"].items()})
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.add_special_tokens(WORDS[:5])
+    tokenizer.add_special_tokens(SPECIAL)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )

@@ -21,6 +21,7 @@ from jaxtyping import Array, Int
 
 from zoo.architectures import Architecture, Fields, find_architecture, list_architectures
 from zoo.config import LanguageModelHead, LearnedPositions, TransformerConfig
+from zoo.decoder_prompt import decoder_prompt
 from zoo.formats.folder import open_weights
 from zoo.formats.gguf import GgufFile
 from zoo.formats.hub import download
@@ -108,7 +109,8 @@ class Bundle:
             input_ids: prompts, padded on the left; for an encoder-decoder, its encoder's input.
             attention_mask: 1 for tokens, 0 for padding.
             options: arguments of `zoo.generate.generate` (`pixel_values`, `decoder_input_ids`, `seed`, ...) and fields
-                of `zoo.generation_config.GenerationConfig` (`max_new_tokens`, `num_beams`, `do_sample`, ...).
+                of `zoo.generation_config.GenerationConfig` (`max_new_tokens`, `num_beams`, `do_sample`, ...); with
+                `input_features` also `language` and `task`, of which the language is heard where nothing says it.
 
         Raises:
             ValueError: an unknown option, an id outside the vocabulary, or more tokens than there are positions.
@@ -146,10 +148,29 @@ class Bundle:
             if first is None:
                 raise ValueError("neither the checkpoint nor the caller says decoder_start_token_id; give it")
             options["decoder_start_token_id"] = first
+        if self.config.encoder is not None:
+            options = self._prompted(options)
         positions = self.config.target_embedding.positions
         if isinstance(positions, LearnedPositions):
             options["max_positions"] = positions.max_length
         return options
+
+    def _prompted(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The options with a decoder's prompt that tells language and task, for models of speech that are told."""
+        features, origin = options.get("input_features"), self.origin
+        if features is None or origin is None or "decoder_input_ids" in options:
+            return options
+        known = origin.generation or origin.fields
+        told = {name: options.pop(name, None) or known.get(name) for name in ("language", "task")}
+        forced = options.pop("forced_decoder_ids", None) or origin.fields.get("forced_decoder_ids")
+        start = options["decoder_start_token_id"]
+        prompt = decoder_prompt(start, {**known, "forced_decoder_ids": forced}, **told)
+        ids = np.array([[start if token is None else token for token in prompt]] * len(features), np.int32)
+        if None in prompt:
+            heard = self(input_features=features, decoder_input_ids=ids[:, :1]).logits
+            languages = np.array(sorted(known["lang_to_id"].values()))
+            ids[:, 1] = languages[np.asarray(heard)[:, -1, languages].argmax(-1)]
+        return options | {"decoder_input_ids": ids}
 
     def _stored_options(self, given: dict[str, Any]) -> dict[str, Any]:
         if self.origin is not None:
