@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from zoo.architectures import Architecture, Fields, find_architecture, list_architectures
+from zoo.architectures.architecture import keep_activation_names
 from zoo.config import LanguageModelHead, LearnedPositions, TransformerConfig
 from zoo.decoder_prompt import decoder_prompt
 from zoo.formats.folder import open_weights
@@ -432,7 +433,7 @@ def save(bundle: Bundle, folder: str | Path, *, max_shard_bytes: int = 5_000_000
         raise CheckpointError("this model was trained from scratch and belongs to no architecture of the reference")
     folder.mkdir(parents=True, exist_ok=True)
     architecture = origin.architecture
-    fields = origin.fields | architecture.config_to_hf(bundle.config)
+    fields = origin.fields | keep_activation_names(architecture.config_to_hf(bundle.config), origin.fields)
     fields |= {"model_type": architecture.model_type, "architectures": [architecture.classes[origin.head]]}
     for name in ("auto_map", "quantization_config"):
         fields.pop(name, None)

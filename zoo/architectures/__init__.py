@@ -10,11 +10,15 @@ from zoo.architectures.architecture import Architecture, Fields
 
 _HOME = {
     "bert": "bert",
+    "bloom": "bloom",
     "deit": "vit",
     "gemma": "gemma",
     "gemma2": "gemma",
     "gemma3_text": "gemma",
+    "gpt2": "gpt2",
+    "gpt_neo": "gpt_neo",
     "gpt_oss": "gpt_oss",
+    "gptj": "gptj",
     "llama": "llama",
     "mistral": "llama",
     "mixtral": "mixtral",

@@ -55,6 +55,11 @@ class Fields:
         """A field whose null means that the model does without; the default only where it is absent."""
         return self.values.get(name, default)
 
+    def with_second_names(self, **names: str) -> "Fields":
+        """The same, with fields also read under other names: `n_head="num_attention_heads"`, the first one winning."""
+        found = {own: self.get(own, self.get(other)) for own, other in names.items()}
+        return Fields(self.values | found, self.origin)
+
     def fields(self, name: str) -> "Fields":
         """A nested object."""
         value = self.get(name, {})
@@ -91,6 +96,18 @@ def shift_right(ids: np.ndarray, fields: Mapping[str, Any]) -> np.ndarray:
 def activation_name(activation: Activation) -> str:
     """The reference's name of an activation."""
     return _ACTIVATION_NAMES[activation]
+
+
+def keep_activation_names(fields: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """`fields` with the activations' names of `before` where these mean the same; the reference rounds them apart."""
+    kept = dict(fields)
+    for name, value in fields.items():
+        old = before.get(name)
+        if isinstance(value, dict) and isinstance(old, dict):
+            kept[name] = keep_activation_names(value, old)
+        elif isinstance(old, str) and old in ACTIVATIONS and ACTIVATIONS[old] == ACTIVATIONS.get(value):
+            kept[name] = old
+    return kept
 
 
 @dataclass(frozen=True, kw_only=True)
