@@ -138,6 +138,12 @@ GPT2 = TransformerConfig(
     head=LanguageModelHead(),
 )
 REVIEWS = dataclasses.replace(GPT2, head=ClassifierHead(num_classes=3, pooling="last", padding_id=7, bias=False))
+OPT = TransformerConfig(
+    embedding=tokens(width=12, positions=LearnedPositions(max_length=40, offset=2, over_mask=True), projected="tokens"),
+    decoder=stack(causal=True, norm=NormConfig(scale=False, bias=False)),
+    output_width=12,
+    head=LanguageModelHead(),
+)
 LLAMA = TransformerConfig(
     embedding=tokens(),
     decoder=stack(
@@ -313,6 +319,7 @@ CONFIGS = {
     "ends": ENDS,
     "gpt2": GPT2,
     "reviews": REVIEWS,
+    "opt": OPT,
     "llama": LLAMA,
     "smollm3": SMOLLM3,
     "gemma": GEMMA,

@@ -41,6 +41,7 @@ WRONG = {
     "num_layers is 0": lambda: stack(num_layers=0),
     "num_kv_heads is 3": lambda: attention(num_kv_heads=3),
     "kind is 'batch'": lambda: NormConfig(kind="batch"),
+    "scale is False with bias=True": lambda: NormConfig(scale=False),
     "activation is 'swish'": lambda: MlpConfig(hidden_size=4, activation="swish"),
     "clamp is 7.0 with gated=False": lambda: MlpConfig(hidden_size=4, clamp=7.0),
     "norm_slots contains": lambda: stack(norm_slots=("pre",)),
@@ -76,6 +77,9 @@ WRONG = {
     "only a decoder attends to an encoder": lambda: TransformerConfig(
         embedding=tokens(), encoder=stack(cross_attention=attention())
     ),
+    "over_mask without an offset": lambda: LearnedPositions(max_length=4, over_mask=True),
+    "output_width without a decoder": lambda: dataclasses.replace(BERT, output_width=16),
+    "need its width": lambda: dataclasses.replace(GPT2, output_width=8),
     "decoder_embedding without both stacks": lambda: dataclasses.replace(GPT2, decoder_embedding=tokens()),
     "a shared table has": lambda: dataclasses.replace(
         BART, decoder_embedding=dataclasses.replace(BART.decoder_embedding, width=8)

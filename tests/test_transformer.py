@@ -158,6 +158,14 @@ def test_padding_changes_nothing(name):
     np.testing.assert_allclose(out[:, : expected.shape[1]], expected, atol=2e-5)
 
 
+def test_positions_over_the_mask_make_padding_nothing():
+    model, params = build("opt")
+    ids = inputs(CONFIGS["opt"])["input_ids"]
+    padded, mask = np.pad(ids, ((0, 0), (3, 0))), np.pad(np.ones_like(ids), ((0, 0), (3, 0)))
+    out = apply(model, params, input_ids=padded, attention_mask=mask).logits
+    np.testing.assert_allclose(out[:, 3:], forward("opt"), atol=2e-5)
+
+
 def test_classifier_that_knows_padding_by_its_id_reads_the_last_other_token():
     model, params = build("reviews")
     ids = inputs(CONFIGS["reviews"])["input_ids"] % 7 + 8

@@ -64,6 +64,8 @@ class NormConfig:
     kind: Literal["layer", "rms"] = "layer"
     epsilon: float = 1e-5
     """Added to the variance (layer) or mean square (rms)."""
+    scale: bool = True
+    """Multiply by a learned scale; False also leaves the offset out (OLMo, Galactica)."""
     bias: bool = True
     """Add a learned offset after the scale."""
     unit_offset: bool = False
@@ -72,6 +74,10 @@ class NormConfig:
     def __post_init__(self):
         _one_of(self, "kind", Literal["layer", "rms"])
         _positive(self, "epsilon")
+        _require(
+            self.scale or not (self.bias or self.unit_offset),
+            f"NormConfig.scale is False with bias={self.bias} and unit_offset={self.unit_offset}; set them to False",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -443,10 +449,16 @@ class LearnedPositions:
     max_length: int
     offset: int = 0
     """Position p reads row p + offset (2 in OPT and BART)."""
+    over_mask: bool = False
+    """Where no positions are given, they count what the attention mask shows, and padding stands at -1 (OPT)."""
 
     def __post_init__(self):
         _positive(self, "max_length")
         _require(self.offset >= 0, f"LearnedPositions.offset is {self.offset}; give at least zero")
+        _require(
+            not self.over_mask or self.offset > 0,
+            "LearnedPositions.over_mask without an offset; padding reads the row before the first, so give one",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -520,6 +532,8 @@ class EmbeddingConfig:
     """Rows of the token type (segment) table of BERT; zero for none."""
     scale: float = 1.0
     """Multiplies token vectors (sqrt(width) in Gemma and Marian)."""
+    projected: Literal["sum", "tokens"] = "sum"
+    """What a projection to the stack's width maps: the sum (ALBERT), or tokens before positions, without bias (OPT)."""
     norm: NormConfig | None = None
     """Normalise the sum."""
     dropout: float = 0.0
@@ -528,6 +542,7 @@ class EmbeddingConfig:
     def __post_init__(self):
         _positive(self, "width", "scale")
         _fraction(self, "dropout")
+        _one_of(self, "projected", Literal["sum", "tokens"])
         _require(
             self.num_token_types >= 0,
             f"EmbeddingConfig.num_token_types is {self.num_token_types}; give at least zero",
@@ -688,6 +703,8 @@ class TransformerConfig:
     decoder: StackConfig | None = None
     decoder_embedding: EmbeddingConfig | None = None
     """Input of an encoder-decoder's decoder; None: the encoder's embedding serves both (T5)."""
+    output_width: int | None = None
+    """Width of a linear map of the decoder's output, back to the token table's width (OPT); None for no map."""
     head: Head | None = None
     """None: the model ends with hidden states."""
 
@@ -712,6 +729,9 @@ class TransformerConfig:
                 f"TransformerConfig.decoder has cross_attention={self.decoder.cross_attention}; "
                 "give it exactly when there is an encoder",
             )
+        if self.output_width is not None:
+            _positive(self, "output_width")
+            _require(self.decoder is not None, "TransformerConfig.output_width without a decoder; leave it at None")
         _require(
             both or self.decoder_embedding is None,
             "TransformerConfig.decoder_embedding without both stacks; use embedding",
@@ -739,6 +759,12 @@ class TransformerConfig:
             _require(
                 self.target_vocab_size is not None,
                 "LanguageModelHead needs a vocabulary; give embedding.vocab_size",
+            )
+            tied = self.head.tied and self.head.transform is None
+            _require(
+                not tied or self.output_width in (None, target.width),
+                f"TransformerConfig.output_width is {self.output_width}; logits tied to the token table need its width "
+                f"({target.width})",
             )
 
     @property

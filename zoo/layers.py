@@ -96,9 +96,10 @@ class Norm(nn.Module):
         if config.kind == "layer":
             x = x - x.mean(-1, keepdims=True)
         x = x * lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + config.epsilon)
-        start = nn.initializers.zeros if config.unit_offset else nn.initializers.ones
-        scale = self.param("scale", start, (width,))
-        x = x * (scale + 1.0 if config.unit_offset else scale)
+        if config.scale:
+            start = nn.initializers.zeros if config.unit_offset else nn.initializers.ones
+            scale = self.param("scale", start, (width,))
+            x = x * (scale + 1.0 if config.unit_offset else scale)
         if config.bias:
             x = x + self.param("bias", nn.initializers.zeros, (width,))
         return x.astype(dtype)

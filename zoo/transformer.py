@@ -431,13 +431,14 @@ class Embedder(nn.Module):
         if config.patches is not None:
             self.patch = PatchEmbedding(config.patches, config.width, self.dtype)
         if isinstance(config.positions, LearnedPositions):
-            self.position = PositionTable(config.positions, config.width)
+            width = config.width if config.projected == "sum" else self.width
+            self.position = PositionTable(config.positions, width)
         if config.num_token_types:
             self.token_type = TokenEmbedding(config.num_token_types, config.width)
         if config.norm is not None:
             self.norm = Norm(config.norm)
         if config.width != self.width:
-            self.projection = Projection((self.width,), self.dtype, bias=True)
+            self.projection = Projection((self.width,), self.dtype, bias=config.projected == "sum")
 
     def table(self) -> Float[Array, "V E"]:
         """The token table."""
@@ -464,6 +465,9 @@ class Embedder(nn.Module):
             table = self.table() if table is None else table
             # Gemma's scale is rounded to the compute dtype, in which it was trained; 1 and powers of two never change.
             x = rows(table, inputs) * jnp.asarray(config.scale, self.dtype).astype(table.dtype)
+        projects = config.width != self.width
+        if projects and config.projected == "tokens":
+            x = self.projection(x)
         if isinstance(config.positions, LearnedPositions):
             x = x + self.position(positions, config.patches, grid)
         elif isinstance(config.positions, SinusoidalPositions):
@@ -475,7 +479,7 @@ class Embedder(nn.Module):
         if config.norm is not None:
             x = self.norm(x)
         x = dropout(x, config.dropout, dropout_rng).astype(self.dtype)
-        return x if config.width == self.width else self.projection(x)
+        return self.projection(x) if projects and config.projected == "sum" else x
 
 
 class LanguageModelLogits(nn.Module):
@@ -607,6 +611,8 @@ class Transformer(nn.Module):
             self.encoder = Stack(config.encoder, self.dtype, self.layers, self.remat)
         if config.decoder is not None:
             self.decoder = Stack(config.decoder, self.dtype, self.layers, self.remat)
+        if config.output_width is not None:
+            self.output_projection = Projection((config.output_width,), self.dtype)
         if config.decoder_embedding is not None:
             self.decoder_embedder = Embedder(config.decoder_embedding, config.output_stack.width, self.dtype)
         match config.head:
@@ -700,7 +706,8 @@ class Transformer(nn.Module):
         if patches is not None:
             grid = patches.grid(*inputs.shape[2:])
             length = grid[0] * grid[1] + patches.num_tokens
-        positions = _positions(position_ids, inputs.shape[0], length)
+        counted = _counted(self.config.embedding, attention_mask)
+        positions = _positions(position_ids, inputs.shape[0], length, counted=counted)
         rngs = (None, None) if dropout_rng is None else jax.random.split(dropout_rng)
         x = self.embedder(inputs, positions, token_type_ids, bool_masked_pos=bool_masked_pos, dropout_rng=rngs[0])
         segments = _segments(attention_mask, segment_ids)
@@ -732,7 +739,8 @@ class Transformer(nn.Module):
             name = "input_ids" if self.config.encoder is None else "decoder_input_ids"
             raise ValueError(f"{name} is missing; this model's decoder reads it")
         start = 0 if cache is None else cache.length
-        positions = _positions(position_ids, *input_ids.shape, start)
+        counted = _counted(self.config.target_embedding, attention_mask)
+        positions = _positions(position_ids, *input_ids.shape, start, counted)
         rngs = (None, None) if dropout_rng is None else jax.random.split(dropout_rng)
         embedder = self.embedder if self.config.decoder_embedding is None else self.decoder_embedder
         shared = self.config.target_embedding.vocab_size is None
@@ -751,6 +759,8 @@ class Transformer(nn.Module):
             dropout_rng=rngs[1],
             output_hidden_states=output_hidden_states,
         )
+        if self.config.output_width is not None:
+            x = self.output_projection(x)
         output = Output(
             last_hidden_state=x,
             aux_loss=trace.balance,
@@ -842,9 +852,19 @@ def _pooled(head: ClassifierHead, attention_mask: Array | None, input_ids: Array
     return attention_mask if head.end_id is None else input_ids == head.end_id
 
 
-def _positions(given: Array | None, batch: int, length: int, start: Array | int = 0) -> Int[Array, "B T"]:
+def _counted(config: EmbeddingConfig, attention_mask: Array | None) -> Array | None:
+    """Which inputs the positions count; None is all."""
+    over_mask = isinstance(config.positions, LearnedPositions) and config.positions.over_mask
+    return attention_mask if over_mask else None
+
+
+def _positions(
+    given: Array | None, batch: int, length: int, start: Array | int = 0, counted: Array | None = None
+) -> Int[Array, "B T"]:
     if given is not None:
         return jnp.asarray(given)
+    if counted is not None:
+        return jnp.where(counted != 0, start + jnp.cumsum(counted != 0, -1) - 1, -1)
     return jnp.broadcast_to(start + jnp.arange(length, dtype=jnp.int32), (batch, length))
 
 

@@ -23,6 +23,7 @@ _HOME = {
     "mistral": "llama",
     "mixtral": "mixtral",
     "olmo2": "olmo2",
+    "opt": "opt",
     "phi3": "phi3",
     "qwen2": "llama",
     "qwen3": "llama",
