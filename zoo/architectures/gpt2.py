@@ -113,7 +113,7 @@ ARCHITECTURES = [
         prefix="transformer.",
         ignored=(r"\.attn\.(masked_)?bias$", r"^multiple_choice_head\."),
         tiny={
-            "vocab_size": 79,
+            "vocab_size": 71,
             "n_positions": 48,
             "n_embd": 24,
             "n_layer": 3,

@@ -123,7 +123,7 @@ ARCHITECTURES = [
         prefix="transformer.",
         ignored=(r"\.attn\.attention\.(masked_)?bias$",),
         tiny={
-            "vocab_size": 79,
+            "vocab_size": 61,
             "max_position_embeddings": 48,
             "hidden_size": 24,
             "num_layers": 4,
