@@ -17,6 +17,7 @@ _HOME = {
     "gemma3_text": "gemma",
     "gpt2": "gpt2",
     "gpt_neo": "gpt_neo",
+    "gpt_neox": "gpt_neox",
     "gpt_oss": "gpt_oss",
     "gptj": "gptj",
     "llama": "llama",

@@ -4,7 +4,7 @@ from typing import Any
 
 from zoo.architectures.architecture import Fields
 from zoo.config import ClassifierHead, Head, LanguageModelHead, TokenHead, TransformerConfig
-from zoo.weights import Rule, linear, table
+from zoo.weights import LINEAR, Rule, linear, rule, table
 
 
 def decoder_head(
@@ -34,16 +34,20 @@ def decoder_head(
             return None
 
 
-def decoder_head_weights(config: TransformerConfig, head: str, tokens: str, labels: str = "score") -> list[Rule]:
+def decoder_head_weights(
+    config: TransformerConfig, head: str, tokens: str, *, labels: str = "score", logits: str = "lm_head"
+) -> list[Rule]:
     """The rows of the token table `tokens`, which the logits may be tied to, and of a decoder's head.
 
-    `labels` names the token classifier.
+    `labels` names the token classifier, `logits` the language model's map; files may always call that one lm_head.
     """
     tied = isinstance(config.head, LanguageModelHead) and config.head.tied
-    rows = table(tokens, "embedder/token", aliases=("lm_head.weight",) if tied else ())
+    names = tuple(dict.fromkeys([f"{logits}.weight", "lm_head.weight"]))
+    rows = table(tokens, "embedder/token", aliases=names if tied else ())
     match head:
         case "causal_lm":
-            return [*rows, *linear("lm_head", "head")]
+            kernel = rule(names[0], "head/kernel", LINEAR, aliases=names[1:])
+            return [*rows, kernel, rule(f"{logits}.bias", "head/bias")]
         case "sequence_classification":
             return [*rows, *linear("score", "head/logits")]
         case "token_classification":
