@@ -112,6 +112,7 @@ ARCHITECTURES = [
         config_to_hf=config_to_hf,
         weights=weights,
         prefix="model.",
+        ignored=(r"decoder\.version$",),
         tiny={
             "vocab_size": 79,
             "max_position_embeddings": 48,
