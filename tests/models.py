@@ -128,6 +128,22 @@ TAGGER = TransformerConfig(
 ENDS = TransformerConfig(
     embedding=tokens(), encoder=stack(), head=ClassifierHead(num_classes=3, pooling="last", end_id=17)
 )
+MODERNBERT = TransformerConfig(
+    embedding=tokens(norm=NormConfig(bias=False)),
+    encoder=stack(
+        num_layers=5,
+        pattern=("global", "local"),
+        local=LocalConfig(window=(3, 3), rotary=RotaryConfig()),
+        attention=attention(rotary=RotaryConfig(base=160_000.0)),
+        mlp=MlpConfig(hidden_size=24, gated=True),
+        norm=NormConfig(bias=False),
+        first_norm=False,
+    ),
+    head=ClassifierHead(
+        num_classes=3, pooling="mean", pooler="gelu", pooler_bias=False, pooler_norm=NormConfig(bias=False)
+    ),
+)
+LABELS = dataclasses.replace(MODERNBERT, head=TokenHead(num_classes=3, transform="gelu", transform_bias=False))
 GPT2 = TransformerConfig(
     embedding=tokens(positions=LearnedPositions(max_length=40)),
     decoder=stack(
@@ -317,6 +333,8 @@ CONFIGS = {
     "clip": CLIP,
     "tagger": TAGGER,
     "ends": ENDS,
+    "modernbert": MODERNBERT,
+    "labels": LABELS,
     "gpt2": GPT2,
     "reviews": REVIEWS,
     "opt": OPT,

@@ -32,6 +32,7 @@ from zoo.config import (
     PatchConfig,
     RelativeBiasConfig,
     RotaryConfig,
+    TokenHead,
     TransformerConfig,
 )
 from zoo.serialization import as_dict, from_dict
@@ -59,6 +60,10 @@ WRONG = {
     ),
     "num_selected is 5": lambda: ExpertsConfig(num_experts=4, num_selected=5),
     "at most one of the two": lambda: LocalConfig(window=(1, 1), chunk=2),
+    "no 'input' norm to leave out": lambda: stack(first_norm=False, norm_slots=("residual",)),
+    "TokenHead.transform_bias is False without": lambda: TokenHead(num_classes=2, transform_bias=False),
+    "LanguageModelHead.transform_bias is False without": lambda: LanguageModelHead(transform_bias=False),
+    "pooler_bias=False and pooler_norm=None without a pooler": lambda: ClassifierHead(num_classes=2, pooler_bias=False),
     "exactly when the pattern has 'local' layers": lambda: stack(pattern=("local",)),
     "pattern has 3 entries": lambda: stack(pattern=("global",) * 3),
     "num_unique_layers is 3": lambda: stack(num_unique_layers=3),

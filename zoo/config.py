@@ -382,6 +382,8 @@ class StackConfig:
     """Where a branch normalises: its input (pre-norm), its output (sandwich, OLMo-2), the sum (post-norm)."""
     final_norm: bool = True
     """Normalise the output of the last block."""
+    first_norm: bool = True
+    """False: the first layer's attention has no input norm, for the embeddings are normalised (ModernBERT)."""
     branches: Literal["sequential", "parallel", "parallel_shared_norm"] = "sequential"
     """Attention, then MLP; or both from the same input, each with its norm (GPT-NeoX) or one norm (GPT-J)."""
     pattern: tuple[Span, ...] = ("global",)
@@ -419,6 +421,10 @@ class StackConfig:
             0 < unique <= self.num_layers and self.num_layers % unique == 0,
             f"StackConfig.num_unique_layers is {self.num_unique_layers}; "
             f"give a divisor of num_layers ({self.num_layers})",
+        )
+        _require(
+            self.first_norm or "input" in self.norm_slots,
+            f"StackConfig.first_norm with norm_slots={self.norm_slots}; there is no 'input' norm to leave out",
         )
         if self.branches == "parallel_shared_norm":
             _require(
@@ -572,6 +578,8 @@ class LanguageModelHead:
     bias: bool = False
     transform: Activation | None = None
     """A dense layer, this activation and a norm before the logits (BERT's masked-LM head)."""
+    transform_bias: bool = True
+    """Add a learned offset in that dense layer."""
     scale: float = 1.0
     """Multiplies the hidden states first (T5 ties with width ** -0.5)."""
     softcap: float | None = None
@@ -581,6 +589,10 @@ class LanguageModelHead:
         _require(
             self.transform is None or self.transform in get_args(Activation),
             f"LanguageModelHead.transform is {self.transform!r}; choose one of {get_args(Activation)}",
+        )
+        _require(
+            self.transform is not None or self.transform_bias,
+            "LanguageModelHead.transform_bias is False without a transform; give its activation",
         )
         _require(
             self.softcap is None or self.softcap > 0,
@@ -602,6 +614,10 @@ class ClassifierHead:
     """Normalise the pooled vector (BEiT)."""
     pooler: Activation | None = None
     """A dense layer and this activation between the pooled vector and the logits (BERT: tanh)."""
+    pooler_bias: bool = True
+    """Add a learned offset in that dense layer."""
+    pooler_norm: NormConfig | None = None
+    """Normalise after it (ModernBERT)."""
     bias: bool = True
     """Add a learned offset to the logits."""
     distilled: bool = False
@@ -623,6 +639,11 @@ class ClassifierHead:
             self.pooler is None or self.pooler in get_args(Activation),
             f"ClassifierHead.pooler is {self.pooler!r}; choose one of {get_args(Activation)}",
         )
+        _require(
+            self.pooler is not None or (self.pooler_bias and self.pooler_norm is None),
+            f"ClassifierHead has pooler_bias={self.pooler_bias} and pooler_norm={self.pooler_norm} without a pooler; "
+            "give its activation",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -630,9 +651,21 @@ class TokenHead:
     """Logits at every position over `num_classes` labels; two of them mark an answer's start and end."""
 
     num_classes: int
+    transform: Activation | None = None
+    """A dense layer, this activation and a norm before the logits, as in `LanguageModelHead` (ModernBERT)."""
+    transform_bias: bool = True
+    """Add a learned offset in that dense layer."""
 
     def __post_init__(self):
         _positive(self, "num_classes")
+        _require(
+            self.transform is None or self.transform in get_args(Activation),
+            f"TokenHead.transform is {self.transform!r}; choose one of {get_args(Activation)}",
+        )
+        _require(
+            self.transform is not None or self.transform_bias,
+            "TokenHead.transform_bias is False without a transform; give its activation",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from zoo.config import (
+    Activation,
     AlibiConfig,
     AttentionPoolConfig,
     ClassifierHead,
@@ -24,6 +25,7 @@ from zoo.config import (
     GridBiasConfig,
     LanguageModelHead,
     LearnedPositions,
+    NormConfig,
     Pooling,
     SinusoidalPositions,
     Span,
@@ -167,14 +169,16 @@ class Block(nn.Module):
         cached: KeysValues | None = None,
         memory: KeysValues | None = None,
         dropout_rng: Array | None = None,
+        index: Int[Array, ""] | int = 0,
     ) -> tuple[Float[Array, "B T D"], tuple[KeysValues, Float[Array, ""]]]:
-        """Return the new states, with this layer's fresh keys and values and the experts' balance loss."""
-        config, balance = self.config, jnp.float32(0)
+        """Return the new states of layer `index`, with its fresh keys and values and the experts' balance loss."""
+        config, balance, states = self.config, jnp.float32(0), x
         fresh: Any = None
         rngs = [None] * 6 if dropout_rng is None else jax.random.split(dropout_rng, 6)
 
         def attend(x):
             nonlocal fresh
+            x = x if config.first_norm else jnp.where(index == 0, states, x)
             attention = Attention(config.attention, config.width, self.dtype, name="attention")
             rotation = around.rotations[self.span]
             fresh = attention.keys_values(x, rotation)
@@ -326,7 +330,7 @@ class Stack(nn.Module):
 
         def layer(x, parameters, index, cached, memory, span):
             rng = None if dropout_rng is None else jax.random.fold_in(dropout_rng, index)
-            x, (fresh, balance) = self._block(span).apply({"params": parameters}, x, around, cached, memory, rng)
+            x, (fresh, balance) = self._block(span).apply({"params": parameters}, x, around, cached, memory, rng, index)
             return x, (fresh, balance, x if output_hidden_states else None)
 
         if self.remat != "none":
@@ -495,7 +499,7 @@ class LanguageModelLogits(nn.Module):
         """Float32 logits."""
         config = self.config
         if config.transform is not None:
-            x = Projection((table.shape[-1],), self.dtype, bias=True, name="transform")(x)
+            x = Projection((table.shape[-1],), self.dtype, config.transform_bias, name="transform")(x)
             x = Norm(self.norm, name="norm")(ACTIVATIONS[config.transform](x))
         x = (x * config.scale).astype(self.dtype)
         if config.tied:
@@ -507,6 +511,22 @@ class LanguageModelLogits(nn.Module):
         if config.bias:
             logits = logits + self.param("bias", nn.initializers.zeros, (self.vocab_size,))
         return logits if config.softcap is None else config.softcap * jnp.tanh(logits / config.softcap)
+
+
+class TransformedLabels(nn.Module):
+    """Logits over labels at every position, after a dense layer, an activation and a norm."""
+
+    config: TokenHead
+    activation: Activation
+    norm: NormConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T O"]:
+        """Transform and project."""
+        x = Projection((x.shape[-1],), self.dtype, self.config.transform_bias, name="transform")(x)
+        x = Norm(self.norm, name="norm")(ACTIVATIONS[self.activation](x))
+        return Projection((self.config.num_classes,), self.dtype, bias=True, name="logits")(x)
 
 
 class PooledHead(nn.Module):
@@ -532,7 +552,10 @@ class PooledHead(nn.Module):
             pooled = Norm(config.norm, name="norm")(pooled)
         if isinstance(config, ClassifierHead):
             if config.pooler is not None:
-                pooled = ACTIVATIONS[config.pooler](Projection((x.shape[-1],), self.dtype, True, name="pooler")(pooled))
+                pooled = Projection((x.shape[-1],), self.dtype, config.pooler_bias, name="pooler")(pooled)
+                pooled = ACTIVATIONS[config.pooler](pooled)
+            if config.pooler_norm is not None:
+                pooled = Norm(config.pooler_norm, name="pooler_norm")(pooled)
             logits = Projection((config.num_classes,), self.dtype, config.bias, name="logits")(pooled)
             if config.distilled:
                 second = Projection((config.num_classes,), self.dtype, config.bias, name="distilled_logits")(x[:, 1])
@@ -615,12 +638,14 @@ class Transformer(nn.Module):
             self.output_projection = Projection((config.output_width,), self.dtype)
         if config.decoder_embedding is not None:
             self.decoder_embedder = Embedder(config.decoder_embedding, config.output_stack.width, self.dtype)
+        norm = config.output_stack.norm
         match config.head:
             case LanguageModelHead():
-                norm = config.output_stack.norm
                 self.head = LanguageModelLogits(config.head, config.target_vocab_size or 0, norm, self.dtype)
-            case TokenHead():
+            case TokenHead(transform=None):
                 self.head = Projection((config.head.num_classes,), self.dtype, bias=True)
+            case TokenHead(transform=activation):
+                self.head = TransformedLabels(config.head, activation, norm, self.dtype)
             case ClassifierHead() | EmbeddingHead():
                 self.head = PooledHead(config.head, self.dtype)
 

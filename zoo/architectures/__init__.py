@@ -30,6 +30,7 @@ _HOME = {
     "qwen3": "llama",
     "smollm3": "llama",
     "vit": "vit",
+    "modernbert": "modernbert",
 }
 """The file of each model_type."""
 
