@@ -45,6 +45,7 @@ ALLOWED = {
         "config",
         "data",
         "generate",
+        "generation_config",
         "kernels",
         "layers",
         "pretrained",

@@ -136,6 +136,10 @@ class Evaluation:
     """Texts to rank by their similarity to the prompt."""
     image: str | None = None
     """A picture to classify or to describe."""
+    source_language: str | None = None
+    """The prompt's, as the tokenizer spells it, for models of many languages."""
+    target_language: str | None = None
+    """To translate into, as the tokenizer spells it."""
     chat: bool = False
     """Put the prompt as a user's message into the checkpoint's chat template."""
     max_new_tokens: int | None = None
@@ -163,7 +167,10 @@ class Evaluation:
                 raise ValueError(f"{name} is {value}; give at least 1")
 
 
-RUN_ONLY, CHECKPOINT_ONLY = ("step",), ("pair", "context", "candidates", "image", "chat", "num_beams", "head")
+RUN_ONLY = ("step",)
+CHECKPOINT_ONLY = (
+    "pair", "context", "candidates", "image", "source_language", "target_language", "chat", "num_beams", "head",
+)  # fmt: skip
 """Options of `Evaluation` that the other kind of model has no use for."""
 
 

@@ -16,10 +16,12 @@ def decoder_prompt(start: int, known: Mapping[str, Any], language: str | None, t
     Raises:
         ValueError: a language or task that the checkpoint has no token for.
     """
-    languages, tasks = known.get("lang_to_id") or {}, known.get("task_to_id") or {}
+    languages: dict[str, int] = known.get("lang_to_id") or {}
+    tasks: dict[str, int] = known.get("task_to_id") or {}
     prompt: list[int | None] = [start]
     if language is None and task is None:
-        forced = sorted(known.get("forced_decoder_ids") or (), key=lambda pair: pair[0])
+        pairs: list[tuple[int, int | None]] = known.get("forced_decoder_ids") or []
+        forced = sorted(pairs, key=lambda pair: pair[0])
         if [place for place, _ in forced] != list(range(1, len(forced) + 1)):
             raise ValueError(f"forced_decoder_ids is {forced}; give a token for each place from 1")
         prompt += [token for _, token in forced]

@@ -129,14 +129,14 @@ class Bundle:
 
     def _options(self, input_ids: Any, given: dict[str, Any]) -> dict[str, Any]:
         """What the caller asked for, over what the checkpoint says."""
+        if getattr(self.config, "decoder", None) is None or not isinstance(self.config.head, LanguageModelHead):
+            raise ValueError("this model has no decoder with a language-model head, so it generates nothing")
         for name, value, size in (
             ("input_ids", input_ids, self.config.embedding.vocab_size),
             ("decoder_input_ids", given.get("decoder_input_ids"), self.config.target_vocab_size),
         ):
             if value is not None and size is not None:
                 _check_ids(value, size, name)
-        if not isinstance(self.config.head, LanguageModelHead) or self.config.decoder is None:
-            raise ValueError("this model has no decoder with a language-model head, so it generates nothing")
         stored = self._stored_options(given)
         unused = [name for name in SAMPLING if given.get(name) is not None and given[name] != FIELDS[name]]
         if unused and not (stored | given).get("do_sample") and "do_sample" not in given and "sampling" not in given:

@@ -14,13 +14,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from zoo.config import EmbeddingHead, LanguageModelHead, TransformerConfig
+from zoo.config import EmbeddingHead, LanguageModelHead, LearnedPositions, TransformerConfig
+from zoo.generation_config import stored_options
 from zoo.pretrained import Bundle
 from zoo.recipes.pictures import read_picture
 from zoo.training.state import count_parameters
 
 MASK = "<mask>"
 """What a prompt may write where a token is hidden, whatever the checkpoint's own mask is called."""
+NEW_TOKENS = 200
+"""Written at the most where neither the caller nor the checkpoint says."""
 SHOWN = 5
 """Candidates shown for each choice."""
 
@@ -34,13 +37,13 @@ def ask(bundle: Bundle, wanted: Any, console: Console) -> None:
     if wanted.prompt is None and wanted.image is None:
         return describe(bundle, console)
     answer, uses = _way(bundle)
-    needs = [name for name in ("image", "context", "candidates", "chat") if getattr(wanted, name)]
+    needs = [name for name in _EXAMPLES if name != "prompt" and getattr(wanted, name)]
     unused = next((name for name in needs if name not in uses), None)
     if unused is not None:
-        raise ValueError(f"--{unused} is of no use here: {_kind(bundle)} takes {' and '.join(f'--{u}' for u in uses)}")
-    missing = next((name for name in uses if name not in ("chat", "pair") and not getattr(wanted, name)), None)
+        raise ValueError(f"{_flag(unused)} is of no use here: {_kind(bundle)} takes {', '.join(map(_flag, uses))}")
+    missing = next((name for name in uses if name not in OPTIONAL and not getattr(wanted, name)), None)
     if missing is not None:
-        raise ValueError(f"--{missing} is missing: {_kind(bundle)} takes {' and '.join(f'--{u}' for u in uses)}")
+        raise ValueError(f"{_flag(missing)} is missing: {_kind(bundle)} takes {', '.join(map(_flag, uses))}")
     if "prompt" in uses and bundle.tokenizer is None:
         raise ValueError("this checkpoint has no tokenizer that zoo can read, so it takes no text")
     answer(bundle, wanted, console)
@@ -61,7 +64,8 @@ def describe(bundle: Bundle, console: Console) -> None:
             more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
             console.print(f"{said}: {', '.join(names[:SHOWN])}{more}", soft_wrap=True, highlight=False)
     _, uses = _way(bundle)
-    console.print(f"next  {' '.join(f'--{name} {_EXAMPLES[name]}' for name in uses)}", soft_wrap=True, highlight=False)
+    shown = " ".join(f"{_flag(name)} {_EXAMPLES[name]}".strip() for name in uses)
+    console.print(Text(f"next  {shown}"), soft_wrap=True)
 
 
 _EXAMPLES = {
@@ -71,7 +75,14 @@ _EXAMPLES = {
     "candidates": '"..." "..."',
     "chat": "",
     "pair": '"..."',
+    "source_language": "en",
+    "target_language": "fr",
 }
+OPTIONAL = ("chat", "pair", "source_language", "target_language")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _kind(bundle: Bundle) -> str:
@@ -96,7 +107,7 @@ def _way(bundle: Bundle) -> tuple[Callable[[Bundle, Any, Console], None], tuple[
             return fill_masks, ("prompt",)
         if config.encoder is None:
             return continue_text, ("prompt", "chat")
-        return (rewrite, ("image",)) if sees else (rewrite, ("prompt",))
+        return (rewrite, ("image",)) if sees else (rewrite, ("prompt", "source_language", "target_language"))
     if not sees and isinstance(config, TransformerConfig):
         return rank_texts, ("prompt", "candidates")
     raise ValueError(f"evaluate.py has no question for {_kind(bundle)} yet; call zoo.load(…)(…) in Python")
@@ -136,8 +147,8 @@ def continue_text(bundle: Bundle, wanted: Any, console: Console) -> None:
         while batch["input_ids"].shape[1] > 1 and batch["input_ids"][0, -1] == tokenizer.eos_id:
             batch = {name: value[:, :-1] for name, value in batch.items()}
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    options = _options(bundle, wanted)
-    if options.get("num_beams", 1) > 1:
+    options = _options(bundle, wanted, inputs["input_ids"].shape[1])
+    if _beams(bundle, options) > 1:
         written = np.asarray(bundle.generate(**inputs, **options).sequences)[0]
         kept = inputs["input_ids"].shape[1] if wanted.chat else 0
         console.print(Text(tokenizer.decode(written[kept:])), soft_wrap=True)
@@ -160,7 +171,10 @@ def rewrite(bundle: Bundle, wanted: Any, console: Console) -> None:
     if wanted.image is not None:
         generated = bundle.generate(pixel_values=_pixels(bundle, wanted.image), **options)
     else:
-        batch = bundle.tokenizer([wanted.prompt])
+        tokenizer = bundle.tokenizer
+        if wanted.source_language is not None:
+            tokenizer = tokenizer.for_language(wanted.source_language)
+        batch = tokenizer([wanted.prompt])
         generated = bundle.generate(**{name: batch[name] for name in ("input_ids", "attention_mask")}, **options)
     for row in np.asarray(generated.sequences):
         console.print(Text(bundle.tokenizer.decode(row).strip()), soft_wrap=True)
@@ -233,8 +247,8 @@ def _vectors(bundle: Bundle, texts: list[str]) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
-def _options(bundle: Bundle, wanted: Any) -> dict[str, Any]:
-    """The options of generation that were given; what was not is the checkpoint's own."""
+def _options(bundle: Bundle, wanted: Any, length: int = 1) -> dict[str, Any]:
+    """The options of generation that were given, for a prompt of `length`; what was not is the checkpoint's own."""
     named = {name: getattr(wanted, name) for name in ("max_new_tokens", "num_beams", "top_k", "top_p", "temperature")}
     options = {name: value for name, value in named.items() if value is not None}
     if options.get("temperature") == 0:
@@ -242,10 +256,29 @@ def _options(bundle: Bundle, wanted: Any) -> dict[str, Any]:
         options["do_sample"] = False
     elif options.keys() & {"temperature", "top_k", "top_p"}:
         options["do_sample"] = True
-    known = bundle.origin.generation | bundle.origin.fields if bundle.origin is not None else {}
+    assert bundle.origin is not None
+    known = stored_options(bundle.origin.fields, bundle.origin.generation)
     if "max_new_tokens" not in options and not {"max_length", "max_new_tokens"} & known.keys():
-        options["max_new_tokens"] = 200
+        positions = bundle.config.target_embedding.positions
+        room = positions.max_length - length if isinstance(positions, LearnedPositions) else NEW_TOKENS
+        options["max_new_tokens"] = max(1, min(NEW_TOKENS, room))
+    if wanted.target_language is not None:
+        options["forced_bos_token_id"] = _language(bundle, wanted.target_language)
     return options | {"seed": wanted.seed}
+
+
+def _beams(bundle: Bundle, options: dict[str, Any]) -> int:
+    """Beams that generation will follow."""
+    assert bundle.origin is not None
+    return (stored_options(bundle.origin.fields, bundle.origin.generation) | options).get("num_beams", 1)
+
+
+def _language(bundle: Bundle, code: str) -> int:
+    """The token of a language: its code, or that between two underscores (M2M100)."""
+    try:
+        return bundle.tokenizer.token_id(code)
+    except ValueError:
+        return bundle.tokenizer.token_id(f"__{code}__")
 
 
 def _pixels(bundle: Bundle, path: str) -> np.ndarray:
