@@ -1,6 +1,8 @@
 """Generation: greedy equals an argmax loop without a cache; sampling follows its distribution; one compilation."""
 
 import itertools
+from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +11,10 @@ import numpy as np
 import pytest
 from models import CONFIGS, inputs
 
+from zoo.architectures import find_architecture
 from zoo.generate import BUCKET, GREEDY, Sampling, _generate, _search, generate, stream
 from zoo.generation_config import stored_options
+from zoo.pretrained import Bundle, Origin
 
 
 def build(name: str):
@@ -208,3 +212,46 @@ def test_sampling_follows_its_distribution(sampling, expected):
 def test_wrong_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def load(name: str, generation: dict | None = None, fields: dict | None = None) -> Bundle:
+    """A small model as `zoo.load` would give it from a run, or from a checkpoint with these files."""
+    model, params = models.build(name)
+    if generation is None:
+        tokenizer = SimpleNamespace(bos_id=1, eos_id=2, pad_id=0)
+        return Bundle(model=model, params=params, config=model.config, tokenizer=tokenizer)
+    architecture = find_architecture("bert")  # no one asks it here
+    origin = Origin(
+        architecture=architecture, head="causal_lm", fields=fields or {}, generation=generation, folder=Path()
+    )
+    return Bundle(model=model, params=params, config=model.config, origin=origin)
+
+
+def test_what_the_caller_says_goes_before_what_the_checkpoint_says():
+    bundle = load("llama", {"max_length": 9, "no_repeat_ngram_size": 1, "do_sample": True})
+    ids = inputs(CONFIGS["llama"])["input_ids"][:, :4]
+    assert bundle.generate(ids).sequences.shape == (2, 9)
+    options = {"do_sample": False, "max_new_tokens": 7}
+    plain = np.asarray(bundle.generate(ids, **options, no_repeat_ngram_size=0).sequences)
+    run = load("llama").generate(ids, max_new_tokens=7, eos_token_id=None)
+    assert plain.tolist() == np.asarray(run.sequences).tolist()
+    unique = np.asarray(bundle.generate(ids, **options).sequences)
+    assert all(len(set(row)) == len(row) for row in unique[:, 4:]) and unique.shape == (2, 11)
+    assert load("llama", {}, {"eos_token_id": 2}).generate(ids).sequences.shape[1] <= 24
+
+
+MISTAKES = {
+    "sampling without do_sample": ("llama", {"temperature": 0.5}, "temperature is given and do_sample is not"),
+    "misspelt": ("llama", {"max_new_token": 5}, "did you mean max_new_tokens?"),
+    "too long": ("gpt2", {"max_new_tokens": 64}, "this model has 40 positions"),
+    "no decoder": ("bert", {}, "it generates nothing"),
+    "an id": ("t5", {"decoder_input_ids": [[99]]}, r"decoder_input_ids\[0, 0\] is 99"),
+    "no start": ("t5", {"bos_token_id": None}, "decoder_start_token_id; give it"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_bundle_names_mistakes(mistake):
+    name, options, message = MISTAKES[mistake]
+    with pytest.raises(ValueError, match=message):
+        load(name).generate(np.full((1, 3), 5), **options)
