@@ -76,7 +76,7 @@ ALBERT = TransformerConfig(
     head=ClassifierHead(num_classes=3, pooler="tanh"),
 )
 SENTENCES = TransformerConfig(
-    embedding=tokens(positions=LearnedPositions(max_length=40, offset=2)),
+    embedding=tokens(positions=LearnedPositions(max_length=40, offset=2, padding_id=1)),
     encoder=stack(pattern=("local", "global"), local=LocalConfig(window=(3, 3), rotary=RotaryConfig())),
     head=EmbeddingHead(projection=6),
 )

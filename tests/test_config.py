@@ -61,7 +61,7 @@ WRONG = {
     "num_selected is 5": lambda: ExpertsConfig(num_experts=4, num_selected=5),
     "at most one of the two": lambda: LocalConfig(window=(1, 1), chunk=2),
     "no 'input' norm to leave out": lambda: stack(first_norm=False, norm_slots=("residual",)),
-    "TokenHead.transform_bias is False without": lambda: TokenHead(num_classes=2, transform_bias=False),
+    "TokenHead has transform_bias=False": lambda: TokenHead(num_classes=2, transform_bias=False),
     "LanguageModelHead.transform_bias is False without": lambda: LanguageModelHead(transform_bias=False),
     "pooler_bias=False and pooler_norm=None without a pooler": lambda: ClassifierHead(num_classes=2, pooler_bias=False),
     "exactly when the pattern has 'local' layers": lambda: stack(pattern=("local",)),
@@ -75,6 +75,8 @@ WRONG = {
     "only 'token' reads it": lambda: EmbeddingHead(token_id=4),
     "exactly with 'attention'": lambda: EmbeddingHead(pooling="attention"),
     "give one of the two": lambda: ClassifierHead(num_classes=2, pooling="last", end_id=2, padding_id=1),
+    "padding_id without an offset": lambda: LearnedPositions(max_length=4, padding_id=1),
+    "one of the two": lambda: LearnedPositions(max_length=4, offset=2, padding_id=1, over_mask=True),
     "both vocab_size and patches": lambda: tokens(patches=PatchConfig(image_size=12, patch_size=4)),
     "neither encoder nor decoder": lambda: TransformerConfig(embedding=tokens()),
     "a decoder is causal": lambda: TransformerConfig(embedding=tokens(), decoder=stack()),
@@ -82,7 +84,7 @@ WRONG = {
     "only a decoder attends to an encoder": lambda: TransformerConfig(
         embedding=tokens(), encoder=stack(cross_attention=attention())
     ),
-    "over_mask without an offset": lambda: LearnedPositions(max_length=4, over_mask=True),
+    "over_mask or padding_id without": lambda: LearnedPositions(max_length=4, over_mask=True),
     "output_width without a decoder": lambda: dataclasses.replace(BERT, output_width=16),
     "need its width": lambda: dataclasses.replace(GPT2, output_width=8),
     "decoder_embedding without both stacks": lambda: dataclasses.replace(GPT2, decoder_embedding=tokens()),

@@ -16,9 +16,10 @@ Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "relu_squared", 
 NormSlot = Literal["input", "output", "residual"]
 Span = Literal["global", "local"]
 BiasSlot = Literal["query", "key", "value", "output"]
-Pooling = Literal["first", "last", "end", "mean", "patch_mean", "first_and_patch_mean"]
+Pooling = Literal["first", "last", "end", "mean", "max", "patch_mean", "first_and_patch_mean"]
 """What stands for a sequence: its first position; the last that is no padding; the last, padding or not (SigLIP); the
-mean, padding left out; the mean of all positions after the first; the first and that mean side by side (DINOv2)."""
+mean or the largest values, padding left out; the mean of all positions after the first; the first and that mean side
+by side (DINOv2)."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -457,13 +458,19 @@ class LearnedPositions:
     """Position p reads row p + offset (2 in OPT and BART)."""
     over_mask: bool = False
     """Where no positions are given, they count what the attention mask shows, and padding stands at -1 (OPT)."""
+    padding_id: int | None = None
+    """Where no positions are given, they count the ids that are not this one; this id stands at -1 (RoBERTa)."""
 
     def __post_init__(self):
         _positive(self, "max_length")
         _require(self.offset >= 0, f"LearnedPositions.offset is {self.offset}; give at least zero")
         _require(
-            not self.over_mask or self.offset > 0,
-            "LearnedPositions.over_mask without an offset; padding reads the row before the first, so give one",
+            self.offset > 0 or not (self.over_mask or self.padding_id is not None),
+            "LearnedPositions.over_mask or padding_id without an offset; padding reads the row before the first",
+        )
+        _require(
+            not self.over_mask or self.padding_id is None,
+            "LearnedPositions has over_mask and padding_id; positions count by one of the two",
         )
 
 
@@ -562,6 +569,7 @@ class EmbeddingConfig:
             "EmbeddingConfig has both vocab_size and patches; give the one that the input is",
         )
         if self.patches is not None and isinstance(self.positions, LearnedPositions):
+            _require(self.positions.padding_id is None, "LearnedPositions.padding_id with patches; they have no ids")
             need = self.patches.sequence_length
             _require(
                 self.positions.max_length >= need,
@@ -650,21 +658,28 @@ class ClassifierHead:
 class TokenHead:
     """Logits at every position over `num_classes` labels; two of them mark an answer's start and end."""
 
-    num_classes: int
+    num_classes: int | None
+    """None: one logit a position, without an axis of classes (ELECTRA's discriminator)."""
     transform: Activation | None = None
-    """A dense layer, this activation and a norm before the logits, as in `LanguageModelHead` (ModernBERT)."""
+    """A dense layer and this activation before the logits."""
     transform_bias: bool = True
     """Add a learned offset in that dense layer."""
+    transform_norm: bool = True
+    """Normalise after it, as in `LanguageModelHead` (ModernBERT)."""
 
     def __post_init__(self):
-        _positive(self, "num_classes")
+        _require(
+            self.num_classes is None or self.num_classes > 0,
+            f"TokenHead.num_classes is {self.num_classes}; give a number above zero, or None",
+        )
         _require(
             self.transform is None or self.transform in get_args(Activation),
             f"TokenHead.transform is {self.transform!r}; choose one of {get_args(Activation)}",
         )
         _require(
-            self.transform is not None or self.transform_bias,
-            "TokenHead.transform_bias is False without a transform; give its activation",
+            self.transform is not None or (self.transform_bias and self.transform_norm),
+            f"TokenHead has transform_bias={self.transform_bias} and transform_norm={self.transform_norm} without a "
+            "transform; give its activation",
         )
 
 

@@ -106,7 +106,7 @@ class Output:
 
     last_hidden_state: Float[Array, "B T D"]
     logits: Float[Array, "B ..."] | None = None
-    """Float32: [B, T, V] for language models and token heads, [B, classes] for classifiers."""
+    """Float32: [B, T, V] for language models and token heads, [B, classes] for classifiers, [B, T] for detectors."""
     pooler_output: Float[Array, "B D"] | None = None
     """One vector a sequence, from an `EmbeddingHead`."""
     hidden_states: tuple[Float[Array, "B T D"], ...] | None = None
@@ -514,7 +514,7 @@ class LanguageModelLogits(nn.Module):
 
 
 class TransformedLabels(nn.Module):
-    """Logits over labels at every position, after a dense layer, an activation and a norm."""
+    """Logits over labels at every position, after a dense layer, an activation and perhaps a norm."""
 
     config: TokenHead
     activation: Activation
@@ -525,8 +525,10 @@ class TransformedLabels(nn.Module):
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T O"]:
         """Transform and project."""
         x = Projection((x.shape[-1],), self.dtype, self.config.transform_bias, name="transform")(x)
-        x = Norm(self.norm, name="norm")(ACTIVATIONS[self.activation](x))
-        return Projection((self.config.num_classes,), self.dtype, bias=True, name="logits")(x)
+        x = ACTIVATIONS[self.activation](x)
+        if self.config.transform_norm:
+            x = Norm(self.norm, name="norm")(x)
+        return Projection((self.config.num_classes or 1,), self.dtype, bias=True, name="logits")(x)
 
 
 class PooledHead(nn.Module):
@@ -604,6 +606,8 @@ def pool(x: Float[Array, "B T D"], mask: Int[Array, "B T"] | None, how: Pooling)
     if how == "last":
         last = jnp.max(mask * jnp.arange(x.shape[1]), axis=1)
         return jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
+    if how == "max":
+        return jnp.where(mask[..., None] != 0, x, -1e9).max(1).astype(x.dtype)
     weights = mask[..., None].astype(jnp.float32)
     mean = (x * weights).sum(1) / jnp.maximum(weights.sum(1), 1e-9)
     return mean.astype(x.dtype)
@@ -643,7 +647,7 @@ class Transformer(nn.Module):
             case LanguageModelHead():
                 self.head = LanguageModelLogits(config.head, config.target_vocab_size or 0, norm, self.dtype)
             case TokenHead(transform=None):
-                self.head = Projection((config.head.num_classes,), self.dtype, bias=True)
+                self.head = Projection((config.head.num_classes or 1,), self.dtype, bias=True)
             case TokenHead(transform=activation):
                 self.head = TransformedLabels(config.head, activation, norm, self.dtype)
             case ClassifierHead() | EmbeddingHead():
@@ -731,7 +735,7 @@ class Transformer(nn.Module):
         if patches is not None:
             grid = patches.grid(*inputs.shape[2:])
             length = grid[0] * grid[1] + patches.num_tokens
-        counted = _counted(self.config.embedding, attention_mask)
+        counted = _counted(self.config.embedding, input_ids, attention_mask)
         positions = _positions(position_ids, inputs.shape[0], length, counted=counted)
         rngs = (None, None) if dropout_rng is None else jax.random.split(dropout_rng)
         x = self.embedder(inputs, positions, token_type_ids, bool_masked_pos=bool_masked_pos, dropout_rng=rngs[0])
@@ -764,7 +768,7 @@ class Transformer(nn.Module):
             name = "input_ids" if self.config.encoder is None else "decoder_input_ids"
             raise ValueError(f"{name} is missing; this model's decoder reads it")
         start = 0 if cache is None else cache.length
-        counted = _counted(self.config.target_embedding, attention_mask)
+        counted = _counted(self.config.target_embedding, input_ids, attention_mask)
         positions = _positions(position_ids, *input_ids.shape, start, counted)
         rngs = (None, None) if dropout_rng is None else jax.random.split(dropout_rng)
         embedder = self.embedder if self.config.decoder_embedding is None else self.decoder_embedder
@@ -844,7 +848,8 @@ class Transformer(nn.Module):
             case LanguageModelHead():
                 return output.replace(logits=self._logits(x))
             case TokenHead():
-                return output.replace(logits=self.head(x).astype(jnp.float32))
+                logits = self.head(x).astype(jnp.float32)
+                return output.replace(logits=logits if self.config.head.num_classes else logits[..., 0])
             case ClassifierHead():
                 return output.replace(logits=self.head(x, _pooled(self.config.head, attention_mask, input_ids)))
             case EmbeddingHead():
@@ -877,10 +882,15 @@ def _pooled(head: ClassifierHead, attention_mask: Array | None, input_ids: Array
     return attention_mask if head.end_id is None else input_ids == head.end_id
 
 
-def _counted(config: EmbeddingConfig, attention_mask: Array | None) -> Array | None:
+def _counted(config: EmbeddingConfig, ids: Array | None, attention_mask: Array | None) -> Array | None:
     """Which inputs the positions count; None is all."""
-    over_mask = isinstance(config.positions, LearnedPositions) and config.positions.over_mask
-    return attention_mask if over_mask else None
+    match config.positions:
+        case LearnedPositions(padding_id=int(padding_id)):
+            return ids != padding_id
+        case LearnedPositions(over_mask=True):
+            return attention_mask
+        case _:
+            return None
 
 
 def _positions(
