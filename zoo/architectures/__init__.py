@@ -9,9 +9,13 @@ import importlib
 from zoo.architectures.architecture import Architecture, Fields
 
 _HOME = {
+    "albert": "albert",
     "bert": "bert",
     "bloom": "bloom",
+    "camembert": "roberta",
     "deit": "vit",
+    "distilbert": "distilbert",
+    "electra": "electra",
     "gemma": "gemma",
     "gemma2": "gemma",
     "gemma3_text": "gemma",
@@ -23,14 +27,17 @@ _HOME = {
     "llama": "llama",
     "mistral": "llama",
     "mixtral": "mixtral",
+    "modernbert": "modernbert",
+    "mpnet": "mpnet",
     "olmo2": "olmo2",
     "opt": "opt",
     "phi3": "phi3",
     "qwen2": "llama",
     "qwen3": "llama",
+    "roberta": "roberta",
     "smollm3": "llama",
     "vit": "vit",
-    "modernbert": "modernbert",
+    "xlm-roberta": "roberta",
 }
 """The file of each model_type."""
 

@@ -69,6 +69,10 @@ class Fields:
             raise CheckpointError(f"{self.origin}: {name} is {value!r}; it must be an object")
         return Fields(value, f"{self.origin}: {name}")
 
+    def with_defaults(self, defaults: Mapping[str, Any]) -> "Fields":
+        """The same, with the reference's defaults in place of what is absent or null."""
+        return Fields(dict(defaults) | {k: v for k, v in self.values.items() if v is not None}, self.origin)
+
     def activation(self, name: str, default: str) -> Activation:
         """An activation in our words."""
         value = self.get(name, default)
@@ -140,7 +144,8 @@ class Architecture:
 
     def name_in_file(self, name: str, head: str) -> str:
         """A tensor's name in files of a head, for its name in the table."""
-        prefix = "" if head == "base" else self.other_prefixes.get(head, self.prefix)
+        of_base = self.classes[head] == self.classes["base"]
+        prefix = "" if of_base else self.other_prefixes.get(head, self.prefix)
         return prefix + name.removeprefix(self.prefix) if name.startswith(self.prefix) else name
 
     def head_of(self, class_name: str) -> str | None:

@@ -1,9 +1,10 @@
-"""BERT (Devlin et al. 2019): a post-norm encoder with learned positions and segments."""
+"""BERT (Devlin et al. 2019), a post-norm encoder with learned positions and segments; and what descendants share."""
 
 from typing import Any
 
 from zoo.architectures.architecture import Architecture, Fields, activation_name
 from zoo.config import (
+    Activation,
     AttentionConfig,
     ClassifierHead,
     EmbeddingConfig,
@@ -17,22 +18,42 @@ from zoo.config import (
     TokenHead,
     TransformerConfig,
 )
-from zoo.weights import LINEAR_OF_HEADS, Rule, linear, norm, rule, table
+from zoo.weights import LINEAR, LINEAR_OF_HEADS, Rule, linear, norm, rule, table
+
+DEFAULTS = {
+    "vocab_size": 30522,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "layer_norm_eps": 1e-12,
+    "tie_word_embeddings": True,
+}
 
 
 def config_from_hf(fields: Fields, head: str) -> TransformerConfig:
     """Translate a BertConfig."""
+    fields = fields.with_defaults(DEFAULTS)
+    return encoder_config(fields, encoder_head(fields, head, fields.activation("hidden_act", "gelu")))
+
+
+def encoder_config(fields: Fields, head: Head | None) -> TransformerConfig:
+    """An encoder from fields that have BERT's names, all of them."""
     fields.expect(position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
     width, heads = fields["hidden_size"], fields["num_attention_heads"]
-    dropout = fields.get("hidden_dropout_prob", 0.1)
-    norms = NormConfig(epsilon=fields.get("layer_norm_eps", 1e-12))
-    activation = fields.activation("hidden_act", "gelu")
+    dropout = fields["hidden_dropout_prob"]
+    norms = NormConfig(epsilon=fields["layer_norm_eps"])
     return TransformerConfig(
         embedding=EmbeddingConfig(
-            width=width,
+            width=fields.get("embedding_size", width),
             vocab_size=fields["vocab_size"],
             positions=LearnedPositions(max_length=fields["max_position_embeddings"]),
-            num_token_types=fields.get("type_vocab_size", 2),
+            num_token_types=fields["type_vocab_size"],
             norm=norms,
             dropout=dropout,
         ),
@@ -43,38 +64,46 @@ def config_from_hf(fields: Fields, head: str) -> TransformerConfig:
                 num_heads=heads,
                 head_size=width // heads,
                 biases=("query", "key", "value", "output"),
-                dropout=fields.get("attention_probs_dropout_prob", 0.1),
+                dropout=fields["attention_probs_dropout_prob"],
             ),
-            mlp=MlpConfig(hidden_size=fields["intermediate_size"], activation=activation, bias=True),
+            mlp=MlpConfig(
+                hidden_size=fields["intermediate_size"], activation=fields.activation("hidden_act", "gelu"), bias=True
+            ),
             norm=norms,
             norm_slots=("residual",),
             final_norm=False,
             dropout=dropout,
         ),
-        head=_head(fields, head, width),
+        head=head,
     )
 
 
-def _head(fields: Fields, head: str, width: int) -> Head:
+def encoder_head(fields: Fields, head: str, transform: Activation, pooler: Activation = "tanh") -> Head:
+    """The head of an encoder: `transform` is the masked-LM head's activation, `pooler` the classifier's."""
     match head:
         case "masked_lm":
-            return LanguageModelHead(bias=True, transform=fields.activation("hidden_act", "gelu"))
+            return LanguageModelHead(tied=fields["tie_word_embeddings"], bias=True, transform=transform)
         case "sequence_classification":
-            return ClassifierHead(num_classes=fields.num_labels(), pooler="tanh")
+            return ClassifierHead(num_classes=fields.num_labels(), pooler=pooler)
         case "token_classification":
             return TokenHead(num_classes=fields.num_labels())
         case "question_answering":
             return TokenHead(num_classes=2)
         case _:
             return EmbeddingHead(
-                pooling="first", normalize=False, projection=width, projection_bias=True, activation="tanh"
+                pooling="first",
+                normalize=False,
+                projection=fields["hidden_size"],
+                projection_bias=True,
+                activation=pooler,
             )
 
 
 def config_to_hf(config: TransformerConfig) -> dict[str, Any]:
     """Write a BertConfig."""
     stack, embedding = config.output_stack, config.embedding
-    return {
+    tied = {"tie_word_embeddings": config.head.tied} if isinstance(config.head, LanguageModelHead) else {}
+    return tied | {
         "vocab_size": embedding.vocab_size,
         "hidden_size": stack.width,
         "num_hidden_layers": stack.num_layers,
@@ -91,13 +120,27 @@ def config_to_hf(config: TransformerConfig) -> dict[str, Any]:
 
 def weights(config: TransformerConfig, head: str) -> list[Rule]:
     """The table."""
-    del config
-    layer = "bert.encoder.layer.{layer}"
     return [
-        *table("bert.embeddings.word_embeddings", "embedder/token", aliases=("cls.predictions.decoder.weight",)),
-        *table("bert.embeddings.position_embeddings", "embedder/position"),
-        *table("bert.embeddings.token_type_embeddings", "embedder/token_type"),
-        *norm("bert.embeddings.LayerNorm", "embedder/norm"),
+        *embedding_weights("bert", aliases=tied_names(config, "cls.predictions.decoder.weight")),
+        *layer_weights("bert"),
+        *_head_weights(config, head),
+    ]
+
+
+def embedding_weights(prefix: str, aliases: tuple[str, ...] = ()) -> list[Rule]:
+    """Rows of the embeddings; `aliases` are the output layer's names in files of tied models."""
+    return [
+        *table(f"{prefix}.embeddings.word_embeddings", "embedder/token", aliases=aliases),
+        *table(f"{prefix}.embeddings.position_embeddings", "embedder/position"),
+        *table(f"{prefix}.embeddings.token_type_embeddings", "embedder/token_type"),
+        *norm(f"{prefix}.embeddings.LayerNorm", "embedder/norm"),
+    ]
+
+
+def layer_weights(prefix: str) -> list[Rule]:
+    """Rows of the layers."""
+    layer = f"{prefix}.encoder.layer.{{layer}}"
+    return [
         *linear(f"{layer}.attention.self.query", "encoder/attention/query"),
         *linear(f"{layer}.attention.self.key", "encoder/attention/key"),
         *linear(f"{layer}.attention.self.value", "encoder/attention/value"),
@@ -106,17 +149,22 @@ def weights(config: TransformerConfig, head: str) -> list[Rule]:
         *linear(f"{layer}.intermediate.dense", "encoder/mlp/up"),
         *linear(f"{layer}.output.dense", "encoder/mlp/down"),
         *norm(f"{layer}.output.LayerNorm", "encoder/mlp_residual_norm"),
-        *_head_weights(head),
     ]
 
 
-def _head_weights(head: str) -> list[Rule]:
+def tied_names(config: TransformerConfig, *names: str) -> tuple[str, ...]:
+    """`names` of the output layer, where it is the token table."""
+    return names if isinstance(config.head, LanguageModelHead) and config.head.tied else ()
+
+
+def _head_weights(config: TransformerConfig, head: str) -> list[Rule]:
     match head:
         case "masked_lm":
             return [
                 *linear("cls.predictions.transform.dense", "head/transform"),
                 *norm("cls.predictions.transform.LayerNorm", "head/norm"),
                 rule("cls.predictions.bias", "head/bias", aliases=("cls.predictions.decoder.bias",)),
+                rule("cls.predictions.decoder.weight", "head/kernel", LINEAR),
             ]
         case "sequence_classification":
             return [*linear("bert.pooler.dense", "head/pooler"), *linear("classifier", "head/logits")]
