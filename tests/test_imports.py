@@ -27,6 +27,7 @@ ALLOWED = {
     "data": set(),
     "tasks": {"data", "generate"},
     "training": set(),
+    "sentences": {"architectures", "config", "formats", "weights"},
     "pretrained": {
         "architectures",
         "config",
@@ -35,6 +36,7 @@ ALLOWED = {
         "formats",
         "generate",
         "generation_config",
+        "sentences",
         "serialization",
         "tokenization",
         "training",

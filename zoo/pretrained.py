@@ -30,6 +30,7 @@ from zoo.formats.mxfp4 import Mxfp4Tensors
 from zoo.formats.safetensors import read_json, write_folder
 from zoo.generate import Generated, generate, stream
 from zoo.generation_config import FIELDS, SAMPLING, stored_options
+from zoo.sentences import Modules, ModuleTensors, read_modules, with_embedding, write_modules
 from zoo.serialization import from_dict
 from zoo.tokenization import PretrainedTokenizer, load_tokenizer
 from zoo.training.checkpoint import load_params
@@ -56,6 +57,8 @@ class Origin:
     """Tensors of heads that were not asked for."""
     fresh: tuple[str, ...] = ()
     """Parameters of the head that the checkpoint lacks, newly initialised."""
+    modules: Modules | None = None
+    """What follows the transformer in a folder of sentence-transformers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,8 +214,8 @@ def load(
     """Load a model, its parameters and its tokenizer.
 
     Args:
-        name: a checkpoint folder in the layout of transformers, a GGUF file, a run folder of `train.py`, or a name on
-            the hub.
+        name: a checkpoint folder in the layout of transformers or sentence-transformers, a GGUF file, a run folder of
+            `train.py`, or a name on the hub.
         head: "base", "masked_lm", "causal_lm", "sequence_classification", ...; None is what config.json says. A head
             that the checkpoint lacks is initialised, and named in `bundle.origin.fresh`.
         dtype: of activations and products; None is float32, or the run's own.
@@ -249,6 +252,9 @@ def _load_run(folder: Path, step: int | None, dtype: Any) -> Bundle:
 
 
 def _load_pretrained(folder: Path, head: str | None, dtype, param_dtype, mesh: Mesh | None, layers) -> Bundle:
+    modules = read_modules(folder) if head in (None, "embedding") else None
+    if modules is not None:
+        return _load_sentences(modules, head, dtype, param_dtype, mesh, layers)
     fields = Fields(read_json(folder / "config.json"), str(folder / "config.json"))
     generation = folder / "generation_config.json"
     architecture = _find(fields)
@@ -284,6 +290,20 @@ def _load_gguf(file: Path, head: str | None, dtype, param_dtype, mesh: Mesh | No
     chosen = _choose_head(architecture, fields, head)
     origin = Origin(architecture=architecture, head=chosen, fields=fields.values, generation={}, folder=file.parent)
     return _build(origin, tensors, fields, dtype, param_dtype, mesh, layers, head is not None)
+
+
+def _load_sentences(modules: Modules, head: str | None, dtype, param_dtype, mesh: Mesh | None, layers) -> Bundle:
+    config = modules.transformer / "config.json"
+    fields = Fields(read_json(config), str(config))
+    origin = Origin(
+        architecture=with_embedding(_find(fields), modules),
+        head="embedding",
+        fields=fields.values,
+        generation={},
+        folder=modules.transformer,
+        modules=modules,
+    )
+    return _build(origin, ModuleTensors(modules), fields, dtype, param_dtype, mesh, layers, head is not None)
 
 
 def _build(
@@ -443,7 +463,10 @@ def save(bundle: Bundle, folder: str | Path, *, max_shard_bytes: int = 5_000_000
         (folder / "generation_config.json").write_text(json.dumps(origin.generation, indent=2) + "\n")
     entries = export_params(architecture.weights(bundle.config, origin.head), bundle.params)
     entries = ((architecture.name_in_file(name, origin.head), *rest) for name, *rest in entries)
-    write_folder(folder, entries, max_shard_bytes)
+    if origin.modules is not None:
+        write_modules(origin.modules, folder, entries, max_shard_bytes)
+    else:
+        write_folder(folder, entries, max_shard_bytes)
     for path in bundle.tokenizer.files if bundle.tokenizer is not None else ():
         if path.parent.resolve() != folder.resolve():
             shutil.copyfile(path, folder / path.name)

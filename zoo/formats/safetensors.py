@@ -97,6 +97,15 @@ class SafetensorsShards:
 
 def read_json(path: Path, most: int = 10_000_000) -> dict[str, Any]:
     """A JSON object from a file. CheckpointError where it is missing, too large, or not an object."""
+    return _read_json(path, most, dict, "an object")
+
+
+def read_list(path: Path, most: int = 10_000_000) -> list[Any]:
+    """The same for a list."""
+    return _read_json(path, most, list, "a list")
+
+
+def _read_json(path: Path, most: int, kind: type, name: str) -> Any:
     try:
         size = path.stat().st_size
         if size > most:
@@ -108,8 +117,8 @@ def read_json(path: Path, most: int = 10_000_000) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON: {str(error)[:200]}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds a {type(value).__name__}; it must be an object")
+    if not isinstance(value, kind):
+        raise CheckpointError(f"{path} holds a {type(value).__name__}; it must be {name}")
     return value
 
 

@@ -1,0 +1,107 @@
+"""Folders of sentence-transformers: sentence vectors, their way back to disk, and what zoo does not compute."""
+
+import json
+
+import numpy as np
+import pytest
+import small
+
+import zoo
+from zoo.formats.safetensors import SafetensorsFile, write_file
+
+POOLING = {"word_embedding_dimension": 24, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
+DENSE = {"in_features": 24, "out_features": 6, "bias": True, "activation_function": "torch.nn.modules.activation.Tanh"}
+SHAPES = {"linear.weight": (6, 24), "linear.bias": (6,)}
+
+
+def entry(number: int, kind: str) -> dict:
+    path = f"{number}_{kind}" if number else ""
+    return {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+
+
+@pytest.fixture
+def folder(checkpoint):
+    """A transformer, mean pooling, a dense layer and normalisation."""
+    kinds = ("Transformer", "Pooling", "Dense", "Normalize")
+    write(checkpoint, "modules.json", [entry(number, kind) for number, kind in enumerate(kinds)])
+    write(checkpoint, "sentence_bert_config.json", {"max_seq_length": 32})
+    for name, fields in (("1_Pooling", POOLING), ("2_Dense", DENSE)):
+        (checkpoint / name).mkdir()
+        write(checkpoint / name, "config.json", fields)
+    arrays = [(name, shape, np.dtype(np.float32), lambda n=name, s=shape: draw(n, s)) for name, shape in SHAPES.items()]
+    write_file(checkpoint / "2_Dense" / "model.safetensors", arrays)
+    return checkpoint
+
+
+def draw(name, shape) -> np.ndarray:
+    return small.draw(name, shape)
+
+
+def write(folder, name: str, content) -> None:
+    (folder / name).write_text(json.dumps(content))
+
+
+def batch() -> dict[str, np.ndarray]:
+    ids = small.make_ids(99, 2, 7)
+    return {"input_ids": ids, "attention_mask": np.array([[1] * 7, [1] * 4 + [0] * 3])}
+
+
+def states(folder) -> tuple[np.ndarray, np.ndarray]:
+    """Of the transformer alone, with the mask."""
+    given = batch()
+    return np.asarray(zoo.load(folder, head="base")(**given).last_hidden_state), given["attention_mask"][..., None]
+
+
+def test_vector_is_pooled_projected_and_normalised(folder):
+    bundle = zoo.load(folder)
+    hidden, mask = states(folder)
+    pooled = (hidden * mask).sum(1) / mask.sum(1)
+    vector = np.tanh(pooled @ draw("linear.weight", (6, 24)).T + draw("linear.bias", (6,)))
+    vector /= np.linalg.norm(vector, axis=-1, keepdims=True)
+    np.testing.assert_allclose(bundle(**batch()).pooler_output, vector, atol=1e-5)
+    assert any(name.startswith("cls.") for name in bundle.origin.left_out)
+
+
+def test_saved_folder_has_its_modules(folder, tmp_path):
+    bundle = zoo.load(folder)
+    saved = zoo.save(bundle, tmp_path / "saved")
+    for name in ("modules.json", "sentence_bert_config.json", "1_Pooling/config.json", "2_Dense/config.json"):
+        assert json.loads((saved / name).read_text()) == json.loads((folder / name).read_text())
+    assert dict(SafetensorsFile(saved / "2_Dense" / "model.safetensors").shapes) == SHAPES
+    assert not any("/" in name for name in SafetensorsFile(saved / "model.safetensors").shapes)
+    assert json.loads((saved / "config.json").read_text())["architectures"] == ["BertModel"]
+    np.testing.assert_array_equal(zoo.load(saved)(**batch()).pooler_output, bundle(**batch()).pooler_output)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"pooling_mode_cls_token": True}, lambda x, mask: x[:, 0]),
+        ({"pooling_mode": "max"}, lambda x, mask: np.where(mask, x, -np.inf).max(1)),
+        ({"pooling_mode": ["lasttoken"]}, lambda x, mask: x[[0, 1], mask[..., 0].sum(1) - 1]),
+    ],
+)
+def test_pooling_modes(folder, fields, expected):
+    write(folder, "modules.json", [entry(0, "Transformer"), entry(1, "Pooling")])
+    write(folder / "1_Pooling", "config.json", fields)
+    np.testing.assert_allclose(zoo.load(folder)(**batch()).pooler_output, expected(*states(folder)), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("place", "content", "message"),
+    [
+        ("1_Pooling/config.json", {"pooling_mode_weightedmean_tokens": True}, "weightedmean_tokens"),
+        ("1_Pooling/config.json", POOLING | {"pooling_mode_cls_token": True}, "pooling modes are"),
+        ("1_Pooling/config.json", POOLING | {"include_prompt": False}, "include_prompt"),
+        ("2_Dense/config.json", DENSE | {"activation_function": "torch.nn.Mish"}, "Mish"),
+        ("modules.json", [entry(0, "Transformer"), entry(1, "Normalize"), entry(2, "Pooling")], "in this order"),
+        ("modules.json", [entry(0, "Transformer"), entry(1, "Pooling"), entry(2, "LSTM")], "LSTM"),
+        ("modules.json", [entry(0, "Transformer") | {"path": "../bert"}], "subfolders"),
+        ("modules.json", [entry(0, "Transformer") | {"type": "custom_st.Transformer"}], "custom_st"),
+        ("modules.json", {"0": entry(0, "Transformer")}, "must be a list"),
+    ],
+)
+def test_what_zoo_does_not_compute_is_refused(folder, place, content, message):
+    write(folder, place, content)
+    with pytest.raises(zoo.CheckpointError, match=message):
+        zoo.load(folder)
