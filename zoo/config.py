@@ -16,10 +16,10 @@ Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "relu_squared", 
 NormSlot = Literal["input", "output", "residual"]
 Span = Literal["global", "local"]
 BiasSlot = Literal["query", "key", "value", "output"]
-Pooling = Literal["first", "last", "end", "mean", "max", "patch_mean", "first_and_patch_mean"]
+Pooling = Literal["first", "last", "end", "mean", "mean_with_padding", "max", "patch_mean", "first_and_patch_mean"]
 """What stands for a sequence: its first position; the last that is no padding; the last, padding or not (SigLIP); the
-mean or the largest values, padding left out; the mean of all positions after the first; the first and that mean side
-by side (DINOv2)."""
+mean, padding left out or counted (ImageGPT); the largest values, padding left out; the mean of all positions after the
+first; the first beside that mean (DINOv2)."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -583,6 +583,8 @@ class LanguageModelHead:
 
     tied: bool = True
     """Use the token table of the last stack's embedding."""
+    num_ids: int | None = None
+    """Untied: predict the first so many ids alone (ImageGPT leaves out its start token); None: all."""
     bias: bool = False
     transform: Activation | None = None
     """A dense layer, this activation and a norm before the logits (BERT's masked-LM head)."""
@@ -594,6 +596,10 @@ class LanguageModelHead:
 
     def __post_init__(self):
         _positive(self, "scale")
+        _require(
+            self.num_ids is None or (self.num_ids > 0 and not self.tied),
+            f"LanguageModelHead.num_ids is {self.num_ids} with tied={self.tied}; give a number above zero, untied",
+        )
         _require(
             self.transform is None or self.transform in get_args(Activation),
             f"LanguageModelHead.transform is {self.transform!r}; choose one of {get_args(Activation)}",
@@ -840,5 +846,34 @@ class TransformerConfig:
             return "decoder-only"
         return "encoder-only" if self.decoder is None else "encoder-decoder"
 
+
+@dataclass(frozen=True, kw_only=True)
+class DualConfig:
+    """Two models whose vectors are compared, texts and images (CLIP; Radford et al. 2021)."""
+
+    text: TransformerConfig
+    image: TransformerConfig
+    bias: bool = False
+    """Add a learned offset to every score (SigLIP)."""
+
+    def __post_init__(self):
+        for name, config in (("text", self.text), ("image", self.image)):
+            _require(
+                isinstance(config.head, EmbeddingHead) and config.head.normalize,
+                f"DualConfig.{name} has head {config.head}; give an EmbeddingHead with normalize=True",
+            )
+
+    @property
+    def embedding(self) -> EmbeddingConfig:
+        """What reads `input_ids`: the text's."""
+        return self.text.embedding
+
+    @property
+    def target_embedding(self) -> EmbeddingConfig:
+        """The same: nothing is predicted."""
+        return self.text.embedding
+
+
+ModelConfig = TransformerConfig | DualConfig
 
 replace = dataclasses.replace

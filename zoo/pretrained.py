@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +21,9 @@ from jaxtyping import Array, Int
 
 from zoo.architectures import Architecture, Fields, find_architecture, list_architectures
 from zoo.architectures.architecture import keep_activation_names
-from zoo.config import LanguageModelHead, LearnedPositions, TransformerConfig
+from zoo.config import DualConfig, LanguageModelHead, LearnedPositions, ModelConfig, TransformerConfig
 from zoo.decoder_prompt import decoder_prompt
+from zoo.dual import DualEncoder, DualOutput
 from zoo.formats.folder import open_weights
 from zoo.formats.gguf import GgufFile
 from zoo.formats.hub import download
@@ -39,6 +40,9 @@ from zoo.training.sharding import shard_parameters
 from zoo.training.state import bind_apply
 from zoo.transformer import Output, Transformer, parameter_shapes
 from zoo.weights import CheckpointError, Rule, Tensors, export_params, flatten, import_params, unflatten
+
+if TYPE_CHECKING:
+    from zoo.data.images import ImageProcessor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +69,10 @@ class Origin:
 class Bundle:
     """A model ready for use: call it on arrays, or let it generate."""
 
-    model: Transformer
+    model: Transformer | DualEncoder
     params: Any
-    config: TransformerConfig
+    config: Any
+    """A `TransformerConfig`, or a `DualConfig`."""
     tokenizer: Any = None
     """`PretrainedTokenizer` of a checkpoint, None where it has none; `zoo.data.Tokenizer` of a run."""
     step: int | None = None
@@ -75,8 +80,8 @@ class Bundle:
     origin: Origin | None = None
     """What a pretrained checkpoint was; None for a run."""
 
-    def __call__(self, *, output_hidden_states: bool = False, **inputs: Any) -> Output:
-        """Run the model, jitted; `Transformer.__call__` names the inputs, NumPy or JAX arrays.
+    def __call__(self, *, output_hidden_states: bool = False, **inputs: Any) -> Output | DualOutput:
+        """Run the model, jitted; `Transformer.__call__` (or `DualEncoder`'s) names the inputs, NumPy or JAX arrays.
 
         Raises:
             ValueError: an id outside the vocabulary.
@@ -189,13 +194,23 @@ class Bundle:
         return {name: value for name, value in stored.items() if name not in replaced}
 
     @functools.cached_property
+    def processor(self) -> "ImageProcessor":
+        """Turns pictures into inputs, as the checkpoint's preprocessor_config.json says; read at first use."""
+        from zoo.data.images import ImageProcessor
+
+        if self.origin is None:
+            raise ValueError("this model was trained from scratch and has no preprocessor_config.json")
+        return ImageProcessor.from_folder(self.origin.folder)
+
+    @functools.cached_property
     def _apply(self):
         return bind_apply(self.model)
 
     @functools.cached_property
     def _forward(self):
         def forward(params, inputs, output_hidden_states):
-            return self._apply(params, **inputs, output_hidden_states=output_hidden_states).replace(keys_values=None)
+            output = self._apply(params, **inputs, output_hidden_states=output_hidden_states)
+            return output.replace(keys_values=None) if isinstance(output, Output) else output
 
         return jax.jit(forward, static_argnums=2)
 
@@ -258,6 +273,10 @@ def _load_pretrained(folder: Path, head: str | None, dtype, param_dtype, mesh: M
     fields = Fields(read_json(folder / "config.json"), str(folder / "config.json"))
     generation = folder / "generation_config.json"
     architecture = _find(fields)
+    head_given = head is not None
+    if head in architecture.parts:
+        part = architecture.parts[head]
+        architecture, fields, head = find_architecture(part.model_type), part.fields(fields), part.head
     origin = Origin(
         architecture=architecture,
         head=_choose_head(architecture, fields, head),
@@ -266,7 +285,7 @@ def _load_pretrained(folder: Path, head: str | None, dtype, param_dtype, mesh: M
         folder=folder,
     )
     tensors = _unpacked(open_weights(folder), fields)
-    return _build(origin, tensors, fields, dtype, param_dtype, mesh, layers, head is not None)
+    return _build(origin, tensors, fields, dtype, param_dtype, mesh, layers, head_given)
 
 
 def _unpacked(tensors: Tensors, fields: Fields) -> Tensors:
@@ -314,7 +333,8 @@ def _build(
     tokenizer = _tokenizer(origin.folder, origin.fields, config.embedding.vocab_size)
     if head == "base" and not head_given and not _has_head(architecture.weights(config, head), tensors, architecture):
         config = dataclasses.replace(config, head=None)
-    model = Transformer(config, dtype=jnp.dtype(dtype or jnp.float32), layers=layers or "unrolled")
+    make = DualEncoder if isinstance(config, DualConfig) else Transformer
+    model = make(config, dtype=jnp.dtype(dtype or jnp.float32), layers=layers or "unrolled")
     shapes = _shapes(model, fields)
     imported = import_params(
         architecture.weights(config, head),
@@ -390,7 +410,8 @@ def _choose_head(architecture: Architecture, fields: Fields, head: str | None) -
     """The head asked for, or the one that config.json names."""
     if head is not None:
         if head not in architecture.classes:
-            raise ValueError(f"head is {head!r}; {architecture.model_type} has {', '.join(architecture.classes)}")
+            known = ", ".join((*architecture.classes, *architecture.parts))
+            raise ValueError(f"head is {head!r}; {architecture.model_type} has {known}")
         return head
     names = fields.get("architectures") or [architecture.classes["base"]]
     for name in names if isinstance(names, list) else [names]:
@@ -403,7 +424,7 @@ def _choose_head(architecture: Architecture, fields: Fields, head: str | None) -
     )
 
 
-def _translate(architecture: Architecture, fields: Fields, head: str) -> TransformerConfig:
+def _translate(architecture: Architecture, fields: Fields, head: str) -> ModelConfig:
     try:
         return architecture.config_from_hf(fields, head)
     except CheckpointError:
@@ -453,7 +474,8 @@ def save(bundle: Bundle, folder: str | Path, *, max_shard_bytes: int = 5_000_000
         raise CheckpointError("this model was trained from scratch and belongs to no architecture of the reference")
     folder.mkdir(parents=True, exist_ok=True)
     architecture = origin.architecture
-    fields = origin.fields | keep_activation_names(architecture.config_to_hf(bundle.config), origin.fields)
+    fields = keep_activation_names(architecture.config_to_hf(bundle.config), origin.fields)
+    fields = _merge(origin.fields, fields)
     fields |= {"model_type": architecture.model_type, "architectures": [architecture.classes[origin.head]]}
     for name in ("auto_map", "quantization_config"):
         fields.pop(name, None)
@@ -467,10 +489,17 @@ def save(bundle: Bundle, folder: str | Path, *, max_shard_bytes: int = 5_000_000
         write_modules(origin.modules, folder, entries, max_shard_bytes)
     else:
         write_folder(folder, entries, max_shard_bytes)
-    for path in bundle.tokenizer.files if bundle.tokenizer is not None else ():
-        if path.parent.resolve() != folder.resolve():
+    files = () if bundle.tokenizer is None else bundle.tokenizer.files
+    for path in (*files, origin.folder / "preprocessor_config.json"):
+        if path.exists() and path.parent.resolve() != folder.resolve():
             shutil.copyfile(path, folder / path.name)
     return folder
+
+
+def _merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Nested fields of two configurations, the new ones where both have them."""
+    both = {name: _merge(old[name], value) for name, value in new.items() if isinstance(old.get(name), dict)}
+    return old | new | both
 
 
 def _check_ids(ids: Any, vocab_size: int, name: str) -> None:

@@ -20,11 +20,13 @@ from zoo.config import (
     AlibiConfig,
     AttentionPoolConfig,
     ClassifierHead,
+    DualConfig,
     EmbeddingConfig,
     EmbeddingHead,
     GridBiasConfig,
     LanguageModelHead,
     LearnedPositions,
+    ModelConfig,
     NormConfig,
     Pooling,
     SinusoidalPositions,
@@ -118,6 +120,16 @@ class Output:
     """Load-balancing loss of the experts, summed over layers; zero without experts."""
     keys_values: KeysValues | None = None
     """The decoder's keys and values of this call's positions, [L, B, T, K, H], for `Cache`."""
+
+    @property
+    def text_embeds(self) -> Float[Array, "B D"] | None:
+        """The pooled vector, by the name that towers of a dual encoder give it."""
+        return self.pooler_output
+
+    @property
+    def image_embeds(self) -> Float[Array, "B D"] | None:
+        """The same of an image."""
+        return self.pooler_output
 
     @property
     def start_logits(self) -> Float[Array, "B T"] | None:
@@ -598,6 +610,8 @@ def pool(x: Float[Array, "B T D"], mask: Int[Array, "B T"] | None, how: Pooling)
             return x[:, 0]
         case "end":
             return x[:, -1]
+        case "mean_with_padding":
+            return x.astype(jnp.float32).mean(1).astype(x.dtype)
         case "patch_mean":
             return x[:, 1:].astype(jnp.float32).mean(1).astype(x.dtype)
         case "first_and_patch_mean":
@@ -644,8 +658,9 @@ class Transformer(nn.Module):
             self.decoder_embedder = Embedder(config.decoder_embedding, config.output_stack.width, self.dtype)
         norm = config.output_stack.norm
         match config.head:
-            case LanguageModelHead():
-                self.head = LanguageModelLogits(config.head, config.target_vocab_size or 0, norm, self.dtype)
+            case LanguageModelHead(num_ids=num_ids):
+                num_ids = num_ids or config.target_vocab_size or 0
+                self.head = LanguageModelLogits(config.head, num_ids, norm, self.dtype)
             case TokenHead(transform=None):
                 self.head = Projection((config.head.num_classes or 1,), self.dtype, bias=True)
             case TokenHead(transform=activation):
@@ -856,8 +871,10 @@ class Transformer(nn.Module):
                 return output.replace(pooler_output=self.head(x, attention_mask, input_ids))
 
 
-def example_inputs(config: TransformerConfig) -> dict[str, Array]:
+def example_inputs(config: ModelConfig) -> dict[str, Array]:
     """The smallest inputs that a model of this configuration takes, for `init`."""
+    if isinstance(config, DualConfig):
+        return example_inputs(config.text) | example_inputs(config.image)
     inputs: dict[str, Array] = {}
     if config.embedding.patches is not None:
         patches = config.embedding.patches
@@ -869,7 +886,7 @@ def example_inputs(config: TransformerConfig) -> dict[str, Array]:
     return inputs
 
 
-def parameter_shapes(model: "Transformer") -> dict:
+def parameter_shapes(model: Any) -> dict:
     """Tree of the parameters' shapes; nothing is allocated, and the time does not grow with the depth."""
     scanned = model.clone(layers="scanned")
     return jax.eval_shape(scanned.init, jax.random.key(0), **example_inputs(model.config))["params"]

@@ -13,7 +13,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import jax
@@ -217,6 +217,11 @@ def norm(theirs: str, ours: str, **options: Any) -> list[Rule]:
 def table(theirs: str, ours: str, **options: Any) -> list[Rule]:
     """The row of an embedding."""
     return [rule(f"{theirs}.weight", f"{ours}/embedding", **options)]
+
+
+def under(parent: str, rules: Sequence[Rule]) -> list[Rule]:
+    """The rows of a model that is a part of another, whose parameters lie under `parent`."""
+    return [replace(row, ours=tuple(f"{parent}/{path}" for path in row.ours)) for row in rules]
 
 
 @dataclass(frozen=True)

@@ -166,7 +166,7 @@ def main_output(output, head: str):
     """The head's result; of two that point at an answer, the start."""
     if head == "question_answering":
         return output.start_logits
-    names = ("logits_per_text", "logits", "pooler_output", "last_hidden_state")
+    names = ("logits_per_text", "logits", "pooler_output", "text_embeds", "image_embeds", "last_hidden_state")
     return next(value for name in names if (value := getattr(output, name, None)) is not None)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo.config import Activation, TransformerConfig
+from zoo.config import Activation, ModelConfig
 from zoo.weights import CheckpointError, Rule
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -73,6 +73,10 @@ class Fields:
         """The same, with the reference's defaults in place of what is absent or null."""
         return Fields(dict(defaults) | {k: v for k, v in self.values.items() if v is not None}, self.origin)
 
+    def replaced(self, **values: Any) -> "Fields":
+        """The same, with other values; None leaves a field as it is."""
+        return Fields(self.values | {n: value for n, value in values.items() if value is not None}, self.origin)
+
     def activation(self, name: str, default: str) -> Activation:
         """An activation in our words."""
         value = self.get(name, default)
@@ -117,17 +121,27 @@ def keep_activation_names(fields: Mapping[str, Any], before: Mapping[str, Any]) 
 
 
 @dataclass(frozen=True, kw_only=True)
+class Part:
+    """A model of its own inside another's checkpoint."""
+
+    model_type: str
+    head: str
+    fields: Callable[[Fields], Fields]
+    """Its configuration, from the whole's."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Architecture:
     """One `model_type` of the reference library: its configuration and its weights, both ways."""
 
     model_type: str
     classes: Mapping[str, str]
     """The reference's class for each head: "base", "masked_lm", "causal_lm", "sequence_classification", ..."""
-    config_from_hf: Callable[[Fields, str], TransformerConfig]
+    config_from_hf: Callable[[Fields, str], ModelConfig]
     """config.json and a head's name to our configuration."""
-    config_to_hf: Callable[[TransformerConfig], dict[str, Any]]
+    config_to_hf: Callable[[Any], dict[str, Any]]
     """The reverse: the fields that the mathematics depends on."""
-    weights: Callable[[TransformerConfig, str], Sequence[Rule]]
+    weights: Callable[[Any, str], Sequence[Rule]]
     """The table, for a head's name. Names are a head model's; files of a base model lack `prefix`."""
     prefix: str = ""
     """Of the base model's names in files with a head."""
@@ -139,6 +153,8 @@ class Architecture:
     """Other classes of the reference, and the head that zoo gives them."""
     decoder_inputs: Mapping[str, Callable[[np.ndarray, Mapping[str, Any]], np.ndarray]] = field(default_factory=dict)
     """For heads whose `decoder_input_ids` may be left out: how they are made from `input_ids` and config.json."""
+    parts: Mapping[str, Part] = field(default_factory=dict)
+    """Models inside this one, by the names that `load(head=...)` knows them under: a dual encoder's towers."""
     tiny: Mapping[str, Any] = field(default_factory=dict)
     """Fields of config.json of a small model that uses everything, for the parity tests."""
 
