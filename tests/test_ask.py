@@ -16,7 +16,6 @@ import small
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = [*SPECIAL, "the", "cat", "sat", "on", "a", "mat", "where", "is", "dog", "it", "was", "in", "paris", "france"]
-WORDS += [f"word{i}" for i in range(99 - len(WORDS))]
 
 
 def checkpoint(folder: Path, model_type: str, head: str) -> Path:
@@ -24,7 +23,8 @@ def checkpoint(folder: Path, model_type: str, head: str) -> Path:
     with np.load(small.RECORDED / f"{model_type}-{head}.npz") as file:
         manifest = json.loads(file["manifest"].tobytes())
     small.write_folder(folder, manifest["config"], {name: tuple(shape) for name, shape in manifest["shapes"].items()})
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    words = [*WORDS, *(f"word{i}" for i in range(manifest["config"].get("vocab_size", 0) - len(WORDS)))]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens(SPECIAL)
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -42,6 +42,8 @@ ANSWERS = {
     "bert-token_classification": (["--prompt", "the cat sat"], "cat", 3),
     "bert-question_answering": (["--prompt", "where is it", "--context", "it was in paris"], "in", 5),
     "bert-base": (["--prompt", "the cat", "--candidates", "the cat", "a dog in france"], "1.0000  the cat", 2),
+    "gpt2-causal_lm": (["--prompt", "the cat", "--max-new-tokens", "4", "--temperature", "0"], "the cat", 1),
+    "llama-causal_lm": (["--prompt", "a dog", "--max-new-tokens", "4", "--num-beams", "2"], "a dog", 1),
     "vit-image_classification": (["--image", "picture.png"], " %  a", 3),
 }
 
