@@ -33,7 +33,7 @@ from zoo.generate import Generated, generate, stream
 from zoo.generation_config import FIELDS, SAMPLING, stored_options
 from zoo.sentences import Modules, ModuleTensors, read_modules, with_embedding, write_modules
 from zoo.serialization import from_dict
-from zoo.tokenization import PretrainedTokenizer, load_tokenizer
+from zoo.tokenization import PretrainedTokenizer, gguf_tokenizer, load_tokenizer
 from zoo.training.checkpoint import load_params
 from zoo.training.run_record import read_run
 from zoo.training.sharding import shard_parameters
@@ -285,7 +285,8 @@ def _load_pretrained(folder: Path, head: str | None, dtype, param_dtype, mesh: M
         folder=folder,
     )
     tensors = _unpacked(open_weights(folder), fields)
-    return _build(origin, tensors, fields, dtype, param_dtype, mesh, layers, head_given)
+    tokenizer = load_tokenizer(folder, fields.values)
+    return _build(origin, tensors, fields, tokenizer, dtype, param_dtype, mesh, layers, head_given)
 
 
 def _unpacked(tensors: Tensors, fields: Fields) -> Tensors:
@@ -308,7 +309,8 @@ def _load_gguf(file: Path, head: str | None, dtype, param_dtype, mesh: Mesh | No
     architecture = _find(fields)
     chosen = _choose_head(architecture, fields, head)
     origin = Origin(architecture=architecture, head=chosen, fields=fields.values, generation={}, folder=file.parent)
-    return _build(origin, tensors, fields, dtype, param_dtype, mesh, layers, head is not None)
+    tokenizer = gguf_tokenizer(tensors.tokenizer_metadata(), str(file))
+    return _build(origin, tensors, fields, tokenizer, dtype, param_dtype, mesh, layers, head is not None)
 
 
 def _load_sentences(modules: Modules, head: str | None, dtype, param_dtype, mesh: Mesh | None, layers) -> Bundle:
@@ -322,15 +324,24 @@ def _load_sentences(modules: Modules, head: str | None, dtype, param_dtype, mesh
         folder=modules.transformer,
         modules=modules,
     )
-    return _build(origin, ModuleTensors(modules), fields, dtype, param_dtype, mesh, layers, head is not None)
+    tokenizer = load_tokenizer(modules.transformer, fields.values)
+    return _build(origin, ModuleTensors(modules), fields, tokenizer, dtype, param_dtype, mesh, layers, head is not None)
 
 
 def _build(
-    origin: Origin, tensors: Tensors, fields: Fields, dtype, param_dtype, mesh: Mesh | None, layers, head_given: bool
+    origin: Origin,
+    tensors: Tensors,
+    fields: Fields,
+    tokenizer: PretrainedTokenizer | None,
+    dtype,
+    param_dtype,
+    mesh: Mesh | None,
+    layers,
+    head_given: bool,
 ) -> Bundle:
     architecture, head = origin.architecture, origin.head
     config = _translate(architecture, fields, head)
-    tokenizer = _tokenizer(origin.folder, origin.fields, config.embedding.vocab_size)
+    _check_tokenizer(tokenizer, config.embedding.vocab_size, fields.origin)
     if head == "base" and not head_given and not _has_head(architecture.weights(config, head), tensors, architecture):
         config = dataclasses.replace(config, head=None)
     make = DualEncoder if isinstance(config, DualConfig) else Transformer
@@ -375,17 +386,15 @@ def _shapes(model: Any, fields: Fields) -> dict:
         raise CheckpointError(f"{fields.origin} describes no model that can be built: {str(error)[:200]}") from None
 
 
-def _tokenizer(folder: Path, fields: dict[str, Any], vocab_size: int | None) -> PretrainedTokenizer | None:
-    """The tokenizer. CheckpointError where it has ids that the model does not know."""
-    tokenizer = load_tokenizer(folder, fields)
+def _check_tokenizer(tokenizer: PretrainedTokenizer | None, vocab_size: int | None, origin: str) -> None:
+    """Raise CheckpointError where the tokenizer has ids that the model does not know."""
     if tokenizer is not None and vocab_size is not None:
         token, last = tokenizer.coder.last()
         if last >= vocab_size:
             raise CheckpointError(
-                f"{folder}: the tokenizer gives {token!r} the id {last}, and config.json has vocab_size {vocab_size}; "
+                f"{origin}: vocab_size is {vocab_size}, and the tokenizer gives {token!r} the id {last}; "
                 "they belong to different models, or the table was not resized after tokens were added"
             )
-    return tokenizer
 
 
 def _find(fields: Fields) -> Architecture:
@@ -489,10 +498,11 @@ def save(bundle: Bundle, folder: str | Path, *, max_shard_bytes: int = 5_000_000
         write_modules(origin.modules, folder, entries, max_shard_bytes)
     else:
         write_folder(folder, entries, max_shard_bytes)
-    files = () if bundle.tokenizer is None else bundle.tokenizer.files
-    for path in (*files, origin.folder / "preprocessor_config.json"):
-        if path.exists() and path.parent.resolve() != folder.resolve():
-            shutil.copyfile(path, folder / path.name)
+    if bundle.tokenizer is not None:
+        bundle.tokenizer.save(folder)
+    processor = origin.folder / "preprocessor_config.json"
+    if processor.exists() and processor.parent.resolve() != folder.resolve():
+        shutil.copyfile(processor, folder / processor.name)
     return folder
 
 

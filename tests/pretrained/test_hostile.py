@@ -153,7 +153,7 @@ def test_config_that_is_no_object(text, checkpoint):
 
 def test_vocabulary_smaller_than_the_tokenizer(checkpoint):
     (checkpoint / "vocab.txt").write_text("\n".join(f"word{i}" for i in range(100)) + "\n[UNK]\n[CLS]\n[SEP]\n")
-    assert "'[SEP]' the id 102" in refused(checkpoint, "vocab_size 99")
+    assert "'[SEP]' the id 102" in refused(checkpoint, "vocab_size is 99")
 
 
 @pytest.mark.parametrize("file", ["../model.safetensors", "/etc/passwd", "sub/a.safetensors", "..", "a.bin", 3, None])

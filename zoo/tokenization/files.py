@@ -65,6 +65,9 @@ def load_tokenizer(folder: Path, config: dict[str, Any]) -> PretrainedTokenizer 
     special = dict(_ROLES.get(_LIKE.get(kind, kind), {}))
     special |= {role: settings[f"{role}_token"] for role in SPECIAL if settings.get(f"{role}_token")}
     special = {role: token for role, token in special.items() if coder.token_id(token) is not None}
+    if isinstance(coder, FastCoder):
+        known = {token.content for token in coder.tokenizer.get_added_tokens_decoder().values()}
+        coder.tokenizer.add_special_tokens([token for token in special.values() if token not in known])
     length = settings.get("model_max_length")
     return PretrainedTokenizer(
         coder=coder,

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -241,6 +242,18 @@ class PretrainedTokenizer:
         if isinstance(self.coder, PieceCoder):
             return replace(self, coder=self.coder.for_language(code))
         return replace(self, coder=FastCoder(mark_language(self.coder.tokenizer, self.token_id(code), code)))
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer's files: copies of those it came from, or tokenizer.json and its configuration."""
+        for path in self.files:
+            if path.parent.resolve() != folder.resolve():
+                shutil.copyfile(path, folder / path.name)
+        if not self.files and isinstance(self.coder, FastCoder):
+            self.coder.tokenizer.save(str(folder / "tokenizer.json"))
+            settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "padding_side": self.padding_side}
+            settings |= {f"{role}_token": token for role, token in self.special.items()}
+            settings |= {} if self.chat_template is None else {"chat_template": self.chat_template}
+            (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
 
     def apply_chat_template(
         self, messages: Sequence[dict[str, Any]], *, add_generation_prompt: bool = True, **variables: Any

