@@ -109,6 +109,7 @@ ARCHITECTURES = [
     Architecture(
         model_type="beit",
         classes={"base": "BeitModel", "image_classification": "BeitForImageClassification"},
+        also_reads={"BeitForMaskedImageModeling": "base"},
         config_from_hf=config_from_hf,
         config_to_hf=config_to_hf,
         weights=weights,

@@ -98,6 +98,7 @@ ARCHITECTURES = [
     Architecture(
         model_type="dinov2",
         classes={"base": "Dinov2Model", "image_classification": "Dinov2ForImageClassification"},
+        also_reads={"Dinov2Backbone": "base"},
         config_from_hf=config_from_hf,
         config_to_hf=config_to_hf,
         weights=weights,

@@ -179,15 +179,19 @@ TINY = {
     "id2label": {"0": "a", "1": "b", "2": "c"},
 }
 
+_PRETRAINING = (r"embeddings\.mask_token$", r"^decoder\.")
+"""Tensors of masked image modelling, which zoo leaves out."""
+
 ARCHITECTURES = [
     Architecture(
         model_type="vit",
         classes={"base": "ViTModel", "image_classification": "ViTForImageClassification"},
+        also_reads={"ViTForMaskedImageModeling": "base"},
         config_from_hf=config_from_hf,
         config_to_hf=config_to_hf,
         weights=weights,
         prefix="vit.",
-        ignored=(r"embeddings\.mask_token$",),
+        ignored=_PRETRAINING,
         tiny=TINY,
     ),
     Architecture(
@@ -197,11 +201,12 @@ ARCHITECTURES = [
             "image_classification": "DeiTForImageClassification",
             "distilled_image_classification": "DeiTForImageClassificationWithTeacher",
         },
+        also_reads={"DeiTForMaskedImageModeling": "base"},
         config_from_hf=functools.partial(config_from_hf, distilled=True),
         config_to_hf=config_to_hf,
         weights=functools.partial(weights, base="deit"),
         prefix="deit.",
-        ignored=(r"embeddings\.mask_token$",),
+        ignored=_PRETRAINING,
         tiny=TINY,
     ),
 ]
