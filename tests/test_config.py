@@ -202,6 +202,9 @@ def _places(config: Any, wanted: type):
 def _program(config: TransformerConfig) -> tuple[str, list[np.ndarray]]:
     """Initialisation and the forward pass in training as JAX traces them: the text, and the constants in it."""
     model, given = Transformer(config), inputs(config)
+    if "input_ids" in given:  # padding: some fields say what it does
+        given["attention_mask"] = np.ones_like(given["input_ids"])
+        given["attention_mask"][1, -3:] = 0
 
     def run(rng):
         params = model.init(rng, **given)["params"]
