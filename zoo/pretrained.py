@@ -27,6 +27,7 @@ from zoo.dual import DualEncoder, DualOutput
 from zoo.formats.folder import open_weights
 from zoo.formats.gguf import GgufFile
 from zoo.formats.hub import download
+from zoo.formats.language_part import LanguagePart
 from zoo.formats.mxfp4 import Mxfp4Tensors
 from zoo.formats.safetensors import read_json, write_folder
 from zoo.generate import Generated, generate, stream
@@ -272,6 +273,8 @@ def _load_pretrained(folder: Path, head: str | None, dtype, param_dtype, mesh: M
         return _load_sentences(modules, head, dtype, param_dtype, mesh, layers)
     fields = Fields(read_json(folder / "config.json"), str(folder / "config.json"))
     generation = folder / "generation_config.json"
+    whole, fields = fields, _language_part(fields)
+    inside = fields is not whole
     architecture = _find(fields)
     head_given = head is not None
     if head in architecture.parts:
@@ -284,9 +287,23 @@ def _load_pretrained(folder: Path, head: str | None, dtype, param_dtype, mesh: M
         generation=read_json(generation) if generation.exists() else {},
         folder=folder,
     )
-    tensors = _unpacked(open_weights(folder), fields)
+    tensors = _unpacked(open_weights(folder), whole)
+    tensors = LanguagePart(tensors) if inside else tensors
     tokenizer = load_tokenizer(folder, fields.values)
     return _build(origin, tensors, fields, tokenizer, dtype, param_dtype, mesh, layers, head_given)
+
+
+def _language_part(fields: Fields) -> Fields:
+    """The language model's config.json, where a multimodal one that zoo does not know has one that it does."""
+    inner = fields.get("text_config")
+    kinds = fields.get("model_type"), inner.get("model_type") if isinstance(inner, dict) else None
+    known = [find_architecture(kind) if isinstance(kind, str) else None for kind in kinds]
+    if known[0] is not None or known[1] is None or "causal_lm" not in known[1].classes:
+        return fields
+    shared = ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings")
+    outer = {name: fields.values[name] for name in shared if fields.get(name) is not None}
+    own = {"architectures": [known[1].classes["causal_lm"]]}
+    return Fields(outer | inner | own, f"{fields.origin}: text_config")
 
 
 def _unpacked(tensors: Tensors, fields: Fields) -> Tensors:

@@ -168,3 +168,21 @@ def test_mxfp4_needs_its_scales(make):
 
     with pytest.raises(zoo.CheckpointError, match=r"down_proj_blocks .* has scales of shape None"):
         zoo.load(make("gpt_oss-causal_lm", {"quantization_config": {"quant_method": "mxfp4"}}, pack))
+
+
+@pytest.mark.parametrize(
+    ("old", "vision"), [("language_model.", "vision_tower."), ("model.language_model.", "model.vision_tower.")]
+)
+def test_gemma_3_that_sees_is_loaded_without_its_eyes(make, tmp_path, old, vision):
+    text = zoo.load(make("gemma3_text-causal_lm"))
+    inner = text.origin.fields
+
+    def nest(tensors):
+        own = {old + name.removeprefix("model." if old.startswith("model.") else ""): x for name, x in tensors.items()}
+        return own | {f"{vision}embeddings.weight": np.ones((3, 3), np.float32)}
+
+    outer = {"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"], "vision_config": {}}
+    bundle = zoo.load(make("gemma3_text-causal_lm", outer | {"text_config": inner}, nest))
+    assert bundle.config == text.config
+    np.testing.assert_array_equal(logits(bundle), logits(text))
+    assert zoo.load(zoo.save(bundle, tmp_path / "saved")).config == text.config

@@ -111,8 +111,13 @@ def gemma2_to_hf(config: TransformerConfig) -> dict[str, Any]:
     }  # fmt: skip
 
 
+_GEMMA3 = {"vocab_size": 262_208, "hidden_size": 2304, "num_hidden_layers": 26, "num_attention_heads": 8}
+_GEMMA3 |= {"intermediate_size": 9216}
+
+
 def gemma3_from_hf(fields: Fields, head: str) -> TransformerConfig:
-    """Translate a Gemma3TextConfig."""
+    """Translate a Gemma3TextConfig; nested in a multimodal config.json it leaves out what equals the 4B's default."""
+    fields = Fields(_GEMMA3 | fields.values, fields.origin)
     count, every = fields["num_hidden_layers"], fields.get("sliding_window_pattern", 6)
     kinds = ["sliding_attention" if (n + 1) % every else "full_attention" for n in range(count)]
     pattern = spans_from_hf(fields, kinds)

@@ -48,7 +48,7 @@ class Coder(Protocol):
         ...
 
     def last(self) -> tuple[str, int]:
-        """The token with the highest id, and that id."""
+        """The token with the highest id, but for tokens added since, and that id."""
         ...
 
 
@@ -80,7 +80,10 @@ class FastCoder:
 
     def last(self) -> tuple[str, int]:
         """See `Coder`."""
-        return max(self.tokenizer.get_vocab().items(), key=lambda entry: entry[1], default=("", -1))
+        # Gemma 3 that only reads text has the tokenizer of its siblings, with a token for images beyond its table.
+        return max(
+            self.tokenizer.get_vocab(with_added_tokens=False).items(), key=lambda entry: entry[1], default=("", -1)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
