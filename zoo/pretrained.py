@@ -422,8 +422,10 @@ def _find(fields: Fields) -> Architecture:
             f"{fields.origin}: model_type is {model_type!r}; zoo loads {', '.join(list_architectures())}"
         )
     hooks = fields.get("auto_map", {})
-    names = [str(hook).rpartition(".")[2] for hook in (hooks.values() if isinstance(hooks, dict) else [hooks])]
-    foreign = [name for name in names if found.head_of(name) is None and not name.endswith("Config")]
+    hooks = hooks if isinstance(hooks, dict) else {"AutoModel": hooks}
+    # Those of tokenizers and configurations do not change what the weights mean.
+    names = [str(hook).rpartition(".")[2] for kind, hook in hooks.items() if kind.startswith("AutoModel")]
+    foreign = [name for name in names if found.head_of(name) is None]
     if foreign:
         raise CheckpointError(
             f"{fields.origin}: auto_map asks for the code of {foreign[0]}, and zoo runs no code from a checkpoint. "

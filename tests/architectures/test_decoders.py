@@ -123,6 +123,7 @@ def test_gemma_scales_embeddings_in_the_compute_dtype(make):
 
 def test_phi3_names_its_own_class_as_code(make):
     hooks = {"AutoConfig": "configuration_phi3.Phi3Config", "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}
+    hooks["AutoTokenizer"] = "Xenova/gpt-4o"
     bundle = zoo.load(make("phi3-causal_lm", {"auto_map": hooks}))
     scaling = bundle.config.decoder.attention.rotary.scaling
     assert isinstance(scaling, LongRopeScaling)
