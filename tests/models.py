@@ -309,7 +309,7 @@ BART = TransformerConfig(
 )
 MARIAN = TransformerConfig(
     embedding=tokens(positions=SinusoidalPositions(layout="halves"), scale=4.0),
-    decoder_embedding=tokens(vocab_size=53, positions=SinusoidalPositions(), scale=4.0),
+    decoder_embedding=tokens(vocab_size=53, positions=SinusoidalPositions(longest="last"), scale=4.0),
     encoder=stack(width=20),
     decoder=stack(causal=True, cross_attention=attention()),
     head=LanguageModelHead(),

@@ -480,9 +480,12 @@ class SinusoidalPositions:
 
     layout: Literal["interleaved", "halves"] = "interleaved"
     """Sine and cosine alternate (the paper), or all sines come first (Marian, Whisper)."""
+    longest: Literal["past_last", "last"] = "past_last"
+    """Wavelengths grow to 10000 turns of a circle just past the last pair (the paper) or at it (tensor2tensor)."""
 
     def __post_init__(self):
         _one_of(self, "layout", Literal["interleaved", "halves"])
+        _one_of(self, "longest", Literal["past_last", "last"])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -500,8 +500,12 @@ def grid_distances(rows: int, columns: int) -> Int[Array, "T T"]:
 
 def sinusoids(config: SinusoidalPositions, positions: Int[Array, "B T"], width: int) -> Float[Array, "B T D"]:
     """Sine and cosine of each position at geometric wavelengths (Vaswani et al. 2017, section 3.5)."""
-    frequencies = 10_000.0 ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
-    angles = positions[..., None].astype(jnp.float32) * frequencies
+    pairs = -(-width // 2)
+    steps = width / 2 if config.longest == "past_last" else width // 2 - 1
+    turns = 10_000.0 ** (-np.arange(pairs) / steps) / (2 * np.pi)
+    # In 2**-32 turns the product drops whole turns by itself, where float32 would lose digits to them.
+    fractions = jnp.asarray(np.round(turns * 2.0**32).astype(np.uint32)) * positions[..., None].astype(jnp.uint32)
+    angles = lax.bitcast_convert_type(fractions, jnp.int32).astype(jnp.float32) * (2 * math.pi / 2**32)
     waves = [jnp.sin(angles), jnp.cos(angles)]
     if config.layout == "halves":
         return jnp.concatenate(waves, -1)[..., :width]

@@ -81,6 +81,8 @@ INPUT_FIRST = _each(lambda tensor, shape: tensor.reshape(shape), _flat_outputs)
 """A linear map stored as [in, out] (GPT-2's Conv1D) to [in, *out]."""
 INPUT_FIRST_OF_HEADS = _each(lambda tensor, shape: tensor.reshape(shape), _flat_inputs)
 """A linear map stored as [N * H, out] to [N, H, out]."""
+ROW = _each(lambda tensor, shape: tensor.reshape(shape), lambda kernel: kernel[None])
+"""A vector stored as a table of one row."""
 CONVOLUTION = _each(
     lambda tensor, shape: tensor.transpose(*range(2, tensor.ndim), 1, 0).reshape(shape),
     lambda kernel: kernel.transpose(-1, -2, *range(kernel.ndim - 2)),
@@ -189,13 +191,22 @@ class Rule:
     first: int = 0
     """The first layer that has the tensors."""
     absent: float = 0.0
-    """What stands in the parameters of layers before `first`."""
+    """What stands in the parameters of layers before `first`, and of all where an optional tensor is missing."""
+    optional: bool = False
+    """Whether files may lack the tensors."""
+    written: bool = True
+    """Whether `save` writes the tensors; the reference leaves some constants out."""
 
 
 def rule(theirs: str | Sequence[str], ours: str | Sequence[str], transform: Transform = AS_IS, **options: Any) -> Rule:
-    """A `Rule`; a single name may stand for a tuple of one."""
+    """A `Rule`; a single name may stand for a tuple of one. Without `ours` it is a constant."""
     names = [(side,) if isinstance(side, str) else tuple(side) for side in (theirs, ours)]
     return Rule(theirs=names[0], ours=names[1], transform=transform, **options)
+
+
+def constant(theirs: str, value: np.ndarray, **options: Any) -> list[Rule]:
+    """The row of a tensor that the configuration determines, such as a table of sines: compared where a file has it."""
+    return [rule(theirs, (), Transform(lambda tensors, shapes: [], lambda kernels: [value]), optional=True, **options)]
 
 
 def linear(theirs: str, ours: str, transform: Transform = LINEAR, **options: Any) -> list[Rule]:
@@ -375,9 +386,10 @@ def import_params(
             "Check that the weights and config.json belong together"
         )
     _check_shapes(items, tensors, names.found, shapes)
+    _check_constants(items, tensors, names.found)
 
     params = {}
-    for row in {item.rule.ours: item.rule for item in items}.values():
+    for row in {item.rule.ours: item.rule for item in items if item.rule.ours}.values():
         own = [item for item in items if item.rule.ours == row.ours]
         reader = _Reader(own, tensors, names.found, {path: shapes[path] for path in row.ours})
         for position, path in enumerate(row.ours):
@@ -411,7 +423,7 @@ def _missing(items: list[_Item], found: Mapping[str, str], head_may_be_fresh: bo
     missing, fresh = [], set()
     for item in items:
         lacking = [name for name in item.names if name not in found]
-        if not lacking or any(alias in found for alias in item.rule.aliases):
+        if not lacking or item.rule.optional or any(alias in found for alias in item.rule.aliases):
             continue
         if head_may_be_fresh and all(path.startswith("head/") for path in item.rule.ours):
             fresh.update(item.rule.ours)
@@ -424,15 +436,32 @@ def _check_shapes(items: list[_Item], tensors: Tensors, found: Mapping[str, str]
     """Raise CheckpointError for the first tensor whose shape is not what the model needs."""
     expected: dict[tuple[str, ...], list[Shape]] = {}
     for item in items:
-        if item.rule.ours not in expected:
-            expected[item.rule.ours] = _their_shapes(item, shapes)
-        for name, shape in zip(item.names, expected[item.rule.ours], strict=True):
+        if item.rule.theirs not in expected:
+            expected[item.rule.theirs] = _their_shapes(item, shapes)
+        for name, shape in zip(item.names, expected[item.rule.theirs], strict=True):
             for known in (name, *item.rule.aliases):
                 if known in found and tuple(tensors.shapes[found[known]]) != shape:
                     raise CheckpointError(
                         f"{tensors.origin}: {found[known]} has shape {list(tensors.shapes[found[known]])}; "
                         f"the model that config.json describes needs {list(shape)}"
                     )
+
+
+def _check_constants(items: list[_Item], tensors: Tensors, found: Mapping[str, str]) -> None:
+    """Raise CheckpointError for a constant that is not what the configuration says, beyond its dtype's rounding."""
+    for item in items:
+        if item.rule.ours:
+            continue
+        for name, wanted in zip(item.names, item.rule.transform.to_theirs([]), strict=True):
+            if name not in found:
+                continue
+            value = tensors.read(found[name])
+            error = float(np.abs(value.astype(np.float32) - wanted).max())
+            if not error <= max(1e-3, float(jnp.finfo(value.dtype).eps)):
+                raise CheckpointError(
+                    f"{tensors.origin}: {found[name]} is off by {error:.2g} from what config.json makes it; "
+                    "was the model trained with another library's positions?"
+                )
 
 
 class _Reader:
@@ -496,11 +525,12 @@ def export_params(
     leaves = flatten(params)
     shapes = {path: tuple(leaf.shape) for path, leaf in leaves.items()}
     for row in rules:
-        for item in _items(row, shapes):
+        dtype = np.dtype(leaves[row.ours[0]].dtype if row.ours and row.ours[0] in leaves else np.float32)
+        for item in _items(row, shapes) if row.written else ():
             for position, (name, shape) in enumerate(zip(item.names, _their_shapes(item, shapes), strict=True)):
 
                 def make(item=item, position=position) -> np.ndarray:
                     own = [np.asarray(jax.device_get(leaves[path][item.index])) for path in item.rule.ours]
                     return np.ascontiguousarray(item.rule.transform.to_theirs(own)[position])
 
-                yield name, shape, np.dtype(leaves[row.ours[0]].dtype), make
+                yield name, shape, dtype, make
