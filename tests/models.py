@@ -308,7 +308,7 @@ BART = TransformerConfig(
     head=LanguageModelHead(bias=True),
 )
 MARIAN = TransformerConfig(
-    embedding=tokens(positions=SinusoidalPositions(layout="halves"), scale=4.0),
+    embedding=tokens(positions=SinusoidalPositions(layout="halves", max_length=40), scale=4.0),
     decoder_embedding=tokens(vocab_size=53, positions=SinusoidalPositions(longest="last"), scale=4.0),
     encoder=stack(width=20),
     decoder=stack(causal=True, cross_attention=attention()),

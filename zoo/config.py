@@ -482,8 +482,14 @@ class SinusoidalPositions:
     """Sine and cosine alternate (the paper), or all sines come first (Marian, Whisper)."""
     longest: Literal["past_last", "last"] = "past_last"
     """Wavelengths grow to 10000 turns of a circle just past the last pair (the paper) or at it (tensor2tensor)."""
+    max_length: int | None = None
+    """Positions from here on are NaN, as past a table's end (Marian's files hold one); None: there is no end."""
 
     def __post_init__(self):
+        _require(
+            self.max_length is None or self.max_length > 0,
+            f"SinusoidalPositions.max_length is {self.max_length}; give a number above zero, or None",
+        )
         _one_of(self, "layout", Literal["interleaved", "halves"])
         _one_of(self, "longest", Literal["past_last", "last"])
 

@@ -508,8 +508,12 @@ def sinusoids(config: SinusoidalPositions, positions: Int[Array, "B T"], width: 
     angles = lax.bitcast_convert_type(fractions, jnp.int32).astype(jnp.float32) * (2 * math.pi / 2**32)
     waves = [jnp.sin(angles), jnp.cos(angles)]
     if config.layout == "halves":
-        return jnp.concatenate(waves, -1)[..., :width]
-    return jnp.stack(waves, -1).reshape(*positions.shape, -1)[..., :width]
+        vectors = jnp.concatenate(waves, -1)[..., :width]
+    else:
+        vectors = jnp.stack(waves, -1).reshape(*positions.shape, -1)[..., :width]
+    return (
+        vectors if config.max_length is None else jnp.where(positions[..., None] < config.max_length, vectors, jnp.nan)
+    )
 
 
 class PositionTable(nn.Module):

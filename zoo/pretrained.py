@@ -280,6 +280,7 @@ def _load_pretrained(folder: Path, head: str | None, dtype, param_dtype, mesh: M
     if head in architecture.parts:
         part = architecture.parts[head]
         architecture, fields, head = find_architecture(part.model_type), part.fields(fields), part.head
+    fields = Fields(dict(architecture.defaults) | fields.values, fields.origin)
     origin = Origin(
         architecture=architecture,
         head=_choose_head(architecture, fields, head),
@@ -389,7 +390,7 @@ def _build(
 
 def _has_head(rows: Sequence[Rule], tensors: Tensors, architecture: Architecture) -> bool:
     """Whether a base model's file has the pooler, which some were saved without; then there is no pooled output."""
-    names = {name for row in rows if row.ours[0].startswith("head/") for name in row.theirs}
+    names = {name for row in rows for path in row.ours if path.startswith("head/") for name in row.theirs}
     return not names or any(
         name in tensors.shapes or name.removeprefix(architecture.prefix) in tensors.shapes for name in names
     )

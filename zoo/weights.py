@@ -278,7 +278,7 @@ def _items(rule: Rule, shapes: Mapping[str, Shape]) -> Iterator[_Item]:
     if not all(path in shapes for path in rule.ours):
         return
     letters = list(dict.fromkeys(_INDEX.findall(rule.theirs[0])))
-    sizes = shapes[rule.ours[0]][: len(letters)]
+    sizes = shapes[rule.ours[0]][: len(letters)] if letters else ()
     for index in itertools.product(*map(range, sizes)):
         if index and index[0] < rule.first:
             continue
