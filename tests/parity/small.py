@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoo.architectures import find_architecture, list_architectures
+from zoo.architectures import Fields, find_architecture, list_architectures
 from zoo.formats.safetensors import SafetensorsFile, write_file
 from zoo.weights import export_params
 
@@ -46,10 +46,22 @@ def write_folder(folder: Path, fields: dict, shapes: dict[str, tuple[int, ...]])
     """A checkpoint folder with drawn weights."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(fields))
-    dtype = np.dtype(np.float32)
-    entries = [(n, s, dtype, functools.partial(draw, n, s)) for n, s in sorted(shapes.items())]
+    dtype, known = np.dtype(np.float32), constants(fields)
+    makers = {name: functools.partial(draw, name, shape) for name, shape in shapes.items()}
+    makers |= {name: functools.partial(np.asarray, known[name]) for name in shapes if name in known}
+    entries = [(name, shape, dtype, makers[name]) for name, shape in sorted(shapes.items())]
     write_file(folder / "model.safetensors", entries)
     return folder
+
+
+def constants(fields: dict) -> dict[str, np.ndarray]:
+    """Tensors that the configuration determines, by the file's names."""
+    architecture = find_architecture(fields["model_type"])
+    head = architecture.head_of(fields["architectures"][0])
+    config = architecture.config_from_hf(Fields(dict(architecture.defaults) | fields, "config.json"), head)
+    prefix = architecture.prefix if head == "base" else ""
+    rows = [row for row in architecture.weights(config, head) if not row.ours]
+    return {row.theirs[0].removeprefix(prefix): row.transform.to_theirs([])[0] for row in rows}
 
 
 def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -73,16 +85,27 @@ def make_inputs(bundle) -> dict[str, dict[str, np.ndarray]]:
         else:
             batch = make_text(config, 2, length)
             batch = pad(batch) if name == "padded" else batch
-        if encoder_decoder:
+        if encoder_decoder and bundle.origin.head == "sequence_classification":
+            # Pooled at the end token of what the decoder reads, which is made from `input_ids`.
+            batch["input_ids"][:, -6] = bundle.origin.fields["eos_token_id"]
+        elif encoder_decoder:
             target = make_ids(config.target_vocab_size, 2, length - 3, seed=1)
             batch["decoder_input_ids"] = target
             if name == "padded":
                 batch["decoder_attention_mask"] = np.ones_like(target)
                 batch["decoder_attention_mask"][1, -4:] = 0
         batches[name] = batch
+    origin = bundle.origin
+    makes_decoder_inputs = origin.head in origin.architecture.decoder_inputs
+    if makes_decoder_inputs and "decoder_input_ids" in batch and origin.architecture.model_type not in UNSHIFTED:
+        batches["shifted"] = pad(make_text(config, 2, 12))
     if config.embedding.vocab_size is None and not encoder_decoder:
         return {"plain": batches["plain"]}
     return batches
+
+
+UNSHIFTED = ("marian", "pegasus")
+"""Model types whose classes in torch ask for `decoder_input_ids`, where those in Flax made them."""
 
 
 def make_ids(vocab_size: int, batch: int, length: int, seed: int = 0) -> np.ndarray:

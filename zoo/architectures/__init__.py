@@ -11,6 +11,10 @@ from zoo.architectures.architecture import Architecture, Fields
 _HOME = {
     "albert": "albert",
     "beit": "beit",
+    "bart": "bart",
+    "marian": "marian",
+    "mbart": "bart",
+    "pegasus": "marian",
     "bert": "bert",
     "bloom": "bloom",
     "camembert": "roberta",

@@ -91,10 +91,10 @@ class Fields:
             if found is not None and found != wanted:
                 raise CheckpointError(f"{self.origin}: {name} is {found!r}; zoo has this architecture with {wanted!r}")
 
-    def num_labels(self) -> int:
+    def num_labels(self, default: int = 2) -> int:
         """Classes of a classifier, as the reference counts them."""
         labels = self.get("id2label")
-        return len(labels) if labels else int(self.get("num_labels", 2))
+        return len(labels) if labels else int(self.get("num_labels", default))
 
 
 def shift_right(ids: np.ndarray, fields: Mapping[str, Any]) -> np.ndarray:
@@ -155,6 +155,8 @@ class Architecture:
     """For heads whose `decoder_input_ids` may be left out: how they are made from `input_ids` and config.json."""
     parts: Mapping[str, Part] = field(default_factory=dict)
     """Models inside this one, by the names that `load(head=...)` knows them under: a dual encoder's towers."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """What the reference takes for fields that config.json lacks and generation reads: ids that begin, end and pad."""
     tiny: Mapping[str, Any] = field(default_factory=dict)
     """Fields of config.json of a small model that uses everything, for the parity tests."""
 
