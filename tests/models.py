@@ -309,7 +309,9 @@ BART = TransformerConfig(
 )
 MARIAN = TransformerConfig(
     embedding=tokens(positions=SinusoidalPositions(layout="halves", max_length=40), scale=4.0),
-    decoder_embedding=tokens(vocab_size=53, positions=SinusoidalPositions(longest="last"), scale=4.0),
+    decoder_embedding=tokens(
+        vocab_size=53, positions=SinusoidalPositions(longest="last", offset=2, padding_id=1), scale=4.0
+    ),
     encoder=stack(width=20),
     decoder=stack(causal=True, cross_attention=attention()),
     head=LanguageModelHead(),

@@ -484,8 +484,13 @@ class SinusoidalPositions:
     """Wavelengths grow to 10000 turns of a circle just past the last pair (the paper) or at it (tensor2tensor)."""
     max_length: int | None = None
     """Positions from here on are NaN, as past a table's end (Marian's files hold one); None: there is no end."""
+    offset: int = 0
+    """Position p has the waves of p + offset (2 in M2M100)."""
+    padding_id: int | None = None
+    """Where no positions are given, they count the ids that are not this one; this id has no waves (M2M100)."""
 
     def __post_init__(self):
+        _require(self.offset >= 0, f"SinusoidalPositions.offset is {self.offset}; give at least zero")
         _require(
             self.max_length is None or self.max_length > 0,
             f"SinusoidalPositions.max_length is {self.max_length}; give a number above zero, or None",
@@ -577,8 +582,9 @@ class EmbeddingConfig:
             self.vocab_size is None or self.patches is None,
             "EmbeddingConfig has both vocab_size and patches; give the one that the input is",
         )
+        if self.patches is not None and self.positions is not None:
+            _require(self.positions.padding_id is None, "positions.padding_id with patches; they have no ids")
         if self.patches is not None and isinstance(self.positions, LearnedPositions):
-            _require(self.positions.padding_id is None, "LearnedPositions.padding_id with patches; they have no ids")
             need = self.patches.sequence_length
             _require(
                 self.positions.max_length >= need,

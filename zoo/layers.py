@@ -504,16 +504,19 @@ def sinusoids(config: SinusoidalPositions, positions: Int[Array, "B T"], width: 
     steps = width / 2 if config.longest == "past_last" else width // 2 - 1
     turns = 10_000.0 ** (-np.arange(pairs) / steps) / (2 * np.pi)
     # In 2**-32 turns the product drops whole turns by itself, where float32 would lose digits to them.
-    fractions = jnp.asarray(np.round(turns * 2.0**32).astype(np.uint32)) * positions[..., None].astype(jnp.uint32)
+    fractions = jnp.asarray(np.round(turns * 2.0**32).astype(np.uint32)) * (positions + config.offset)[
+        ..., None
+    ].astype(jnp.uint32)
     angles = lax.bitcast_convert_type(fractions, jnp.int32).astype(jnp.float32) * (2 * math.pi / 2**32)
     waves = [jnp.sin(angles), jnp.cos(angles)]
     if config.layout == "halves":
         vectors = jnp.concatenate(waves, -1)[..., :width]
     else:
         vectors = jnp.stack(waves, -1).reshape(*positions.shape, -1)[..., :width]
-    return (
-        vectors if config.max_length is None else jnp.where(positions[..., None] < config.max_length, vectors, jnp.nan)
-    )
+    if config.max_length is not None:
+        vectors = jnp.where(positions[..., None] < config.max_length, vectors, jnp.nan)
+    # Padding, which is not counted, stands at -1.
+    return vectors if config.padding_id is None else jnp.where(positions[..., None] < 0, 0.0, vectors)
 
 
 class PositionTable(nn.Module):

@@ -902,7 +902,7 @@ def _pooled(head: ClassifierHead, attention_mask: Array | None, input_ids: Array
 def _counted(config: EmbeddingConfig, ids: Array | None, attention_mask: Array | None) -> Array | None:
     """Which inputs the positions count; None is all."""
     match config.positions:
-        case LearnedPositions(padding_id=int(padding_id)):
+        case LearnedPositions(padding_id=int(padding_id)) | SinusoidalPositions(padding_id=int(padding_id)):
             return ids != padding_id
         case LearnedPositions(over_mask=True):
             return attention_mask

@@ -12,6 +12,7 @@ _HOME = {
     "albert": "albert",
     "beit": "beit",
     "bart": "bart",
+    "m2m_100": "m2m_100",
     "marian": "marian",
     "mbart": "bart",
     "pegasus": "marian",
