@@ -21,7 +21,7 @@ from jaxtyping import Array, Int
 
 from zoo.architectures import Architecture, Fields, find_architecture, list_architectures
 from zoo.architectures.architecture import keep_activation_names
-from zoo.config import DualConfig, LanguageModelHead, LearnedPositions, ModelConfig, TransformerConfig
+from zoo.config import DualConfig, LanguageModelHead, ModelConfig, TransformerConfig
 from zoo.decoder_prompt import decoder_prompt
 from zoo.dual import DualEncoder, DualOutput
 from zoo.formats.folder import open_weights
@@ -161,7 +161,7 @@ class Bundle:
         if self.config.encoder is not None:
             options = self._prompted(options)
         positions = self.config.target_embedding.positions
-        if isinstance(positions, LearnedPositions):
+        if positions is not None and positions.max_length is not None:
             options["max_positions"] = positions.max_length
         return options
 

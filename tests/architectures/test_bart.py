@@ -99,7 +99,7 @@ def test_logits_of_their_own(make):
     tied = logits(make("pegasus-seq2seq_lm", change=lambda x: x | {"final_logits_bias": 0 * x["final_logits_bias"]}))
     fields = {"tie_word_embeddings": False}
     own = logits(
-        make("pegasus-seq2seq_lm", fields, lambda x: untie(x | {"final_logits_bias": np.zeros((1, 99), "f4")}))
+        make("pegasus-seq2seq_lm", fields, lambda x: untie(x | {"final_logits_bias": np.zeros((1, 41), "f4")}))
     )
     np.testing.assert_allclose(own, tied[..., ::-1], atol=1e-5)
 
@@ -117,7 +117,7 @@ def as_opus(tensors: dict) -> dict:
 
 
 def test_opus_folders(make):
-    fields = {"share_encoder_decoder_embeddings": "absent", "decoder_vocab_size": 99, "bad_words_ids": [[1]]}
+    fields = {"share_encoder_decoder_embeddings": "absent", "decoder_vocab_size": 41, "bad_words_ids": [[1]]}
     expected = logits(make("marian-seq2seq_lm", fields, as_opus))
     fields |= {"decoder_vocab_size": "absent", "bos_token_id": 0, "static_position_embeddings": True}
     unwritten = lambda tensors: {name: x for name, x in as_opus(tensors).items() if name not in SINES}  # noqa: E731

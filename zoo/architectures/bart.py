@@ -213,7 +213,7 @@ def wrap_right(ids: np.ndarray, fields: Mapping[str, Any]) -> np.ndarray:
 SPECIAL_IDS = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "forced_eos_token_id": 2}
 
 TINY = {
-    "vocab_size": 99,
+    "vocab_size": 41,
     "d_model": 24,
     "encoder_layers": 2,
     "decoder_layers": 3,

@@ -104,7 +104,7 @@ ARCHITECTURES = [
         | {
             "activation_function": "swish",
             "share_encoder_decoder_embeddings": False,
-            "decoder_vocab_size": 89,
+            "decoder_vocab_size": 37,
             "decoder_start_token_id": 1,
         },
     ),
