@@ -287,7 +287,7 @@ def _items(rule: Rule, shapes: Mapping[str, Shape]) -> Iterator[_Item]:
 
 def _check_count(rule: Rule, shapes: Mapping[str, Shape], tensors: Tensors) -> None:
     """Raise CheckpointError where a rule asks for more tensors than there are, before they are counted one by one."""
-    if all(path in shapes for path in rule.ours):
+    if rule.ours and all(path in shapes for path in rule.ours):
         letters = dict.fromkeys(_INDEX.findall(rule.theirs[0]))
         count = math.prod(shapes[rule.ours[0]][: len(letters)])
         if count > rule.first + len(tensors.shapes):
