@@ -12,6 +12,8 @@ from zoo.config import (
     AttentionConfig,
     AttentionPoolConfig,
     ClassifierHead,
+    ConvolutionConfig,
+    DisentangledConfig,
     DynamicScaling,
     EmbeddingConfig,
     EmbeddingHead,
@@ -144,6 +146,27 @@ MODERNBERT = TransformerConfig(
     ),
 )
 LABELS = dataclasses.replace(MODERNBERT, head=TokenHead(num_classes=3, transform="gelu", transform_bias=False))
+DEBERTA = TransformerConfig(
+    embedding=tokens(norm=NormConfig()),
+    encoder=stack(
+        num_layers=3,
+        attention=attention(
+            biases=ALL_BIASES,
+            scale=12**-0.5,
+            disentangled=DisentangledConfig(span=4, max_distance=9, shared=True, norm=NormConfig()),
+        ),
+        convolution=ConvolutionConfig(window=3),
+        norm_slots=("residual",),
+        final_norm=False,
+        dropout=0.1,
+    ),
+    head=TokenHead(num_classes=3),
+)
+DISTANCES = TransformerConfig(
+    embedding=tokens(),
+    encoder=stack(attention=attention(disentangled=DisentangledConfig(span=4, terms=("content_to_position",)))),
+    head=TokenHead(num_classes=3),
+)
 GPT2 = TransformerConfig(
     embedding=tokens(positions=LearnedPositions(max_length=40)),
     decoder=stack(
@@ -337,6 +360,8 @@ CONFIGS = {
     "ends": ENDS,
     "modernbert": MODERNBERT,
     "labels": LABELS,
+    "deberta": DEBERTA,
+    "distances": DISTANCES,
     "gpt2": GPT2,
     "reviews": REVIEWS,
     "opt": OPT,

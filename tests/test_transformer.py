@@ -147,7 +147,7 @@ def test_left_padding_changes_nothing(name):
     np.testing.assert_allclose(out[:, -ids.shape[1] :], forward(name), atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["bert", "sentences", "tagger", "albert"])
+@pytest.mark.parametrize("name", ["bert", "sentences", "tagger", "albert", "modernbert", "deberta"])
 def test_padding_changes_nothing(name):
     model, params = build(name)
     given = inputs(CONFIGS[name])
@@ -178,7 +178,7 @@ def test_classifier_that_knows_padding_by_its_id_reads_the_last_other_token():
     )
 
 
-@pytest.mark.parametrize("name", ["bert", "tagger", "gpt2", "llama", "bloom", "t5", "bart"])
+@pytest.mark.parametrize("name", ["bert", "tagger", "labels", "deberta", "gpt2", "llama", "bloom", "t5", "bart"])
 def test_packed_equals_separate(name):
     model, params = build(name)
     first, second = inputs(CONFIGS[name], 1, 12, seed=1), inputs(CONFIGS[name], 1, 9, seed=2)

@@ -16,6 +16,7 @@ Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "relu_squared", 
 NormSlot = Literal["input", "output", "residual"]
 Span = Literal["global", "local"]
 BiasSlot = Literal["query", "key", "value", "output"]
+PositionTerm = Literal["content_to_position", "position_to_content"]
 Pooling = Literal["first", "last", "end", "mean", "mean_with_padding", "max", "patch_mean", "first_and_patch_mean"]
 """What stands for a sequence: its first position; the last that is no padding; the last, padding or not (SigLIP); the
 mean, padding left out or counted (ImageGPT); the largest values, padding left out; the mean of all positions after the
@@ -223,6 +224,33 @@ class AlibiConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DisentangledConfig:
+    """Scores between contents and distances (He et al. 2021), from one table of distances for all layers of a stack."""
+
+    span: int
+    """Rows of the table for distances to each side."""
+    max_distance: int | None = None
+    """The upper half of the span grows by a constant ratio up to this distance; None: one row a distance."""
+    terms: tuple[PositionTerm, ...] = ("content_to_position", "position_to_content")
+    shared: bool = False
+    """Project distances with the maps of queries and keys, rather than with maps of their own."""
+    norm: NormConfig | None = None
+    """Normalise the table."""
+
+    def __post_init__(self):
+        _subset(self, "terms", PositionTerm)
+        _require(len(self.terms) > 0, "DisentangledConfig.terms is empty; name one, or leave DisentangledConfig out")
+        _require(
+            self.span >= 4 and self.span % 2 == 0,
+            f"DisentangledConfig.span is {self.span}; give an even number of at least 4",
+        )
+        _require(
+            self.max_distance is None or self.max_distance > self.span // 2 + 1,
+            f"DisentangledConfig.max_distance is {self.max_distance}; give more than span / 2 + 1",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class AttentionConfig:
     """Multi-head attention with grouped key/value heads."""
 
@@ -245,6 +273,7 @@ class AttentionConfig:
     sinks: bool = False
     """A learned logit per head that takes part in the softmax and has no value (GPT-OSS)."""
     rotary: RotaryConfig | None = None
+    disentangled: DisentangledConfig | None = None
     dropout: float = 0.0
     """Rate at which attention weights are dropped in training."""
 
@@ -264,6 +293,10 @@ class AttentionConfig:
         _require(
             self.qk_norm is not None or self.qk_norm_over == "head",
             "AttentionConfig.qk_norm_over is set without qk_norm; give a NormConfig or leave it at 'head'",
+        )
+        _require(
+            self.disentangled is None or self.num_kv_heads is None,
+            "AttentionConfig.disentangled with num_kv_heads; distances need a key head for each query head",
         )
         _rotary_fits(self.rotary, self.head_size)
 
@@ -365,6 +398,22 @@ class MlpConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConvolutionConfig:
+    """A convolution of the embeddings, added to what the first layer returns and normalised (DeBERTa-v2 XL)."""
+
+    window: int
+    """Positions it reads, its own in the middle."""
+    activation: Activation = "tanh"
+
+    def __post_init__(self):
+        _require(
+            self.window > 0 and self.window % 2 == 1,
+            f"ConvolutionConfig.window is {self.window}; give an odd number above zero",
+        )
+        _one_of(self, "activation", Activation)
+
+
+@dataclass(frozen=True, kw_only=True)
 class StackConfig:
     """A stack of blocks: attention, optional cross-attention, and an MLP, each with its residual and norms."""
 
@@ -385,6 +434,7 @@ class StackConfig:
     """Normalise the output of the last block."""
     first_norm: bool = True
     """False: the first layer's attention has no input norm, for the embeddings are normalised (ModernBERT)."""
+    convolution: ConvolutionConfig | None = None
     branches: Literal["sequential", "parallel", "parallel_shared_norm"] = "sequential"
     """Attention, then MLP; or both from the same input, each with its norm (GPT-NeoX) or one norm (GPT-J)."""
     pattern: tuple[Span, ...] = ("global",)
@@ -426,6 +476,18 @@ class StackConfig:
         _require(
             self.first_norm or "input" in self.norm_slots,
             f"StackConfig.first_norm with norm_slots={self.norm_slots}; there is no 'input' norm to leave out",
+        )
+        _require(
+            self.attention.disentangled is None or not (self.causal or self.position_bias),
+            "AttentionConfig.disentangled in a causal stack or with a position_bias is no published architecture",
+        )
+        _require(
+            self.convolution is None or not self.causal,
+            "StackConfig.convolution in a causal stack reads the future; leave it out",
+        )
+        _require(
+            self.cross_attention is None or self.cross_attention.disentangled is None,
+            "StackConfig.cross_attention is disentangled; memory has no distance from a query",
         )
         if self.branches == "parallel_shared_norm":
             _require(

@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 from zoo.config import (
     Activation,
     AttentionConfig,
+    ConvolutionConfig,
     DynamicScaling,
     ExpertsConfig,
     GridBiasConfig,
@@ -31,10 +32,12 @@ from zoo.config import (
     MlpConfig,
     NormConfig,
     PatchConfig,
+    PositionTerm,
     RotaryConfig,
     SinusoidalPositions,
     YarnScaling,
 )
+from zoo.disentangled import disentangled_bias, distance_rows
 from zoo.kernels import DenseBias, attention, merge
 from zoo.kernels.product import product
 
@@ -295,6 +298,37 @@ class Sight:
     """Position of the first query, and of the first new key."""
     cached_mask: Any = None
     """A mask object over the cached keys; read only with a cache."""
+    distances: Float[Array, "R D"] | None = None
+    """The table of disentangled attention."""
+
+
+class Convolution(nn.Module):
+    """A convolution of the embeddings within each segment, added to the first layer's states and normalised."""
+
+    config: ConvolutionConfig
+    norm: NormConfig
+    dropout: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self,
+        embedded: Float[Array, "B T D"],
+        states: Float[Array, "B T D"],
+        segment_ids: tuple[Int[Array, "B T"], Int[Array, "B T"]] | None,
+        dropout_rng: Array | None = None,
+    ) -> Float[Array, "B T D"]:
+        """Return the new states; neighbours that a query may not attend to count as zero."""
+        length, half = embedded.shape[1], self.config.window // 2
+        own, others = (jnp.ones(embedded.shape[:2], jnp.int32),) * 2 if segment_ids is None else segment_ids
+        windows = []
+        for start in range(self.config.window):
+            neighbours = jnp.pad(embedded, ((0, 0), (half, half), (0, 0)))[:, start : start + length]
+            ids = jnp.pad(others, ((0, 0), (half, half)), constant_values=-1)[:, start : start + length]
+            windows.append(jnp.where((own == ids)[..., None], neighbours, 0))
+        project = Projection(embedded.shape[-1:], self.dtype, bias=True, num_contracted=2, name="projection")
+        mixed = dropout(project(jnp.stack(windows, -2)), self.dropout, dropout_rng)
+        return Norm(self.norm, name="norm")(states + ACTIVATIONS[self.config.activation](mixed))
 
 
 class Attention(nn.Module):
@@ -317,6 +351,11 @@ class Attention(nn.Module):
         self.output = Projection((self.width,), self.dtype, "output" in config.biases, num_contracted=2)
         if config.qk_norm is not None:
             self.query_norm, self.key_norm = Norm(config.qk_norm), Norm(config.qk_norm)
+        if config.disentangled is not None and not config.disentangled.shared:
+            if "position_to_content" in config.disentangled.terms:
+                self.position_query = projection("query", config.num_heads)
+            if "content_to_position" in config.disentangled.terms:
+                self.position_key = projection("key", config.num_heads)
         if config.sinks:
             self.sinks = self.param("sinks", nn.initializers.zeros, (config.num_heads,))
 
@@ -343,7 +382,7 @@ class Attention(nn.Module):
         config = self.config
         query = self._positioned(self.query(x), "query", rotation)
         options: dict[str, Any] = dict(
-            bias=sight.bias, scale=config.scale, softcap=config.softcap, q_offset=sight.offset
+            bias=self._bias(query, fresh.key, sight), scale=config.scale, softcap=config.softcap, q_offset=sight.offset
         )
         if dropout_rng is not None and config.dropout > 0:
             options.update(dropout_rng=dropout_rng, dropout_rate=config.dropout)
@@ -373,6 +412,25 @@ class Attention(nn.Module):
             )
             out, _ = merge(old, new)
         return self.output(out)
+
+    def _bias(self, query: Float[Array, "B T N H"], key: Float[Array, "B S N H"], sight: Sight) -> Any:
+        """The stack's bias, or the layer's own where it depends on content."""
+        config = self.config.disentangled
+        if config is None:
+            return sight.bias
+
+        def distances(term: PositionTerm, side: str) -> Float[Array, "R N H"] | None:
+            project = getattr(self, side if config.shared else f"position_{side}", None)
+            return project(sight.distances) if term in config.terms and project is not None else None
+
+        bias = disentangled_bias(
+            query,
+            key,
+            distances("position_to_content", "query"),
+            distances("content_to_position", "key"),
+            distance_rows(config, query.shape[1], key.shape[1]),
+        )
+        return DenseBias(bias * (self.config.head_size**-0.5 if self.config.scale is None else self.config.scale))
 
     def _positioned(self, x: Float[Array, "B T N H"], side: str, rotation: Rotation | None) -> Float[Array, "B T N H"]:
         """Normalise and rotate queries or keys, as the config says."""

@@ -41,6 +41,7 @@ from zoo.kernels.product import accumulate
 from zoo.layers import (
     ACTIVATIONS,
     Attention,
+    Convolution,
     GridBias,
     KeysValues,
     Mlp,
@@ -280,17 +281,18 @@ class Stack(nn.Module):
         Returns:
             The last states, and what the layers did on the way.
         """
-        bias = self._position_bias(grid)
+        bias, distances = self._position_bias(grid), self._distances(dropout_rng)
         own_bias = isinstance(self.config.position_bias, GridBiasConfig) and self.config.position_bias.per_layer
         around = Surroundings(
-            sights={span: self._sight(span, segment_ids, bias, cache) for span in ("global", "local")},
+            sights={span: self._sight(span, segment_ids, bias, distances, cache) for span in ("global", "local")},
             rotations={span: self._rotation(span, positions) for span in ("global", "local")},
             memory=memory,
             memory_sight=Sight(Segments(*memory_segment_ids) if memory_segment_ids else Full()),
             grid=grid if own_bias else None,
         )
         parameters = self._parameters(x[:1] if own_bias else x[:1, :1], around)
-        last, (fresh, balance, states) = self._run(parameters, x, around, cache, dropout_rng, output_hidden_states)
+        mix = self._convolution(x, segment_ids)
+        last, (fresh, balance, states) = self._run(parameters, x, around, mix, cache, dropout_rng, output_hidden_states)
         if self.config.final_norm:
             last = Norm(self.config.norm, name="final_norm")(last)
         states = (x, *jnp.unstack(states)) if output_hidden_states else None
@@ -312,11 +314,12 @@ class Stack(nn.Module):
     def _parameters(self, x: Array, around: Surroundings) -> dict:
         """The blocks' parameters, each with a leading axis of unique layers."""
         if not self.is_initializing():
-            own = ("final_norm", "position_bias")
+            own = ("final_norm", "position_bias", "distances", "distances_norm", "convolution")
             return {name: leaf for name, leaf in self.variables["params"].items() if name not in own}
         block = self._block(self.config.pattern[0])
         memory = None if around.memory is None else around.memory[:1, :1]
         sight, rotation = Sight(Full()), around.rotations[self.config.pattern[0]]
+        sight = sight.replace(distances=around.sights[block.span].distances)
         if rotation is not None:
             rotation = rotation.replace(cosine=rotation.cosine[:1, :1], sine=rotation.sine[:1, :1])
         one = Surroundings({block.span: sight}, {block.span: rotation}, memory, sight, around.grid)
@@ -333,6 +336,7 @@ class Stack(nn.Module):
         parameters: dict,
         x: Array,
         around: Surroundings,
+        mix: Callable[[Array, Array | None], Any] | None,
         cache: Cache | None,
         dropout_rng: Array | None,
         output_hidden_states: bool,
@@ -343,6 +347,8 @@ class Stack(nn.Module):
         def layer(x, parameters, index, cached, memory, span):
             rng = None if dropout_rng is None else jax.random.fold_in(dropout_rng, index)
             x, (fresh, balance) = self._block(span).apply({"params": parameters}, x, around, cached, memory, rng, index)
+            if mix is not None:
+                x = lax.cond(index == 0, mix, lambda x, _: x, x, rng)
             return x, (fresh, balance, x if output_hidden_states else None)
 
         if self.remat != "none":
@@ -393,7 +399,7 @@ class Stack(nn.Module):
             outputs.append(jax.tree.map(lambda leaf: leaf[None], output))
         return x, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *outputs)
 
-    def _sight(self, span: Span, segment_ids, bias, cache: Cache | None) -> Sight:
+    def _sight(self, span: Span, segment_ids, bias, distances, cache: Cache | None) -> Sight:
         mask = Causal() if self.config.causal else Full()
         local = self.config.local
         if span == "local" and local is not None:
@@ -401,7 +407,7 @@ class Stack(nn.Module):
             mask = mask if local.chunk is None else mask & Chunked(local.chunk)
         fresh = mask if segment_ids is None else mask & Segments(*segment_ids)
         if cache is None:
-            return Sight(fresh, bias)
+            return Sight(fresh, bias, distances=distances)
         seen = Segments(
             jnp.ones_like(cache.segment_ids[:, :1]) if segment_ids is None else segment_ids[0],
             cache.segment_ids,
@@ -412,6 +418,27 @@ class Stack(nn.Module):
         local = self.config.local
         rotary = local.rotary if span == "local" and local is not None else self.config.attention.rotary
         return None if rotary is None else Rotation.at(rotary, self.config.attention.head_size, positions)
+
+    def _distances(self, dropout_rng: Array | None) -> Float[Array, "R D"] | None:
+        """The table of disentangled attention, dropped from alike in all layers."""
+        config = self.config.attention.disentangled
+        if config is None:
+            return None
+        table = TokenEmbedding(2 * config.span, self.config.width, name="distances").table()
+        if config.norm is not None:
+            table = Norm(config.norm, name="distances_norm")(table)
+        rng = None if dropout_rng is None else jax.random.fold_in(dropout_rng, self.config.num_layers)
+        return dropout(table, self.config.dropout, rng)
+
+    def _convolution(self, embedded: Array, segment_ids) -> Callable[[Array, Array | None], Any] | None:
+        """What the first layer's states go through after it; None: nothing."""
+        config = self.config
+        if config.convolution is None:
+            return None
+        module = Convolution(config.convolution, config.norm, config.dropout, self.dtype, parent=None)
+        one = embedded[:1, :1]
+        parameters = self.param("convolution", lambda rng: module.init(rng, one, one, None)["params"])
+        return lambda states, rng: module.apply({"params": parameters}, embedded, states, segment_ids, rng)
 
     def _position_bias(self, grid: tuple[int, int] | None):
         config, num_heads = self.config.position_bias, self.config.attention.num_heads

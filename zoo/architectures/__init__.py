@@ -22,6 +22,7 @@ _HOME = {
     "clip": "clip",
     "clip_text_model": "clip",
     "clip_vision_model": "clip",
+    "deberta-v2": "deberta",
     "deit": "vit",
     "dinov2": "dinov2",
     "distilbert": "distilbert",
