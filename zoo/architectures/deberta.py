@@ -19,7 +19,7 @@ from zoo.config import (
     TokenHead,
     TransformerConfig,
 )
-from zoo.weights import CONVOLUTION, LINEAR, LINEAR_OF_HEADS, VECTOR, Rule, linear, norm, rule, table
+from zoo.weights import CONVOLUTION, LINEAR, LINEAR_OF_HEADS, VECTOR, CheckpointError, Rule, linear, norm, rule, table
 
 TERMS: dict[str, PositionTerm] = {"c2p": "content_to_position", "p2c": "position_to_content"}
 
@@ -27,14 +27,21 @@ TERMS: dict[str, PositionTerm] = {"c2p": "content_to_position", "p2c": "position
 def config_from_hf(fields: Fields, head: str) -> TransformerConfig:
     """Translate a DebertaV2Config."""
     width, heads = fields["hidden_size"], fields["num_attention_heads"]
-    fields.expect(conv_groups=1, embedding_size=width, pooler_hidden_size=width)
+    fields.expect(conv_groups=1, pooler_hidden_size=width)
+    embedding_width = fields.get("embedding_size", width)
+    if embedding_width != width:
+        # The reference projects the sum, which is that of tokens alone in models without these.
+        fields.expect(type_vocab_size=0)
+        if fields.get("position_biased_input", True):
+            raise CheckpointError(f"{fields.origin}: embedding_size is {embedding_width} with positions in the input")
     norms = NormConfig(epsilon=fields.get("layer_norm_eps", 1e-7))
     dropout = fields.get("hidden_dropout_prob", 0.1)
     positions = LearnedPositions(max_length=fields.get("max_position_embeddings", 512))
     activation = fields.activation("hidden_act", "gelu")
     return TransformerConfig(
         embedding=EmbeddingConfig(
-            width=width,
+            width=embedding_width,
+            projected="tokens" if embedding_width != width else "sum",
             vocab_size=fields["vocab_size"],
             positions=positions if fields.get("position_biased_input", True) else None,
             num_token_types=fields.get("type_vocab_size", 0),
@@ -112,6 +119,7 @@ def config_to_hf(config: TransformerConfig) -> dict[str, Any]:
     stack, embedding = config.output_stack, config.embedding
     fields = {
         "vocab_size": embedding.vocab_size,
+        "embedding_size": embedding.width,
         "hidden_size": stack.width,
         "num_hidden_layers": stack.num_layers,
         "num_attention_heads": stack.attention.num_heads,
@@ -165,6 +173,7 @@ def weights(config: TransformerConfig, head: str) -> list[Rule]:
         *table(tokens, "embedder/token", aliases=("cls.predictions.decoder.weight",) if tied else ()),
         *table("deberta.embeddings.position_embeddings", "embedder/position"),
         *table("deberta.embeddings.token_type_embeddings", "embedder/token_type"),
+        *linear("deberta.embeddings.embed_proj", "embedder/projection"),
         *norm("deberta.embeddings.LayerNorm", "embedder/norm"),
         *table("deberta.encoder.rel_embeddings", "encoder/distances"),
         *norm("deberta.encoder.LayerNorm", "encoder/distances_norm"),
@@ -214,7 +223,7 @@ def _language_model_weights(tied: bool) -> list[Rule]:
 
 
 TINY = {
-    "vocab_size": 71,
+    "vocab_size": 53,
     "hidden_size": 24,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
