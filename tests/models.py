@@ -343,7 +343,11 @@ CAPTIONER = TransformerConfig(
     embedding=VIT.embedding,
     decoder_embedding=tokens(positions=LearnedPositions(max_length=40)),
     encoder=VIT.encoder,
-    decoder=stack(causal=True, cross_attention=attention()),
+    decoder=stack(
+        causal=True,
+        cross_attention=attention(),
+        position_bias=RelativeBiasConfig(num_buckets=8, max_distance=16, per_layer=True),
+    ),
     head=LanguageModelHead(),
 )
 

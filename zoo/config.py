@@ -182,10 +182,12 @@ class RotaryConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RelativeBiasConfig:
-    """T5's relative position bias (Raffel et al. 2020), one table for all layers of a stack."""
+    """T5's relative position bias (Raffel et al. 2020)."""
 
     num_buckets: int = 32
     max_distance: int = 128
+    per_layer: bool = False
+    """Each layer has a table of its own (UMT5); else one serves all layers of a stack."""
 
     def __post_init__(self):
         _require(

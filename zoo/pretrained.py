@@ -358,6 +358,7 @@ def _build(
     head_given: bool,
 ) -> Bundle:
     architecture, head = origin.architecture, origin.head
+    fields = Fields(fields.values, fields.origin, tensors)
     config = _translate(architecture, fields, head)
     _check_tokenizer(tokenizer, config.embedding.vocab_size, fields.origin)
     if head == "base" and not head_given and not _has_head(architecture.weights(config, head), tensors, architecture):

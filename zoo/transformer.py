@@ -29,6 +29,7 @@ from zoo.config import (
     ModelConfig,
     NormConfig,
     Pooling,
+    RelativeBiasConfig,
     SinusoidalPositions,
     Span,
     StackConfig,
@@ -199,6 +200,8 @@ class Block(nn.Module):
             if around.grid is not None:
                 bias = GridBias(config.position_bias, config.attention.num_heads, name="relative_bias")(around.grid)
                 sight = sight.replace(bias=bias)
+            elif isinstance(config.position_bias, RelativeBiasConfig) and config.position_bias.per_layer:
+                sight = sight.replace(bias=_relative_bias(config, config.position_bias, "relative_position_bias"))
             return attention(x, fresh, sight, rotation=rotation, cached=cached, dropout_rng=rngs[0])
 
         def attend_to_memory(x):
@@ -448,8 +451,13 @@ class Stack(nn.Module):
             return ALiBi(config.scale * alibi_slopes(num_heads))
         if isinstance(config, GridBiasConfig):
             return None if config.per_layer else GridBias(config, num_heads, name="position_bias")(grid)
-        table = TokenEmbedding(config.num_buckets, num_heads, name="position_bias").table()
-        return RelativeBias(table, bidirectional=not self.config.causal, max_distance=config.max_distance)
+        return None if config.per_layer else _relative_bias(self.config, config, "position_bias")
+
+
+def _relative_bias(stack: StackConfig, config: RelativeBiasConfig, name: str) -> RelativeBias:
+    """A bias with a table of this name in the module that calls."""
+    table = TokenEmbedding(config.num_buckets, stack.attention.num_heads, name=name).table()
+    return RelativeBias(table, bidirectional=not stack.causal, max_distance=config.max_distance)
 
 
 def _unstack(tree: Any) -> list:

@@ -51,6 +51,9 @@ _HOME = {
     "siglip_text_model": "siglip",
     "siglip_vision_model": "siglip",
     "smollm3": "llama",
+    "mt5": "t5",
+    "t5": "t5",
+    "umt5": "t5",
     "vit": "vit",
     "xlm-roberta": "roberta",
 }

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from zoo.config import Activation, ModelConfig
-from zoo.weights import CheckpointError, Rule
+from zoo.weights import CheckpointError, Rule, Tensors
 
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
@@ -38,9 +38,9 @@ _ACTIVATION_NAMES: dict[Activation, str] = {
 class Fields:
     """config.json, read field by field. Every error names the file and the field."""
 
-    def __init__(self, values: Mapping[str, Any], origin: str):
-        """`origin` is the file, for messages."""
-        self.values, self.origin = dict(values), origin
+    def __init__(self, values: Mapping[str, Any], origin: str, tensors: Tensors | None = None):
+        """`origin` is the file, for messages; `tensors` are the weights beside it."""
+        self.values, self.origin, self.tensors = dict(values), origin, tensors
 
     def __getitem__(self, name: str) -> Any:
         """A field that must be there."""
@@ -90,6 +90,16 @@ class Fields:
             found = self.values.get(name)
             if found is not None and found != wanted:
                 raise CheckpointError(f"{self.origin}: {name} is {found!r}; zoo has this architecture with {wanted!r}")
+
+    def are_tied(self, first: str, second: str) -> bool:
+        """Whether the weights have one tensor for both names: one is missing, or the two are equal.
+
+        For families whose config.json may say otherwise.
+        """
+        if self.tensors is None or not {first, second} <= self.tensors.shapes.keys():
+            return True
+        same = self.tensors.shapes[first] == self.tensors.shapes[second]
+        return same and np.array_equal(self.tensors.read(first), self.tensors.read(second))
 
     def num_labels(self, default: int = 2) -> int:
         """Classes of a classifier, as the reference counts them."""
