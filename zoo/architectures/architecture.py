@@ -71,7 +71,8 @@ class Fields:
 
     def with_defaults(self, defaults: Mapping[str, Any]) -> "Fields":
         """The same, with the reference's defaults in place of what is absent or null."""
-        return Fields(dict(defaults) | {k: v for k, v in self.values.items() if v is not None}, self.origin)
+        values = dict(defaults) | {k: v for k, v in self.values.items() if v is not None}
+        return Fields(values, self.origin, self.tensors)
 
     def replaced(self, **values: Any) -> "Fields":
         """The same, with other values; None leaves a field as it is."""

@@ -188,10 +188,10 @@ def _head_weights(head: str) -> list[Rule]:
 
 
 TINY = {
-    "vocab_size": 99,
-    "d_model": 24,
-    "d_kv": 8,
-    "d_ff": 40,
+    "vocab_size": 61,
+    "d_model": 16,
+    "d_kv": 6,
+    "d_ff": 28,
     "num_layers": 3,
     "num_decoder_layers": 2,
     "num_heads": 4,
@@ -223,6 +223,7 @@ def _architecture(model_type: str, name: str, **tiny: Any) -> Architecture:
         prefix="transformer.",
         ignored=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight$",),
         decoder_inputs={"sequence_classification": shift_right, "question_answering": shift_right},
+        defaults={"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0},
         tiny=TINY | tiny,
     )
 
