@@ -11,6 +11,7 @@ from zoo.config import (
     AlibiConfig,
     AttentionConfig,
     AttentionPoolConfig,
+    AudioConfig,
     ClassifierHead,
     ConvolutionConfig,
     DisentangledConfig,
@@ -351,6 +352,16 @@ CAPTIONER = TransformerConfig(
     head=LanguageModelHead(),
 )
 
+WHISPER = TransformerConfig(
+    embedding=EmbeddingConfig(
+        width=WIDTH, audio=AudioConfig(num_mels=5, max_length=9), positions=LearnedPositions(max_length=9)
+    ),
+    decoder_embedding=tokens(positions=LearnedPositions(max_length=40)),
+    encoder=stack(attention=attention(biases=("query", "value", "output"))),
+    decoder=stack(causal=True, cross_attention=attention()),
+    head=LanguageModelHead(),
+)
+
 CONFIGS = {
     "bert": BERT,
     "albert": ALBERT,
@@ -381,6 +392,7 @@ CONFIGS = {
     "bart": BART,
     "marian": MARIAN,
     "captioner": CAPTIONER,
+    "whisper": WHISPER,
 }
 DECODERS = [name for name, config in CONFIGS.items() if config.decoder and isinstance(config.head, LanguageModelHead)]
 
@@ -392,6 +404,9 @@ def inputs(config: TransformerConfig, batch: int = 2, length: int = 12, seed: in
     if config.embedding.patches is not None:
         size, channels = config.embedding.patches.image_size, config.embedding.patches.num_channels
         arrays["pixel_values"] = rng.normal(size=(batch, channels, size, size)).astype(np.float32)
+    elif config.embedding.audio is not None:
+        audio = config.embedding.audio
+        arrays["input_features"] = rng.normal(size=(batch, audio.num_mels, 2 * audio.max_length)).astype(np.float32)
     else:
         arrays["input_ids"] = rng.integers(1, config.embedding.vocab_size, (batch, length)).astype(np.int32)
     if config.embedding.num_token_types:

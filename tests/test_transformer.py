@@ -240,6 +240,7 @@ def test_id_outside_the_vocabulary_is_nan():
         ("bert", {}, "input_ids is missing"),
         ("vit", {"input_ids": np.ones((1, 3), np.int32)}, "pixel_values is missing"),
         ("vit", {"pixel_values": np.ones((1, 12, 12, 3), np.float32)}, r"\[batch, 3, 12, 12\]"),
+        ("whisper", {"input_features": np.ones((1, 5, 12), np.float32)}, r"\[batch, 5, 18\]"),
         ("t5", {"input_ids": np.ones((1, 3), np.int32)}, "decoder_input_ids is missing"),
         (
             "gpt2",

@@ -610,6 +610,18 @@ class PatchConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AudioConfig:
+    """A log-mel spectrogram read by two convolutions, of which the second halves the frames (Radford et al. 2022)."""
+
+    num_mels: int
+    max_length: int
+    """Vectors that a spectrogram becomes: half its frames, whose number is fixed."""
+
+    def __post_init__(self):
+        _positive(self, "num_mels", "max_length")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EmbeddingConfig:
     """Ids or pixels to vectors: table or patches, plus positions and token types, scaled and normalised."""
 
@@ -618,6 +630,7 @@ class EmbeddingConfig:
     vocab_size: int | None = None
     """Rows of the token table; None for images, and for a decoder that shares its encoder's table."""
     patches: PatchConfig | None = None
+    audio: AudioConfig | None = None
     positions: LearnedPositions | SinusoidalPositions | None = None
     num_token_types: int = 0
     """Rows of the token type (segment) table of BERT; zero for none."""
@@ -643,8 +656,8 @@ class EmbeddingConfig:
             f"EmbeddingConfig.vocab_size is {self.vocab_size}; give a number above zero, or None",
         )
         _require(
-            self.vocab_size is None or self.patches is None,
-            "EmbeddingConfig has both vocab_size and patches; give the one that the input is",
+            [self.vocab_size, self.patches, self.audio].count(None) >= 2,
+            "EmbeddingConfig has both vocab_size and patches, or audio; give the one that the input is",
         )
         if self.patches is not None and self.positions is not None:
             _require(self.positions.padding_id is None, "positions.padding_id with patches; they have no ids")
@@ -870,12 +883,12 @@ class TransformerConfig:
             "TransformerConfig.decoder_embedding without both stacks; use embedding",
         )
         _require(
-            self.embedding.vocab_size is not None or self.embedding.patches is not None,
-            "TransformerConfig.embedding has neither vocab_size nor patches; give the one that the input is",
+            (self.embedding.vocab_size, self.embedding.patches, self.embedding.audio) != (None, None, None),
+            "TransformerConfig.embedding has neither vocab_size nor patches nor audio; give the one that the input is",
         )
         target = self.target_embedding
         _require(
-            not both or target.patches is None,
+            not both or (target.patches is None and target.audio is None),
             "an encoder-decoder's decoder reads ids; give decoder_embedding",
         )
         _require(

@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 from zoo.config import (
     Activation,
     AttentionConfig,
+    AudioConfig,
     ConvolutionConfig,
     DynamicScaling,
     ExpertsConfig,
@@ -554,6 +555,29 @@ def grid_distances(rows: int, columns: int) -> Int[Array, "T T"]:
     between = (down + rows - 1) * (2 * columns - 1) + across + columns - 1
     whole = jnp.full((rows * columns + 1,) * 2, count + 1)  # from a patch to the class token
     return whole.at[0].set(count).at[0, 0].set(count + 2).at[1:, 1:].set(between)
+
+
+class AudioEmbedding(nn.Module):
+    """Frames of a log-mel spectrogram to vectors: two convolutions over three frames, the second with stride two."""
+
+    config: AudioConfig
+    width: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, features: Float[Array, "B mels frames"]) -> Float[Array, "B T D"]:
+        """T is half of the frames."""
+        wanted = (self.config.num_mels, 2 * self.config.max_length)
+        if features.shape[1:] != wanted:
+            raise ValueError(
+                f"input_features are {features.shape}; this model reads [batch, {wanted[0]}, {wanted[1]}]: "
+                "make them with zoo.data.audio"
+            )
+        x = features.swapaxes(1, 2).astype(self.dtype)
+        for name, stride in (("first", 1), ("second", 2)):
+            convolve = nn.Conv(self.width, (3,), stride, ((1, 1),), dtype=self.dtype, name=f"{name}_convolution")
+            x = ACTIVATIONS["gelu"](convolve(x))
+        return x
 
 
 def sinusoids(config: SinusoidalPositions, positions: Int[Array, "B T"], width: int) -> Float[Array, "B T D"]:

@@ -42,6 +42,7 @@ from zoo.kernels.product import accumulate
 from zoo.layers import (
     ACTIVATIONS,
     Attention,
+    AudioEmbedding,
     Convolution,
     GridBias,
     KeysValues,
@@ -481,6 +482,8 @@ class Embedder(nn.Module):
             self.token = TokenEmbedding(config.vocab_size, config.width)
         if config.patches is not None:
             self.patch = PatchEmbedding(config.patches, config.width, self.dtype)
+        if config.audio is not None:
+            self.audio = AudioEmbedding(config.audio, config.width, self.dtype)
         if isinstance(config.positions, LearnedPositions):
             width = config.width if config.projected == "sum" else self.width
             self.position = PositionTable(config.positions, width)
@@ -497,7 +500,7 @@ class Embedder(nn.Module):
 
     def __call__(
         self,
-        inputs: Int[Array, "B T"] | Float[Array, "B C height width"],
+        inputs: Int[Array, "B T"] | Float[Array, "B C height width"] | Float[Array, "B mels frames"],
         positions: Int[Array, "B T"],
         token_type_ids: Int[Array, "B T"] | None = None,
         *,
@@ -505,13 +508,15 @@ class Embedder(nn.Module):
         bool_masked_pos: Bool[Array, "B patches"] | None = None,
         dropout_rng: Array | None = None,
     ) -> Float[Array, "B T D"]:
-        """Embed ids (or pixels), add positions and token types, normalise, and project to the stack's width.
+        """Embed ids (or pixels, or audio), add positions and token types, normalise, and project to the stack's width.
 
         `table` stands in for a token table of its own where two embedders share one.
         """
         config, grid = self.config, None
         if config.patches is not None:
             x, grid = self.patch(inputs, bool_masked_pos), config.patches.grid(*inputs.shape[2:])
+        elif config.audio is not None:
+            x = self.audio(inputs)
         else:
             table = self.table() if table is None else table
             # Gemma's scale is rounded to the compute dtype, in which it was trained; 1 and powers of two never change.
@@ -712,6 +717,7 @@ class Transformer(nn.Module):
         segment_ids: Int[Array, "B T"] | None = None,
         pixel_values: Float[Array, "B C height width"] | None = None,
         bool_masked_pos: Bool[Array, "B patches"] | None = None,
+        input_features: Float[Array, "B mels frames"] | None = None,
         decoder_input_ids: Int[Array, "B T"] | None = None,
         decoder_attention_mask: Int[Array, "B T"] | None = None,
         decoder_position_ids: Int[Array, "B T"] | None = None,
@@ -728,6 +734,7 @@ class Transformer(nn.Module):
             position_ids: default 0, 1, 2, ...
             segment_ids: documents packed into one row; tokens attend within equal ids only. Replaces attention_mask.
             pixel_values: an image, for models that read patches.
+            input_features: a log-mel spectrogram, for models that read audio.
             bool_masked_pos: patches that a mask token stands for, in pre-training.
             decoder_input_ids: ids for an encoder-decoder's decoder, shifted right.
             decoder_attention_mask: as attention_mask.
@@ -746,8 +753,8 @@ class Transformer(nn.Module):
         )
         if self.config.encoder is None:
             return self.decode(input_ids, **source, dropout_rng=dropout_rng)
-        image = dict(pixel_values=pixel_values, bool_masked_pos=bool_masked_pos)
-        encoded = self.encode(input_ids, **image, **source, dropout_rng=rngs[0])
+        other = dict(pixel_values=pixel_values, bool_masked_pos=bool_masked_pos, input_features=input_features)
+        encoded = self.encode(input_ids, **other, **source, dropout_rng=rngs[0])
         if self.config.decoder is None:
             return encoded
         decoded = self.decode(
@@ -773,15 +780,17 @@ class Transformer(nn.Module):
         segment_ids: Int[Array, "B T"] | None = None,
         pixel_values: Float[Array, "B C height width"] | None = None,
         bool_masked_pos: Bool[Array, "B patches"] | None = None,
+        input_features: Float[Array, "B mels frames"] | None = None,
         dropout_rng: Array | None = None,
         output_hidden_states: bool = False,
     ) -> Output:
         """Run the encoder; an encoder-only model's output carries its head's result."""
-        inputs = input_ids if self.config.embedding.patches is None else pixel_values
-        wanted = "input_ids" if self.config.embedding.patches is None else "pixel_values"
+        patches, audio, grid = self.config.embedding.patches, self.config.embedding.audio, None
+        name = "pixel_values" if patches is not None else "input_ids" if audio is None else "input_features"
+        inputs = {"pixel_values": pixel_values, "input_ids": input_ids, "input_features": input_features}[name]
         if inputs is None:
-            raise ValueError(f"{wanted} is missing; this model's encoder reads it")
-        patches, length, grid = self.config.embedding.patches, inputs.shape[1], None
+            raise ValueError(f"{name} is missing; this model's encoder reads it")
+        length = inputs.shape[1] if audio is None else audio.max_length
         if patches is not None:
             grid = patches.grid(*inputs.shape[2:])
             length = grid[0] * grid[1] + patches.num_tokens
@@ -914,6 +923,9 @@ def example_inputs(config: ModelConfig) -> dict[str, Array]:
     if config.embedding.patches is not None:
         patches = config.embedding.patches
         inputs["pixel_values"] = jnp.zeros((1, patches.num_channels, patches.image_size, patches.image_size))
+    elif config.embedding.audio is not None:
+        audio = config.embedding.audio
+        inputs["input_features"] = jnp.zeros((1, audio.num_mels, 2 * audio.max_length))
     else:
         inputs["input_ids"] = jnp.zeros((1, 1), jnp.int32)
     if config.encoder is not None and config.decoder is not None:

@@ -55,6 +55,7 @@ _HOME = {
     "t5": "t5",
     "umt5": "t5",
     "vit": "vit",
+    "whisper": "whisper",
     "xlm-roberta": "roberta",
 }
 """The file of each model_type."""
