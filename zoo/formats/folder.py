@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from zoo.formats.msgpack import FlaxFile
 from zoo.formats.safetensors import SafetensorsFile, SafetensorsShards
 from zoo.weights import CheckpointError, Tensors
 
@@ -9,7 +10,7 @@ PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5")
 
 
 def open_weights(folder: Path) -> Tensors:
-    """The weights of a transformers folder: safetensors, in one file or in shards.
+    """The weights of a transformers folder: safetensors, in one file or in shards, or else the deleted Flax classes'.
 
     Raises CheckpointError where there are none, or none that can be read without running code.
     """
@@ -17,10 +18,14 @@ def open_weights(folder: Path) -> Tensors:
         return SafetensorsFile(folder / "model.safetensors")
     if (folder / "model.safetensors.index.json").exists():
         return SafetensorsShards(folder / "model.safetensors.index.json")
+    if (folder / "flax_model.msgpack").exists():
+        return FlaxFile(folder / "flax_model.msgpack")
     pickle = next((name for name in PICKLES if (folder / name).exists()), None)
     if pickle is not None:
         raise CheckpointError(
             f"{folder / pickle} is the only weight file; zoo does not open it, because unpickling it can run any code. "
             "Convert it to safetensors where you trust it (transformers: model.save_pretrained(folder))"
         )
-    raise CheckpointError(f"{folder} has no weights; it needs model.safetensors, or shards with an index")
+    raise CheckpointError(
+        f"{folder} has no weights; it needs model.safetensors, or shards with an index, or flax_model.msgpack"
+    )
