@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from zoo.architectures import Architecture, Fields
-from zoo.config import Activation, EmbeddingHead, TransformerConfig
+from zoo.config import Activation, EmbeddingHead, ModelConfig, TransformerConfig
 from zoo.formats.folder import open_weights
 from zoo.formats.safetensors import read_json, read_list, write_folder
 from zoo.weights import CheckpointError, Rule, Shape, Tensors, linear
@@ -108,11 +108,11 @@ def with_embedding(architecture: Architecture, modules: Modules) -> Architecture
     """The architecture with one more head, "embedding": the base model, and what `modules` do with its states."""
     dense = modules.find("Dense")
 
-    def config_from_hf(fields: Fields, head: str) -> TransformerConfig:
+    def config_from_hf(fields: Fields, head: str) -> ModelConfig:
         if head != "embedding":
             return architecture.config_from_hf(fields, head)
         base = architecture.config_from_hf(fields, "base")
-        if base.encoder is not None and base.decoder is not None:
+        if not isinstance(base, TransformerConfig) or base.family == "encoder-decoder":
             raise CheckpointError(f"{fields.origin}: zoo makes sentence vectors with an encoder or a decoder, not both")
         return dataclasses.replace(base, head=_head(modules))
 

@@ -3,29 +3,28 @@
 python tests/parity/ledger.py
 """
 
-import json
-import os
+import concurrent.futures
+import multiprocessing
 import sys
 import tempfile
 from pathlib import Path
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-sys.path.insert(0, str(Path(__file__).parent.parent.parent))
+sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:3]]
+import conftest  # noqa: E402, F401, I001  programs compiled in haste, as in the tests: before JAX is imported
 
-import jax
-import numpy as np
-import small
+import jax  # noqa: E402
+import small  # noqa: E402
 
-import zoo
-from zoo.architectures import find_architecture
+import zoo  # noqa: E402
+from zoo.architectures import find_architecture  # noqa: E402
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "parity.md"
 TOP = """# Parity with the reference
 
 Small random models of every architecture that zoo loads, each with every head, against transformers on torch. Made by
 `python tests/parity/ledger.py` from the recorded outputs in `tests/parity/recorded`; `tests/parity/test_recorded.py`
-asserts all of it on every run, and `tests/parity/test_live.py` does the same against the library itself where torch is
-installed.
+asserts outputs and sequences on every run, and `tests/parity/test_live.py` all of it against the library itself where
+torch is installed.
 
 - **outputs**: the largest absolute error of logits, hidden states and pooled vectors in float32, divided by a tenth of
   the largest value where that is above 10; over a plain, a padded and a long batch, at positions that are not padding.
@@ -41,12 +40,9 @@ installed.
 
 def row(model_type: str, head: str) -> str:
     """A line of the table; raises AssertionError where zoo and the reference differ."""
-    with np.load(small.RECORDED / f"{model_type}-{head}.npz") as file:
-        recorded = dict(file)
-    manifest = json.loads(recorded.pop("manifest").tobytes())
-    shapes = {name: tuple(shape) for name, shape in manifest["shapes"].items()}
+    fields, shapes, recorded = small.read_recorded(model_type, head)
     with tempfile.TemporaryDirectory() as folder:
-        bundle = zoo.load(small.write_folder(Path(folder), manifest["config"], shapes))
+        bundle = zoo.load(small.write_folder(Path(folder), fields, shapes))
     inputs = small.make_inputs(bundle)
     with jax.default_matmul_precision("highest"):
         ours = small.measure(bundle, inputs)
@@ -59,10 +55,11 @@ def row(model_type: str, head: str) -> str:
 
 def main() -> None:
     """Write the page."""
-    rows = []
-    for case in small.CASES:
-        rows.append(row(*case))
-        print(rows[-1], end="", flush=True)
+    with concurrent.futures.ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        rows = []
+        for found in pool.map(row, *zip(*small.CASES, strict=True)):
+            rows.append(found)
+            print(found, end="", flush=True)
     PAGE.write_text(TOP + "".join(rows))
 
 

@@ -8,9 +8,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
-import reference
-import small
+sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:3]]
+
+import numpy as np  # noqa: E402
+import reference  # noqa: E402
+import small  # noqa: E402
 
 
 def record(model_type: str, head: str) -> Path:

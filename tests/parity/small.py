@@ -64,6 +64,16 @@ def constants(fields: dict) -> dict[str, np.ndarray]:
     return {row.theirs[0].removeprefix(prefix): row.transform.to_theirs([])[0] for row in rows}
 
 
+def read_recorded(model_type: str, head: str) -> tuple[dict, dict[str, tuple[int, ...]], dict[str, np.ndarray]]:
+    """config.json, the tensors' shapes, and what the reference computed, as `record.py` wrote them."""
+    with np.load(RECORDED / f"{model_type}-{head}.npz") as file:
+        recorded = dict(file)
+    manifest = json.loads(recorded.pop("manifest").tobytes())
+    names, values = manifest.get("digests", ()), recorded.pop("digests", ())
+    recorded |= {f"digest/{name}": value for name, value in zip(names, values, strict=True)}
+    return manifest["config"], {name: tuple(shape) for name, shape in manifest["shapes"].items()}, recorded
+
+
 def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes in a checkpoint folder."""
     return dict(SafetensorsFile(folder / "model.safetensors").shapes)
@@ -152,13 +162,13 @@ OUTPUTS = (
 )  # fmt: skip
 
 
-def measure(bundle, inputs: dict[str, dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def measure(bundle, inputs: dict[str, dict[str, np.ndarray]], *, gradients: bool = True) -> dict[str, np.ndarray]:
     """What zoo computes, by name: `batch/output`, `gradient/tensor`, `generated/greedy`, ..."""
     found = {}
     # One program gives the plain batch's outputs and gradients: compiling is most of a case's time.
-    plain, grads = outputs_and_gradients(bundle, inputs["plain"])
+    plain, grads = outputs_and_gradients(bundle, inputs["plain"]) if gradients else (None, {})
     for name, batch in inputs.items():
-        output = plain if name == "plain" else bundle(**batch)
+        output = plain if gradients and name == "plain" else bundle(**batch)
         for key in OUTPUTS:
             value = getattr(output, key, None)
             if value is not None:

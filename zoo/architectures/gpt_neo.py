@@ -70,6 +70,7 @@ def config_to_hf(config: TransformerConfig) -> dict[str, Any]:
     """Write a GPTNeoConfig."""
     stack = config.output_stack
     kinds = [stack.pattern[index % len(stack.pattern)] for index in range(stack.num_layers)]
+    window = None if stack.local is None else stack.local.window
     return {
         "vocab_size": config.embedding.vocab_size,
         "max_position_embeddings": config.embedding.positions.max_length,
@@ -78,7 +79,7 @@ def config_to_hf(config: TransformerConfig) -> dict[str, Any]:
         "num_heads": stack.attention.num_heads,
         "attention_types": [[kinds, 1]],
         "attention_layers": kinds,
-        "window_size": 256 if stack.local is None else stack.local.window[0] + 1,
+        "window_size": 256 if window is None else window[0] + 1,
         "intermediate_size": stack.mlp.hidden_size,
         "activation_function": activation_name(stack.mlp.activation),
         "layer_norm_epsilon": stack.norm.epsilon,
