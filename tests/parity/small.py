@@ -55,8 +55,10 @@ def write_folder(folder: Path, fields: dict, shapes: dict[str, tuple[int, ...]])
 
 
 def constants(fields: dict) -> dict[str, np.ndarray]:
-    """Tensors that the configuration determines, by the file's names."""
+    """Tensors that the configuration determines, by the file's names; none of a type that zoo does not know."""
     architecture = find_architecture(fields["model_type"])
+    if architecture is None:
+        return {}
     head = architecture.head_of(fields["architectures"][0])
     config = architecture.config_from_hf(Fields(dict(architecture.defaults) | fields, "config.json"), head)
     prefix = architecture.prefix if head == "base" else ""

@@ -122,7 +122,7 @@ def test_missing_extra_and_misshapen_tensors(checkpoint):
 CONFIGS = {
     "unknown activation": ({"hidden_act": "exec"}, "hidden_act is 'exec'"),
     "positions that zoo lacks": ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
-    "no width": ({"hidden_size": None}, "hidden_size"),
+    "no width": ({"hidden_size": None}, r"needs \[99, 768\]"),
     "text for a number": ({"hidden_size": "24"}, "does not describe a bert"),
     "negative": ({"num_hidden_layers": -1}, "num_layers is -1"),
     "no heads": ({"num_attention_heads": 0}, "does not describe a bert"),
