@@ -146,3 +146,20 @@ def test_smoothing_keeps_a_constant_and_follows_a_start():
     np.testing.assert_allclose(smooth(np.full(50, 3.0)), 3.0)
     values = np.concatenate([np.linspace(9, 1, 10), np.ones(990)])
     assert smooth(values)[0] == 9 and smooth(values)[-1] == 1
+
+
+def test_a_file_opened_again_keeps_its_newest_row_at_once(tmp_path):
+    """The row's checkpoint is committed: a kill right after the resume must not cost the row."""
+    path = tmp_path / "metrics.csv"
+    file = MetricsFile(path)
+    file.open(0)
+    for step in (1, 2):
+        file.write(step, {"tokens": 10 * step, "loss": 1.5})
+    file.close()
+    whole = path.read_bytes()
+    again = MetricsFile(path)
+    again.open(2)
+    assert path.read_bytes() == whole
+    again.write(2, {"validation_loss": 1.25})  # a new column: the file is rewritten
+    assert read_metrics(path)[1] == {"step": "2", "tokens": "20", "loss": "1.5", "validation_loss": "1.25"}
+    again.close()

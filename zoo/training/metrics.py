@@ -90,10 +90,13 @@ class MetricsFile:
         file, self._file = self._file, None
         if file is not None:
             file.close()
-        write_text(self.path, ",".join(self._columns) + "\n" + self._encode(rows).decode())
+        head = (",".join(self._columns) + "\n").encode() + self._encode(rows)
+        # The newest row too: its checkpoint may be committed, and then nobody writes the row again.
+        newest = self._encode([self._row] if self._row else [])
+        write_text(self.path, (head + newest).decode())
         # Unbuffered: a full disk is met where a row is written, not when Python tidies up.
         self._file = open(self.path, "r+b", buffering=0)  # noqa: SIM115
-        self._file.seek(0, os.SEEK_END)
+        self._file.seek(len(head))  # the newest row is written again when it is complete
 
 
 def _write_all(file: io.FileIO, data: bytes) -> None:
