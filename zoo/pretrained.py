@@ -39,7 +39,7 @@ from zoo.training.checkpoint import load_params
 from zoo.training.run_record import read_run
 from zoo.training.sharding import shard_parameters
 from zoo.training.state import bind_apply
-from zoo.transformer import Output, Transformer, parameter_shapes
+from zoo.transformer import Output, Transformer, example_inputs, parameter_shapes
 from zoo.weights import CheckpointError, Rule, Tensors, export_params, flatten, import_params, unflatten
 
 if TYPE_CHECKING:
@@ -474,8 +474,6 @@ def _initialise(model: Transformer, params: dict, fresh: tuple[str, ...]) -> dic
     """Random values for the parameters that the checkpoint lacks."""
     if not fresh:
         return params
-    from zoo.transformer import example_inputs
-
     leaves = flatten(params)
     drawn = jax.jit(lambda rng: {
         path: leaf

@@ -471,6 +471,8 @@ class _Reader:
         self.items, self.tensors, self.found = items, tensors, found
         self.shapes, self.num_indices = list(shapes.values()), len(items[0].index)
         self.absent = items[0].rule.absent
+        # Once, and not for every shard: copies of a tied tensor are compared whole.
+        self.names = [self._names(item) for item in items]
 
     def place(self, position: int, sharding: Sharding, dtype: Any) -> jax.Array:
         """One of the rule's parameters on its devices; the host holds one shard and one tensor at a time."""
@@ -492,29 +494,31 @@ class _Reader:
     def _shard(self, position: int, bounds: tuple[tuple[int, int], ...], dtype: Any) -> np.ndarray:
         shard = np.full([stop - start for start, stop in bounds], self.absent, dtype)
         inner = tuple(slice(*bound) for bound in bounds[self.num_indices :])
-        for item in self.items:
+        for item, names in zip(self.items, self.names, strict=True):
             outer = [i - start for i, (start, _) in zip(item.index, bounds, strict=False)]
             inside = all(0 <= i < stop - start for i, (start, stop) in zip(outer, bounds, strict=False))
-            if inside:
-                value = self._read(item)
-                if value is not None:
-                    shard[(*outer, ...)] = value[position][inner]
+            if inside and names:
+                shard[(*outer, ...)] = self._read(item, names)[position][inner]
         return shard
 
-    def _read(self, item: _Item) -> list[np.ndarray] | None:
-        names = item.names
-        present = [n for n in (*names, *item.rule.aliases) if n in self.found] if item.rule.aliases else list(names)
-        if not all(name in self.found for name in present) or not present:
-            return None
-        arrays = [self.tensors.read(self.found[name]) for name in present]
-        if item.rule.aliases:
-            for name, array in zip(present[1:], arrays[1:], strict=True):
-                if array.dtype != arrays[0].dtype or not np.array_equal(array, arrays[0], equal_nan=True):
-                    raise CheckpointError(
-                        f"{self.tensors.origin}: {self.found[present[0]]} and {self.found[name]} differ, and "
-                        "config.json ties them; set tie_word_embeddings to false if they are two tensors"
-                    )
-            arrays = arrays[:1]
+    def _names(self, item: _Item) -> list[str]:
+        """The item's tensors in the file, of tied copies the first; nothing where the file lacks them."""
+        if not item.rule.aliases:
+            names = [self.found[name] for name in item.names if name in self.found]
+            return names if len(names) == len(item.names) else []
+        copies = [self.found[name] for name in (*item.names, *item.rule.aliases) if name in self.found]
+        for copy in copies[1:]:
+            one, other = self.tensors.read(copies[0]), self.tensors.read(copy)
+            if one.dtype != other.dtype or not np.array_equal(one, other, equal_nan=True):
+                raise CheckpointError(
+                    f"{self.tensors.origin}: {copies[0]} and {copy} differ, and "
+                    "config.json ties them; set tie_word_embeddings to false if they are two tensors"
+                )
+        return copies[:1]
+
+    def _read(self, item: _Item, names: list[str]) -> list[np.ndarray]:
+        """The parameters that an item's tensors are."""
+        arrays = [self.tensors.read(name) for name in names]
         return item.rule.transform.to_ours(arrays, [shape[self.num_indices :] for shape in self.shapes])
 
 

@@ -120,9 +120,14 @@ def test_opus_folders(make):
     fields = {"share_encoder_decoder_embeddings": "absent", "decoder_vocab_size": 41, "bad_words_ids": [[1]]}
     expected = logits(make("marian-seq2seq_lm", fields, as_opus))
     fields |= {"decoder_vocab_size": "absent", "bos_token_id": 0, "static_position_embeddings": True}
-    unwritten = lambda tensors: {name: x for name, x in as_opus(tensors).items() if name not in SINES}  # noqa: E731
+
+    def unwritten(tensors: dict) -> dict:
+        return {name: x for name, x in as_opus(tensors).items() if name not in SINES}
+
+    def half(tensors: dict) -> dict:
+        return {name: x.astype("f2") if name in SINES else x for name, x in as_opus(tensors).items()}
+
     assert (logits(make("marian-seq2seq_lm", fields, unwritten)) == expected).all()
-    half = lambda tensors: {n: x.astype("f2") if n in SINES else x for n, x in as_opus(tensors).items()}  # noqa: E731
     assert (logits(make("marian-seq2seq_lm", fields, half)) == expected).all()
 
 
