@@ -322,6 +322,7 @@ T5 = TransformerConfig(
     ),
     head=LanguageModelHead(scale=WIDTH**-0.5),
 )
+VERDICT = dataclasses.replace(T5, head=ClassifierHead(num_classes=3, pooling="last", padding_id=7))
 BART = TransformerConfig(
     embedding=tokens(positions=LearnedPositions(max_length=40, offset=2), norm=NormConfig()),
     decoder_embedding=EmbeddingConfig(
@@ -389,6 +390,7 @@ CONFIGS = {
     "bloom": BLOOM,
     "mixtral": MIXTRAL,
     "t5": T5,
+    "verdict": VERDICT,
     "bart": BART,
     "marian": MARIAN,
     "captioner": CAPTIONER,

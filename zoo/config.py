@@ -713,7 +713,9 @@ class ClassifierHead:
     num_classes: int
     pooling: Pooling = "first"
     padding_id: int | None = None
-    """With "last": padding is this id, whatever the attention mask says (classifiers on decoders); None: the mask."""
+    """With "last": padding is this id, whatever the attention mask says (classifiers on decoders); None: the mask.
+
+    In an encoder-decoder it is padding of `input_ids`, which the decoder reads one position later (T5Gemma)."""
     end_id: int | None = None
     """With "last": the last position of this id among the `input_ids` stands for the sequence (BART, T5)."""
     norm: NormConfig | None = None

@@ -910,7 +910,9 @@ class Transformer(nn.Module):
                 logits = self.head(x).astype(jnp.float32)
                 return output.replace(logits=logits if self.config.head.num_classes else logits[..., 0])
             case ClassifierHead():
-                return output.replace(logits=self.head(x, _pooled(self.config.head, attention_mask, input_ids)))
+                length = None if self.config.encoder is None or self.config.decoder is None else x.shape[1]
+                pooled = _pooled(self.config.head, attention_mask, input_ids, length)
+                return output.replace(logits=self.head(x, pooled))
             case EmbeddingHead():
                 return output.replace(pooler_output=self.head(x, attention_mask, input_ids))
 
@@ -939,11 +941,17 @@ def parameter_shapes(model: Any) -> dict:
     return jax.eval_shape(scanned.init, jax.random.key(0), **example_inputs(model.config))["params"]
 
 
-def _pooled(head: ClassifierHead, attention_mask: Array | None, input_ids: Array | None) -> Array | None:
-    """Where a sequence's last position may be, as a mask."""
-    if head.padding_id is not None:
-        return input_ids != head.padding_id
-    return attention_mask if head.end_id is None else input_ids == head.end_id
+def _pooled(
+    head: ClassifierHead, attention_mask: Array | None, input_ids: Array | None, length: int | None
+) -> Array | None:
+    """Where a sequence's last position may be, as a mask; `length` is a decoder's that reads `input_ids` shifted."""
+    if head.padding_id is None:
+        return attention_mask if head.end_id is None else input_ids == head.end_id
+    seen = jnp.asarray(input_ids != head.padding_id)
+    if length is None:
+        return seen
+    later = jnp.pad(seen, ((0, 0), (1, max(0, length - seen.shape[1] - 1))))
+    return later[:, :length].at[:, -1].set(later[:, length - 1 :].any(1))
 
 
 def _counted(config: EmbeddingConfig, ids: Array | None, attention_mask: Array | None) -> Array | None:
