@@ -90,11 +90,16 @@ class Bundle:
         return self._forward(self.params, self.prepare(**inputs), output_hidden_states)
 
     def prepare(self, **inputs: Any) -> dict[str, Array]:
-        """The model's inputs as JAX arrays, ids checked, `decoder_input_ids` made where the reference makes them."""
-        if inputs.get("decoder_input_ids") is None and inputs.get("input_ids") is not None and self.origin is not None:
-            make = self.origin.architecture.decoder_inputs.get(self.origin.head)
-            if make is not None:
-                inputs["decoder_input_ids"] = make(np.asarray(inputs["input_ids"]), self.origin.fields)
+        """The model's inputs as JAX arrays, ids checked, those of a decoder made where the reference makes them."""
+        if self.origin is not None and getattr(self.config, "decoder", None) is not None:
+            architecture = self.origin.architecture
+            for name, source, makers in (
+                ("decoder_input_ids", "input_ids", architecture.decoder_inputs),
+                ("decoder_attention_mask", "decoder_input_ids", architecture.decoder_masks),
+            ):
+                make = makers.get(self.origin.head)
+                if make is not None and inputs.get(name) is None and inputs.get(source) is not None:
+                    inputs[name] = make(np.asarray(inputs[source]), self.origin.fields)
         for name, config in (
             ("input_ids", self.config.embedding),
             ("decoder_input_ids", self.config.target_embedding),
@@ -280,7 +285,7 @@ def _load_pretrained(folder: Path, head: str | None, dtype, param_dtype, mesh: M
     if head in architecture.parts:
         part = architecture.parts[head]
         architecture, fields, head = find_architecture(part.model_type), part.fields(fields), part.head
-    fields = Fields(dict(architecture.defaults) | fields.values, fields.origin)
+    fields = Fields(_merge(dict(architecture.defaults), fields.values), fields.origin)
     origin = Origin(
         architecture=architecture,
         head=_choose_head(architecture, fields, head),

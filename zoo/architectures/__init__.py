@@ -53,6 +53,7 @@ _HOME = {
     "siglip_vision_model": "siglip",
     "smollm3": "llama",
     "t5": "t5",
+    "t5gemma": "t5gemma",
     "umt5": "t5",
     "vit": "vit",
     "whisper": "whisper",

@@ -164,6 +164,8 @@ class Architecture:
     """Other classes of the reference, and the head that zoo gives them."""
     decoder_inputs: Mapping[str, Callable[[np.ndarray, Mapping[str, Any]], np.ndarray]] = field(default_factory=dict)
     """For heads whose `decoder_input_ids` may be left out: how they are made from `input_ids` and config.json."""
+    decoder_masks: Mapping[str, Callable[[np.ndarray, Mapping[str, Any]], np.ndarray]] = field(default_factory=dict)
+    """For heads whose decoder hides padding where no mask is given: `decoder_attention_mask` from the ids it reads."""
     parts: Mapping[str, Part] = field(default_factory=dict)
     """Models inside this one, by the names that `load(head=...)` knows them under: a dual encoder's towers."""
     defaults: Mapping[str, Any] = field(default_factory=dict)

@@ -161,15 +161,17 @@ def decoder_to_hf(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
-def attention_weights(layer: str, stack: str = "decoder") -> list[Rule]:
+def attention_weights(
+    layer: str, stack: str = "decoder", theirs: str = "self_attn", ours: str = "attention"
+) -> list[Rule]:
     """The rows of attention, with norms of queries and keys where there are any."""
     return [
-        *linear(f"{layer}.self_attn.q_proj", f"{stack}/attention/query"),
-        *linear(f"{layer}.self_attn.k_proj", f"{stack}/attention/key"),
-        *linear(f"{layer}.self_attn.v_proj", f"{stack}/attention/value"),
-        *linear(f"{layer}.self_attn.o_proj", f"{stack}/attention/output", LINEAR_OF_HEADS),
-        *norm(f"{layer}.self_attn.q_norm", f"{stack}/attention/query_norm"),
-        *norm(f"{layer}.self_attn.k_norm", f"{stack}/attention/key_norm"),
+        *linear(f"{layer}.{theirs}.q_proj", f"{stack}/{ours}/query"),
+        *linear(f"{layer}.{theirs}.k_proj", f"{stack}/{ours}/key"),
+        *linear(f"{layer}.{theirs}.v_proj", f"{stack}/{ours}/value"),
+        *linear(f"{layer}.{theirs}.o_proj", f"{stack}/{ours}/output", LINEAR_OF_HEADS),
+        *norm(f"{layer}.{theirs}.q_norm", f"{stack}/{ours}/query_norm"),
+        *norm(f"{layer}.{theirs}.k_norm", f"{stack}/{ours}/key_norm"),
     ]
 
 
