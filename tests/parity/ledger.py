@@ -23,15 +23,16 @@ TOP = """# Parity with the reference
 
 Small random models of every architecture that zoo loads, each with every head, against transformers on torch. Made by
 `python tests/parity/ledger.py` from the recorded outputs in `tests/parity/recorded`; `tests/parity/test_recorded.py`
-asserts outputs and sequences on every run, and `tests/parity/test_live.py` all of it against the library itself where
-torch is installed.
+asserts all of it on every run; where torch is installed `tests/parity/test_live.py` remakes the recordings and asserts
+that they are what the library computes.
 
 - **outputs**: the largest absolute error of logits, hidden states and pooled vectors in float32, divided by a tenth of
   the largest value where that is above 10; over a plain, a padded and a long batch, at positions that are not padding.
   At most 1e-4, and the argmax of logits is equal everywhere.
 - **gradient**: of a random combination of the main output, by every tensor of the checkpoint, as norm and two random
   projections, relative to the largest. At most 1e-3.
-- **generated**: greedy and beam sequences from a padded batch are equal token for token, where the head generates.
+- **generated**: greedy and beam sequences (3 beams, length penalty 2, no bigram twice) from a padded batch are equal
+  token for token, where the head generates.
 
 | model_type | head | class of the reference | outputs | gradient | generated |
 |---|---|---|---|---|---|

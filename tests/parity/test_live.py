@@ -1,23 +1,24 @@
-"""Every architecture and head against the reference library, run here; needs torch and transformers."""
+"""The recordings remade by the reference library, which opens what zoo saves; needs torch and transformers."""
 
-import jax
 import pytest
 import small
 
 pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+# It imports torch.
 import reference  # noqa: E402
 
 import zoo  # noqa: E402
 
 
 @pytest.mark.parametrize(("model_type", "head"), small.CASES)
-def test_equals_the_reference(model_type, head, tmp_path):
+def test_recordings_are_what_the_reference_computes(model_type, head, tmp_path):
+    """With zoo against the recordings (test_recorded.py), that is zoo against the reference."""
+    _, shapes, recorded = small.read_recorded(model_type, head)
     bundle, inputs, theirs = reference.make(model_type, head, tmp_path / "checkpoint")
-    with jax.default_matmul_precision("highest"):
-        ours = small.measure(bundle, inputs)
-    small.compare(f"{model_type}-{head}", ours, theirs, small.padding_masks(inputs, bundle))
+    assert small.tensor_shapes(tmp_path / "checkpoint") == shapes
+    small.compare(f"{model_type}-{head}", theirs, recorded, small.padding_masks(inputs, bundle))
 
     zoo.save(bundle, tmp_path / "saved")
     cls = getattr(transformers, bundle.origin.architecture.classes[head])
