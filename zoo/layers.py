@@ -1,8 +1,8 @@
-"""The parts of a block: projections, norms, MLPs, experts, attention with its rotation, token and patch embeddings.
+"""The parts of a block: projections, norms, MLPs, experts, convolution, attention.
 
 Every module takes its sub-config from `zoo.config` and a compute dtype. Parameters are float32; products run in the
-compute dtype with float32 accumulation, norms and softmax in float32. How the parts are wired into a block and
-blocks into a model is in `zoo.transformer`.
+compute dtype with float32 accumulation, norms and softmax in float32. Rotary positions are in `zoo.rotary`, how the
+parts are wired into a block in `zoo.stack`, what makes vectors of inputs in `zoo.embeddings`.
 """
 
 import math
@@ -16,31 +16,22 @@ from flax import linen as nn
 from flax import struct
 from jax import lax
 from jax.nn.initializers import normal, variance_scaling
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from zoo.config import (
     Activation,
     AttentionConfig,
-    AudioConfig,
     ConvolutionConfig,
-    DynamicScaling,
     ExpertsConfig,
     GridBiasConfig,
-    LearnedPositions,
-    LinearScaling,
-    Llama3Scaling,
-    LongRopeScaling,
     MlpConfig,
     NormConfig,
-    PatchConfig,
     PositionTerm,
-    RotaryConfig,
-    SinusoidalPositions,
-    YarnScaling,
 )
 from zoo.disentangled import disentangled_bias, distance_rows
 from zoo.kernels import DenseBias, attention, merge
 from zoo.kernels.product import product
+from zoo.rotary import Rotation
 
 ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -189,95 +180,6 @@ class Experts(nn.Module):
         count = self.config.num_experts
         load = jax.nn.one_hot(experts, count).sum(1).mean(0) / self.config.num_selected
         return self.config.balance_loss * count * jnp.sum(load * jax.nn.softmax(logits).mean(0))
-
-
-def rotary_frequencies(
-    config: RotaryConfig, head_size: int, length: Int[Array, ""] | int
-) -> tuple[Float[Array, " R"], float]:
-    """Angular frequencies of the R rotated pairs in radians per position, and the factor on cosine and sine.
-
-    Args:
-        config: base, rotated size and scaling.
-        head_size: H; the whole head rotates unless `config.size` says otherwise.
-        length: positions in use, which dynamic and LongRoPE scaling depend on; may be traced.
-    """
-    size = head_size if config.size is None else config.size
-    exponents = jnp.arange(0, size, 2, dtype=jnp.float32) / size
-    frequencies = config.base**-exponents
-    match config.scaling:
-        case None:
-            return frequencies, 1.0
-        case LinearScaling(factor=factor):
-            return frequencies / factor, 1.0
-        case DynamicScaling(factor=factor, original_length=original):
-            growth = factor * jnp.maximum(length, original) / original - (factor - 1)
-            return (config.base * growth ** (size / (size - 2))) ** -exponents, 1.0
-        case Llama3Scaling() as scaling:
-            return _llama3(frequencies, scaling), 1.0
-        case YarnScaling() as scaling:
-            return _yarn(frequencies, config.base, size, scaling), scaling.attention_factor
-        case LongRopeScaling() as scaling:
-            factors = jnp.where(
-                length > scaling.original_length,
-                jnp.array(scaling.long_factors, jnp.float32),
-                jnp.array(scaling.short_factors, jnp.float32),
-            )
-            return frequencies / factors, scaling.attention_factor
-
-
-def _llama3(frequencies: Float[Array, " R"], scaling: Llama3Scaling) -> Float[Array, " R"]:
-    """Interpolate slow frequencies, keep fast ones, blend between (Llama 3.1's reference formula)."""
-    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
-    turns = scaling.original_length * frequencies / (2 * math.pi)
-    keep = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
-    return frequencies * (keep + (1 - keep) / scaling.factor)
-
-
-def _yarn(frequencies: Float[Array, " R"], base: float, size: int, scaling: YarnScaling) -> Float[Array, " R"]:
-    """Keep dimensions that turn more than beta_fast times, interpolate those below beta_slow (Peng et al., eq. 23)."""
-
-    def dimension(turns: float) -> float:
-        return size * math.log(scaling.original_length / (turns * 2 * math.pi)) / (2 * math.log(base))
-
-    low, high = dimension(scaling.beta_fast), dimension(scaling.beta_slow)
-    if scaling.truncate:
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, size - 1)
-    ramp = (jnp.arange(size // 2, dtype=jnp.float32) - low) / max(high - low, 1e-3)
-    keep = 1 - jnp.clip(ramp, 0.0, 1.0)
-    return frequencies * (keep + (1 - keep) / scaling.factor)
-
-
-@struct.dataclass
-class Rotation:
-    """Cosine and sine of each position's angles, made once a forward pass and used by every layer."""
-
-    cosine: Float[Array, "B T R"]
-    sine: Float[Array, "B T R"]
-    interleaved: bool = struct.field(pytree_node=False)
-
-    @classmethod
-    def at(cls, config: RotaryConfig, head_size: int, positions: Int[Array, "B T"]) -> "Rotation":
-        """Angles of `positions`, in float32: bfloat16 cannot tell positions above 256 apart."""
-        frequencies, factor = rotary_frequencies(config, head_size, positions.max() + 1)
-        angles = positions[..., None].astype(jnp.float32) * frequencies
-        # The barrier keeps XLA from fusing, that is recomputing, them in every layer and head that reads them.
-        cosine, sine = lax.optimization_barrier((jnp.cos(angles) * factor, jnp.sin(angles) * factor))
-        return cls(cosine, sine, config.pairing == "interleaved")
-
-    def __call__(self, x: Float[Array, "B T N H"]) -> Float[Array, "B T N H"]:
-        """Rotate the leading 2R dimensions of each head."""
-        size = 2 * self.cosine.shape[-1]
-        rotated, kept = x[..., :size].astype(jnp.float32), x[..., size:]
-        cosine, sine = self.cosine[:, :, None], self.sine[:, :, None]
-        if self.interleaved:
-            even, odd = rotated[..., 0::2], rotated[..., 1::2]
-            parts = jnp.stack([even * cosine - odd * sine, odd * cosine + even * sine], -1)
-            rotated = parts.reshape(rotated.shape)
-        else:
-            first, second = jnp.split(rotated, 2, -1)
-            rotated = jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], -1)
-        return jnp.concatenate([rotated.astype(x.dtype), kept], -1)
 
 
 @struct.dataclass
@@ -444,66 +346,6 @@ class Attention(nn.Module):
         return x if rotation is None else rotation(x)
 
 
-class TokenEmbedding(nn.Module):
-    """A table of vectors, read by id; a tied output layer multiplies by it."""
-
-    vocab_size: int
-    width: int
-
-    def setup(self):
-        """Make the table."""
-        self.embedding = self.param("embedding", normal(0.02), (self.vocab_size, self.width))
-
-    def table(self) -> Float[Array, "V D"]:
-        """The whole table, float32."""
-        return self.embedding
-
-    def __call__(self, ids: Int[Array, "..."]) -> Float[Array, "... D"]:
-        """Rows of the table."""
-        return rows(self.embedding, ids)
-
-
-def rows(table: Float[Array, "V D"], ids: Int[Array, "..."]) -> Float[Array, "... D"]:
-    """Rows of `table`; an id outside it gives NaN, so that a bad id cannot pass for a good one."""
-    return table.at[ids].get(mode="fill", fill_value=jnp.nan)
-
-
-class PatchEmbedding(nn.Module):
-    """Cut an image into patches and project each: a convolution whose stride is its size, as one product."""
-
-    config: PatchConfig
-    width: int
-    dtype: Any
-
-    @nn.compact
-    def __call__(
-        self, pixels: Float[Array, "B C height width"], hidden: Bool[Array, "B patches"] | None = None
-    ) -> Float[Array, "B T D"]:
-        """Patches in reading order, after the class token where there is one; `hidden` ones become the mask token."""
-        config, size = self.config, self.config.patch_size
-        batch, channels, *sides = pixels.shape
-        rows, columns = config.grid(*sides)
-        if channels != config.num_channels or not rows * columns:
-            raise ValueError(
-                f"pixel_values are {pixels.shape}; this model reads [batch, {config.num_channels}, "
-                f"{config.image_size}, {config.image_size}]: resize or transpose the images"
-            )
-        patches = pixels[:, :, : rows * size, : columns * size].reshape(batch, channels, rows, size, columns, size)
-        patches = patches.transpose(0, 2, 4, 3, 5, 1).reshape(batch, -1, size * size * channels)
-        x = Projection((self.width,), self.dtype, bias=config.bias, name="projection")(patches)
-        if config.mask_token:
-            token = self._token("mask_token", x)
-            x = x if hidden is None else jnp.where(hidden[..., None], token, x)
-        elif hidden is not None:
-            raise ValueError("bool_masked_pos was given, and this model has no mask token; leave it out")
-        names = [name for name in ("class_token", "distillation_token") if getattr(config, name)]
-        tokens = [jnp.broadcast_to(self._token(name, x), (batch, 1, self.width)) for name in names]
-        return jnp.concatenate([*tokens, x], 1)
-
-    def _token(self, name: str, x: Array) -> Float[Array, " D"]:
-        return self.param(name, nn.initializers.zeros, (self.width,)).astype(x.dtype)
-
-
 def resample_grid(
     grid: Float[Array, "R C D"], size: tuple[int, int], method: Literal["linear", "cubic"]
 ) -> Float[Array, "rows columns D"]:
@@ -555,81 +397,3 @@ def grid_distances(rows: int, columns: int) -> Int[Array, "T T"]:
     between = (down + rows - 1) * (2 * columns - 1) + across + columns - 1
     whole = jnp.full((rows * columns + 1,) * 2, count + 1)  # from a patch to the class token
     return whole.at[0].set(count).at[0, 0].set(count + 2).at[1:, 1:].set(between)
-
-
-class AudioEmbedding(nn.Module):
-    """Frames of a log-mel spectrogram to vectors: two convolutions over three frames, the second with stride two."""
-
-    config: AudioConfig
-    width: int
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, features: Float[Array, "B mels frames"]) -> Float[Array, "B T D"]:
-        """T is half of the frames."""
-        wanted = (self.config.num_mels, 2 * self.config.max_length)
-        if features.shape[1:] != wanted:
-            raise ValueError(
-                f"input_features are {features.shape}; this model reads [batch, {wanted[0]}, {wanted[1]}]: "
-                "make them with zoo.data.audio"
-            )
-        x = features.swapaxes(1, 2).astype(self.dtype)
-        for name, stride in (("first", 1), ("second", 2)):
-            convolve = nn.Conv(self.width, (3,), stride, ((1, 1),), dtype=self.dtype, name=f"{name}_convolution")
-            x = ACTIVATIONS["gelu"](convolve(x))
-        return x
-
-
-def sinusoids(config: SinusoidalPositions, positions: Int[Array, "B T"], width: int) -> Float[Array, "B T D"]:
-    """Sine and cosine of each position at geometric wavelengths (Vaswani et al. 2017, section 3.5)."""
-    pairs = -(-width // 2)
-    steps = width / 2 if config.longest == "past_last" else width // 2 - 1
-    turns = 10_000.0 ** (-np.arange(pairs) / steps) / (2 * np.pi)
-    # In 2**-32 turns the product drops whole turns by itself, where float32 would lose digits to them.
-    fractions = jnp.asarray(np.round(turns * 2.0**32).astype(np.uint32)) * (positions + config.offset)[
-        ..., None
-    ].astype(jnp.uint32)
-    angles = lax.bitcast_convert_type(fractions, jnp.int32).astype(jnp.float32) * (2 * math.pi / 2**32)
-    waves = [jnp.sin(angles), jnp.cos(angles)]
-    if config.layout == "halves":
-        vectors = jnp.concatenate(waves, -1)[..., :width]
-    else:
-        vectors = jnp.stack(waves, -1).reshape(*positions.shape, -1)[..., :width]
-    if config.max_length is not None:
-        vectors = jnp.where(positions[..., None] < config.max_length, vectors, jnp.nan)
-    # Padding, which is not counted, stands at -1.
-    return vectors if config.padding_id is None else jnp.where(positions[..., None] < 0, 0.0, vectors)
-
-
-class PositionTable(nn.Module):
-    """Learned position vectors."""
-
-    config: LearnedPositions
-    width: int
-
-    @nn.compact
-    def __call__(
-        self,
-        positions: Int[Array, "B T"],
-        patches: PatchConfig | None = None,
-        grid: tuple[int, int] | None = None,
-    ) -> Float[Array, "B T D"]:
-        """Rows at positions + offset; NaN past the table's end.
-
-        For an image of `grid` patches, a table that was learned on another grid is resampled.
-        """
-        shape = (self.config.max_length + self.config.offset, self.width)
-        table = self.param("embedding", normal(0.02), shape)
-        if patches is not None and grid is not None:
-            table = _positions_of_grid(table, patches, grid)
-        return rows(table, positions + self.config.offset)
-
-
-def _positions_of_grid(table: Float[Array, "P D"], patches: PatchConfig, grid: tuple[int, int]) -> Float[Array, "T D"]:
-    """The table for a grid of patches; the vectors before the patches keep theirs."""
-    learned = patches.grid(patches.image_size, patches.image_size)
-    if grid == learned:
-        return table
-    tokens, places = jnp.split(table[: patches.sequence_length], [patches.num_tokens])
-    places = resample_grid(places.reshape(*learned, -1), grid, "cubic")
-    return jnp.concatenate([tokens, places.reshape(-1, table.shape[-1])])

@@ -7,7 +7,7 @@ import pytest
 import zoo
 from zoo.architectures.architecture import Fields
 from zoo.architectures.rotary import rotary_from_hf, rotary_to_hf
-from zoo.layers import rotary_frequencies
+from zoo.rotary import rotary_frequencies
 
 HEAD_SIZE, MAX_LENGTH = 16, 256
 FACTORS = [1.0 + number / 4 for number in range(HEAD_SIZE // 2)]

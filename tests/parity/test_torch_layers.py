@@ -10,7 +10,7 @@ from models import ALL_BIASES, attention, stack
 from zoo.config import MlpConfig, NormConfig
 from zoo.kernels import Causal, Full, Segments
 from zoo.layers import Sight
-from zoo.transformer import Block, Surroundings
+from zoo.stack import Block, Surroundings
 
 torch = pytest.importorskip("torch")
 
