@@ -177,6 +177,7 @@ GPT2 = TransformerConfig(
     ),
     head=LanguageModelHead(),
 )
+MISTRAL = dataclasses.replace(GPT2, decoder=dataclasses.replace(GPT2.decoder, num_layers=3, scores_over_depth=True))
 REVIEWS = dataclasses.replace(GPT2, head=ClassifierHead(num_classes=3, pooling="last", padding_id=7, bias=False))
 OPT = TransformerConfig(
     embedding=tokens(width=12, positions=LearnedPositions(max_length=40, offset=2, over_mask=True), projected="tokens"),
@@ -379,6 +380,7 @@ CONFIGS = {
     "deberta": DEBERTA,
     "distances": DISTANCES,
     "gpt2": GPT2,
+    "mistral": MISTRAL,
     "reviews": REVIEWS,
     "opt": OPT,
     "llama": LLAMA,

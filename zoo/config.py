@@ -448,6 +448,8 @@ class StackConfig:
     """Initial value of a learned scale per channel on each branch (Touvron et al. 2021)."""
     num_unique_layers: int | None = None
     """Distinct parameter sets, each used by num_layers / num_unique_layers layers in a row (ALBERT); None: all."""
+    scores_over_depth: bool = False
+    """Divide the attention scores of layer i by i + 1, on top of their scale (GPT-2 as CRFM trained it)."""
     dropout: float = 0.0
     """Rate at which branch outputs are dropped in training."""
 
@@ -480,8 +482,9 @@ class StackConfig:
             f"StackConfig.first_norm with norm_slots={self.norm_slots}; there is no 'input' norm to leave out",
         )
         _require(
-            self.attention.disentangled is None or not (self.causal or self.position_bias),
-            "AttentionConfig.disentangled in a causal stack or with a position_bias is no published architecture",
+            self.attention.disentangled is None or not (self.causal or self.position_bias or self.scores_over_depth),
+            "AttentionConfig.disentangled in a causal stack, with a position_bias or scores_over_depth is no published "
+            "architecture",
         )
         _require(
             self.convolution is None or not self.causal,

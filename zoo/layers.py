@@ -275,15 +275,17 @@ class Attention(nn.Module):
         *,
         rotation: Rotation | None = None,
         cached: KeysValues | None = None,
+        depth: Int[Array, ""] | int | None = None,
         dropout_rng: Array | None = None,
     ) -> Float[Array, "B T D"]:
-        """Attend from `x` to `fresh` keys and values and, while decoding, to `cached` ones.
+        """Attend from `x` to `fresh` keys and values and, while decoding, to `cached` ones; `depth` divides the scores.
 
         The cache is read, never written: the two parts are attended to apart and merged by their log-sum-exp, which
         is exact, so the stack can write the new entries of all layers at once, without copying the cache.
         """
         config = self.config
         query = self._positioned(self.query(x), "query", rotation)
+        query = query if depth is None else query / jnp.asarray(depth, query.dtype)
         options: dict[str, Any] = dict(
             bias=self._bias(query, fresh.key, sight), scale=config.scale, softcap=config.softcap, q_offset=sight.offset
         )

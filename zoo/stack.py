@@ -126,7 +126,8 @@ class Block(nn.Module):
                 sight = sight.replace(bias=bias)
             elif isinstance(config.position_bias, RelativeBiasConfig) and config.position_bias.per_layer:
                 sight = sight.replace(bias=_relative_bias(config, config.position_bias, "relative_position_bias"))
-            return attention(x, fresh, sight, rotation=rotation, cached=cached, dropout_rng=rngs[0])
+            depth = index + 1 if config.scores_over_depth else None
+            return attention(x, fresh, sight, rotation=rotation, cached=cached, depth=depth, dropout_rng=rngs[0])
 
         def attend_to_memory(x):
             attention = Attention(config.cross_attention, config.width, self.dtype, name="cross_attention")

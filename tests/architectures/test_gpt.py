@@ -91,7 +91,6 @@ def test_old_and_absent_fields():
 @pytest.mark.parametrize(
     ("model_type", "field"),
     [
-        ("gpt2", "scale_attn_by_inverse_layer_idx"),
         ("gpt2", "add_cross_attention"),
         ("bloom", "apply_residual_connection_post_layernorm"),
     ],

@@ -25,7 +25,8 @@ SECOND_NAMES = {
 
 def config_from_hf(fields: Fields, head: str) -> TransformerConfig:
     """Translate a GPT2Config."""
-    fields.expect(scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
+    # `reorder_and_upcast_attn` says in which precision to attend, and nothing of what is computed.
+    fields.expect(add_cross_attention=False)
     fields = fields.with_second_names(**SECOND_NAMES)
     width, heads = fields["n_embd"], fields["n_head"]
     return TransformerConfig(
@@ -52,6 +53,7 @@ def config_from_hf(fields: Fields, head: str) -> TransformerConfig:
             ),
             causal=True,
             norm=NormConfig(epsilon=fields.get("layer_norm_epsilon", 1e-5)),
+            scores_over_depth=fields.get("scale_attn_by_inverse_layer_idx", False),
             dropout=fields.get("resid_pdrop", 0.1),
         ),
         head=decoder_head(fields, head, tied=True),
@@ -70,6 +72,7 @@ def config_to_hf(config: TransformerConfig) -> dict[str, Any]:
         "n_inner": stack.mlp.hidden_size,
         "activation_function": activation_name(stack.mlp.activation),
         "scale_attn_weights": stack.attention.scale is None,
+        "scale_attn_by_inverse_layer_idx": stack.scores_over_depth,
         "layer_norm_epsilon": stack.norm.epsilon,
         "embd_pdrop": config.embedding.dropout,
         "attn_pdrop": stack.attention.dropout,
@@ -122,6 +125,7 @@ ARCHITECTURES = [
             "activation_function": "gelu_new",
             "pad_token_id": 1,
             "id2label": {"0": "a", "1": "b", "2": "c"},
+            "*base": {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True},
         },
     )
 ]
