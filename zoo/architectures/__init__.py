@@ -10,6 +10,7 @@ from zoo.architectures.architecture import Architecture, Fields
 
 _HOME = {
     "albert": "albert",
+    "arcee": "llama",
     "beit": "beit",
     "bart": "bart",
     "bert": "bert",

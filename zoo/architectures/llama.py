@@ -1,4 +1,4 @@
-"""Llama 1 to 3 (Touvron et al. 2023; Grattafiori et al. 2024) and decoders of its plan: Mistral, Qwen 2 and 3, SmolLM3.
+"""Llama 1 to 3 (Touvron et al. 2023; Grattafiori et al. 2024) and decoders of its plan: Arcee, Mistral, Qwen, SmolLM3.
 
 Pre-norm blocks with RMS norms, rotary positions, grouped keys and values, and a gated MLP. What they share is in the
 functions without a name of theirs, which the files of later decoders use too.
@@ -176,7 +176,7 @@ def attention_weights(
 
 
 def mlp_weights(layer: str, stack: str = "decoder") -> list[Rule]:
-    """The rows of the gated MLP."""
+    """The rows of the MLP, gated or not."""
     return [
         *linear(f"{layer}.mlp.gate_proj", f"{stack}/mlp/gate"),
         *linear(f"{layer}.mlp.up_proj", f"{stack}/mlp/up"),
@@ -209,6 +209,14 @@ def llama_to_hf(config: TransformerConfig) -> dict[str, Any]:
     stack = config.output_stack
     biases = {"attention_bias": bool(stack.attention.biases), "mlp_bias": stack.mlp.bias}
     return decoder_to_hf(config) | biases
+
+
+def arcee_from_hf(fields: Fields, head: str) -> TransformerConfig:
+    """Translate an ArceeConfig: Llama without a gate."""
+    biases = ALL_BIASES if fields.get("attention_bias", False) else ()
+    mlp = gated_mlp(fields, activation=fields.activation("hidden_act", "relu2"), gated=False)
+    attention = attention_from_hf(fields, max_length=4096, biases=biases)
+    return decoder_from_hf(fields, head, attention, rms_norm(fields, 1e-5), mlp=mlp)
 
 
 def mistral_from_hf(fields: Fields, head: str) -> TransformerConfig:
@@ -341,6 +349,16 @@ ARCHITECTURES = [
                 "original_max_position_embeddings": 16,
             },
         },
+    ),
+    Architecture(
+        model_type="arcee",
+        classes=decoder_classes("Arcee"),
+        config_from_hf=arcee_from_hf,
+        config_to_hf=llama_to_hf,
+        weights=weights,
+        prefix="model.",
+        other_prefixes=ANSWERING_PREFIX,
+        tiny=TINY | {"hidden_act": "relu2"},
     ),
     Architecture(
         model_type="mistral",
