@@ -28,7 +28,7 @@ DEFAULTS = {
 def config_from_hf(fields: Fields, head: str) -> TransformerConfig:
     """Translate an AlbertConfig."""
     fields.expect(inner_group_num=1)
-    fields = fields.with_defaults(DEFAULTS)
+    fields = bert.with_token_types(fields.with_defaults(DEFAULTS))
     transform = fields.activation("hidden_act", "gelu_new")
     config = bert.encoder_config(fields, bert.encoder_head(fields, head, transform))
     assert config.encoder is not None

@@ -18,7 +18,7 @@ from zoo.config import (
     TokenHead,
     TransformerConfig,
 )
-from zoo.weights import LINEAR, LINEAR_OF_HEADS, Rule, linear, norm, rule, table
+from zoo.weights import LINEAR, LINEAR_OF_HEADS, CheckpointError, Rule, linear, norm, rule, table
 
 DEFAULTS = {
     "vocab_size": 30522,
@@ -38,8 +38,15 @@ DEFAULTS = {
 
 def config_from_hf(fields: Fields, head: str) -> TransformerConfig:
     """Translate a BertConfig."""
-    fields = fields.with_defaults(DEFAULTS)
+    fields = with_token_types(fields.with_defaults(DEFAULTS))
     return encoder_config(fields, encoder_head(fields, head, fields.activation("hidden_act", "gelu")))
+
+
+def with_token_types(fields: Fields) -> Fields:
+    """The same; CheckpointError where there are no token types, for the reference adds the first to all tokens."""
+    if not fields["type_vocab_size"]:
+        raise CheckpointError(f"{fields.origin}: type_vocab_size is 0; the reference needs at least 1")
+    return fields
 
 
 def encoder_config(fields: Fields, head: Head | None) -> TransformerConfig:

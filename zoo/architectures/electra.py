@@ -17,7 +17,7 @@ DEFAULTS = bert.DEFAULTS | {
 
 def config_from_hf(fields: Fields, head: str) -> TransformerConfig:
     """Translate an ElectraConfig."""
-    fields = fields.with_defaults(DEFAULTS)
+    fields = bert.with_token_types(fields.with_defaults(DEFAULTS))
     return bert.encoder_config(fields, _head(fields, head))
 
 

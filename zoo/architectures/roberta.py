@@ -16,7 +16,7 @@ DEFAULTS = bert.DEFAULTS | {"pad_token_id": 1}
 
 def config_from_hf(fields: Fields, head: str) -> TransformerConfig:
     """Translate an XLMRobertaConfig or CamembertConfig."""
-    fields = fields.with_defaults(DEFAULTS)
+    fields = bert.with_token_types(fields.with_defaults(DEFAULTS))
     config = bert.encoder_config(fields, bert.encoder_head(fields, head, transform="gelu"))
     return counted_from(config, fields["pad_token_id"])
 

@@ -24,11 +24,9 @@ from zoo.data.sources import Source, read_field
 
 PAD_ID, BOS_ID, EOS_ID, UNK_ID, MASK_ID = range(5)
 
-_SPACE, _NEWLINE, _ESCAPE = "\u2581", "\u2424", "\x10"
-_ESCAPED = {_SPACE: "s", _NEWLINE: "n", _ESCAPE: "e", "\x00": "z"}
-_UNESCAPED = {code: character for character, code in _ESCAPED.items()}
-_NEEDS_ESCAPE = re.compile(f"[{''.join(_ESCAPED)}]")
-_IS_ESCAPED = re.compile(f"{_ESCAPE}([{''.join(_UNESCAPED)}])")
+_SPACE = "\u2581"
+REWRITTEN = (("\x10", "\x10e"), (_SPACE, "\x10s"), ("\u2424", "\x10n"), ("\x00", "\x10z"), ("\n", "\u2424"))
+"""What SentencePiece is given for what, in this order; undone from the last to the first."""
 
 # A training sentence is one line with its line ends, cut where SentencePiece's own limit would drop it.
 _SENTENCE = re.compile(r"[^\n]{0,1000}\n+|[^\n]{1,1000}")
@@ -190,13 +188,12 @@ def _sentences(text: str) -> Iterator[str]:
 
 
 def _escape(text: str) -> str:
-    if _NEEDS_ESCAPE.search(text):
-        text = _NEEDS_ESCAPE.sub(lambda match: _ESCAPE + _ESCAPED[match[0]], text)
-    return text.replace("\n", _NEWLINE)
+    for old, new in REWRITTEN:
+        text = text.replace(old, new)
+    return text
 
 
 def _unescape(text: str) -> str:
-    text = text.replace(_NEWLINE, "\n")
-    if _ESCAPE in text:
-        text = _IS_ESCAPED.sub(lambda match: _UNESCAPED[match[1]], text)
+    for old, new in reversed(REWRITTEN):
+        text = text.replace(new, old)
     return text

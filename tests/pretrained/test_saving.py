@@ -1,0 +1,84 @@
+"""Models that came from no checkpoint, saved as the architecture of the reference that they are."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from models import CONFIGS, build, inputs
+
+import zoo
+from zoo.data import Tokenizer, TokenizerConfig
+from zoo.data.tokenizer import train_tokenizer
+from zoo.pretrained import Bundle
+from zoo.recipes.tiny import bert_tiny, gpt_tiny, translate_dates
+from zoo.transformer import Transformer, example_inputs
+from zoo.weights import CheckpointError
+
+FITTING = {
+    "bert": "bert", "modernbert": "modernbert", "labels": "modernbert", "gpt2": "gpt2", "mistral": "gpt2",
+    "reviews": "gpt2", "opt": "opt", "llama": "llama", "t5": "t5",
+}  # fmt: skip
+"""Small models of the core that are one of the reference's."""
+TEXTS = ["def encode(text):\n    return text.split()\n" * 30, "the quick brown fox, über 1984 ▁ \x10 ␤\n" * 30]
+
+
+def made(config) -> Bundle:
+    """A model of a recipe's plan, of random parameters."""
+    tables = {name: getattr(config, name) for name in ("embedding", "decoder_embedding")}
+    tables = {name: table and dataclasses.replace(table, vocab_size=320) for name, table in tables.items()}
+    model = Transformer(dataclasses.replace(config, **tables))
+    params = model.init(jax.random.key(0), **example_inputs(config))["params"]
+    tokenizer = train_tokenizer(TEXTS, TokenizerConfig(vocab_size=320))
+    return Bundle(model=model, params=params, config=model.config, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("name", FITTING)
+def test_the_architecture_that_a_model_is(name, tmp_path):
+    model, params = build(name)
+    bundle, batch = Bundle(model=model, params=params, config=CONFIGS[name]), inputs(CONFIGS[name])
+    again = zoo.load(zoo.save(bundle, tmp_path))
+    assert again.origin.architecture.model_type == FITTING[name]
+    logits = bundle(**batch).logits
+    assert np.array_equal(again(**batch).logits, logits)
+
+    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+    cls = getattr(transformers, again.origin.fields["architectures"][0])
+    theirs, info = cls.from_pretrained(tmp_path, output_loading_info=True, attn_implementation="eager")
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+    with torch.no_grad():
+        wanted = theirs.eval()(**{key: torch.tensor(value).long() for key, value in batch.items()}).logits.numpy()
+    assert np.abs(wanted - logits).max() <= 1e-4 * max(1, np.abs(wanted).max() / 10)
+
+
+def test_a_recipe_with_its_tokenizer(tmp_path):
+    bundle = made(gpt_tiny().model)
+    again = zoo.load(zoo.save(bundle, tmp_path))
+    ids = bundle.tokenizer.encode(TEXTS[1])
+    assert again.tokenizer.encode(TEXTS[1]) == [Tokenizer.bos_id, *ids]
+    assert again.tokenizer.decode(ids) == TEXTS[1]
+    prompt = np.array([[Tokenizer.bos_id, *ids[:9]]])
+    with jax.default_matmul_precision("highest"):
+        written = bundle.generate(prompt, max_new_tokens=8).sequences
+        assert np.array_equal(again.generate(prompt, max_new_tokens=8).sequences, written)
+
+    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer(TEXTS[1])["input_ids"] == [Tokenizer.bos_id, *ids]
+    assert tokenizer.decode(ids) == TEXTS[1] and tokenizer.pad_token_id == Tokenizer.pad_id
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    found = model.generate(torch.tensor(prompt), max_new_tokens=8, do_sample=False).numpy()
+    assert np.array_equal(found, written[:, : found.shape[1]])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        (bert_tiny, r"ForMaskedLM, differs in encoder.norm_slots"),
+        (translate_dates, r"ForConditionalGeneration, differs in encoder.attention.scale \(None, and not 1.0\)"),
+    ],
+)
+def test_what_no_architecture_describes_is_said(recipe, message, tmp_path):
+    with pytest.raises(CheckpointError, match=message):
+        zoo.save(made(recipe().model), tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
