@@ -81,7 +81,7 @@ ALBERT = TransformerConfig(
 SENTENCES = TransformerConfig(
     embedding=tokens(positions=LearnedPositions(max_length=40, offset=2, padding_id=1)),
     encoder=stack(pattern=("local", "global"), local=LocalConfig(window=(3, 3), rotary=RotaryConfig())),
-    head=EmbeddingHead(projection=6),
+    head=EmbeddingHead(inner_projection=20, projection=6),
 )
 VIT = TransformerConfig(
     embedding=EmbeddingConfig(

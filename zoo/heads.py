@@ -99,6 +99,8 @@ class PooledHead(nn.Module):
                 second = Projection((config.num_classes,), self.dtype, config.bias, name="distilled_logits")(x[:, 1])
                 logits = (logits + second) / 2
             return logits.astype(jnp.float32)
+        if config.inner_projection is not None:
+            pooled = Projection((config.inner_projection,), self.dtype, bias=False, name="inner_projection")(pooled)
         if config.projection is not None:
             project = Projection((config.projection,), self.dtype, config.projection_bias, name="projection")
             pooled = project(pooled)

@@ -1,7 +1,7 @@
 """Folders of sentence-transformers (Reimers & Gurevych 2019): what follows the transformer, as an `EmbeddingHead`.
 
-modules.json lists the transformer, pooling, perhaps a dense layer, and perhaps normalisation, each in a subfolder.
-Reads and writes them; the transformer itself is loaded like any other. Other modules are refused by name.
+modules.json lists the transformer, pooling, perhaps one or two dense layers, and perhaps normalisation, each in a
+subfolder. Reads and writes them; the transformer itself is loaded like any other. Other modules are refused by name.
 """
 
 import dataclasses
@@ -36,7 +36,8 @@ _ACTIVATIONS: dict[str, Activation | None] = {
     "GELU": "gelu",
     "SiLU": "silu",
 }
-_ORDER = ("Transformer", "Pooling", "Dense", "Normalize")
+_ENDINGS = [["Dense"] * dense + ["Normalize"] * normalize for dense in range(3) for normalize in range(2)]
+"""What may follow the pooling."""
 _SETTINGS = ("sentence_bert_config.json", "config_sentence_transformers.json")
 
 
@@ -68,9 +69,15 @@ class Modules:
         """The transformer's folder."""
         return self.folder / self.modules[0].path
 
-    def find(self, kind: str) -> Module | None:
-        """The module of a kind."""
-        return next((module for module in self.modules if module.kind == kind), None)
+    @property
+    def pooling(self) -> Fields:
+        """The configuration of what follows the transformer."""
+        return self.modules[1].fields
+
+    @property
+    def dense(self) -> list[Module]:
+        """The linear maps, at most two."""
+        return [module for module in self.modules if module.kind == "Dense"]
 
 
 def read_modules(folder: Path) -> Modules | None:
@@ -83,10 +90,10 @@ def read_modules(folder: Path) -> Modules | None:
         return None
     modules = tuple(_read_module(folder, entry) for entry in read_list(folder / "modules.json"))
     kinds = [module.kind for module in modules]
-    if kinds[:2] != ["Transformer", "Pooling"] or kinds != [kind for kind in _ORDER if kind in kinds]:
+    if kinds[:2] != ["Transformer", "Pooling"] or kinds[2:] not in _ENDINGS:
         raise CheckpointError(
-            f"{folder / 'modules.json'} lists {', '.join(kinds)}; zoo computes {', '.join(_ORDER)}, in this order and "
-            'each once at the most. zoo.load(…, head="base") gives the transformer alone'
+            f"{folder / 'modules.json'} lists {', '.join(kinds)}; zoo computes Transformer, Pooling, at most two Dense "
+            'and at most one Normalize, in this order. zoo.load(…, head="base") gives the transformer alone'
         )
     settings = {name: read_json(folder / name) for name in _SETTINGS if (folder / name).exists()}
     return Modules(folder=folder, modules=modules, settings=settings)
@@ -105,13 +112,16 @@ def _read_module(folder: Path, entry: Any) -> Module:
 
 
 def with_embedding(architecture: Architecture, modules: Modules) -> Architecture:
-    """The architecture with one more head, "embedding": the base model, and what `modules` do with its states."""
-    dense = modules.find("Dense")
+    """The architecture with one more head, "embedding": the base model, and what `modules` do with its states.
+
+    Of an encoder-decoder it is the encoder alone (T5).
+    """
+    own = "encoder" if "encoder" in architecture.classes else "base"
 
     def config_from_hf(fields: Fields, head: str) -> ModelConfig:
         if head != "embedding":
             return architecture.config_from_hf(fields, head)
-        base = architecture.config_from_hf(fields, "base")
+        base = architecture.config_from_hf(fields, own)
         if not isinstance(base, TransformerConfig) or base.family == "encoder-decoder":
             raise CheckpointError(f"{fields.origin}: zoo makes sentence vectors with an encoder or a decoder, not both")
         return dataclasses.replace(base, head=_head(modules))
@@ -119,36 +129,43 @@ def with_embedding(architecture: Architecture, modules: Modules) -> Architecture
     def weights(config: TransformerConfig, head: str) -> Sequence[Rule]:
         if head != "embedding":
             return architecture.weights(config, head)
-        rows = [row for row in architecture.weights(config, "base") if not row.ours[0].startswith("head/")]
-        return rows + ([] if dense is None else linear(f"{dense.path}/linear", "head/projection"))
+        rows = [row for row in architecture.weights(config, own) if not row.ours[0].startswith("head/")]
+        for module, ours in zip(reversed(modules.dense), ("projection", "inner_projection"), strict=False):
+            rows += linear(f"{module.path}/linear", f"head/{ours}")
+        return rows
 
     return dataclasses.replace(
         architecture,
-        classes={**architecture.classes, "embedding": architecture.classes["base"]},
+        classes={**architecture.classes, "embedding": architecture.classes[own]},
         config_from_hf=config_from_hf,
         weights=weights,
     )
 
 
 def _head(modules: Modules) -> EmbeddingHead:
-    pooling, dense = modules.find("Pooling"), modules.find("Dense")
-    assert pooling is not None
     projection: dict[str, Any] = {}
-    if dense is not None:
-        dense.fields.expect(module_input_name="sentence_embedding", module_output_name="sentence_embedding")
-        name = str(dense.fields.get("activation_function", "torch.nn.modules.activation.Tanh")).rpartition(".")[2]
-        if name not in _ACTIVATIONS:
+    *inner, last = [_dense(module.fields) for module in modules.dense] or [{}]
+    for fields in inner:
+        if fields["projection_bias"] or fields["activation"] is not None:
             raise CheckpointError(
-                f"{dense.fields.origin}: activation_function is {name}; zoo knows {', '.join(_ACTIVATIONS)}"
+                f"{modules.folder / 'modules.json'} lists two Dense; zoo has the first without bias and activation"
             )
-        projection = dict(
-            projection=dense.fields["out_features"],
-            projection_bias=dense.fields.get("bias", True),
-            activation=_ACTIVATIONS[name],
-        )
-    return EmbeddingHead(
-        pooling=_pooling(pooling.fields), normalize=modules.find("Normalize") is not None, **projection
-    )
+        projection["inner_projection"] = fields["projection"]
+    normalize = modules.modules[-1].kind == "Normalize"
+    return EmbeddingHead(pooling=_pooling(modules.pooling), normalize=normalize, **(projection | last))
+
+
+def _dense(fields: Fields) -> dict[str, Any]:
+    """Width, bias and activation of a linear map."""
+    fields.expect(module_input_name="sentence_embedding", module_output_name="sentence_embedding")
+    name = str(fields.get("activation_function", "torch.nn.modules.activation.Tanh")).rpartition(".")[2]
+    if name not in _ACTIVATIONS:
+        raise CheckpointError(f"{fields.origin}: activation_function is {name}; zoo knows {', '.join(_ACTIVATIONS)}")
+    return {
+        "projection": fields["out_features"],
+        "projection_bias": fields.get("bias", True),
+        "activation": _ACTIVATIONS[name],
+    }
 
 
 def _pooling(fields: Fields) -> Literal["first", "last", "mean", "max"]:
@@ -166,13 +183,12 @@ def _pooling(fields: Fields) -> Literal["first", "last", "mean", "max"]:
 
 
 class ModuleTensors:
-    """The transformer's tensors, and those of the dense layer under its path: `2_Dense/linear.weight`."""
+    """The transformer's tensors, and those of the dense layers under their paths: `2_Dense/linear.weight`."""
 
     def __init__(self, modules: Modules):
         """Raises CheckpointError where a file is missing or broken."""
         self._parts: dict[str, Tensors] = {"": open_weights(modules.transformer)}
-        dense = modules.find("Dense")
-        if dense is not None:
+        for dense in modules.dense:
             self._parts[f"{dense.path}/"] = open_weights(modules.folder / dense.path)
         self.origin = str(modules.folder)
         self.shapes: Mapping[str, Shape] = {
@@ -198,7 +214,6 @@ def write_modules(modules: Modules, folder: Path, entries: Iterable[tuple], max_
         (folder / module.path).mkdir(exist_ok=True)
         if module.fields.values:
             (folder / module.path / "config.json").write_text(json.dumps(module.fields.values, indent=2) + "\n")
-    dense = modules.find("Dense")
-    if dense is not None:
-        own = [(name.rpartition("/")[2], *rest) for name, *rest in entries if "/" in name]
+    for dense in modules.dense:
+        own = [(name.rpartition("/")[2], *rest) for name, *rest in entries if name.startswith(f"{dense.path}/")]
         write_folder(folder / dense.path, own, max_shard_bytes)

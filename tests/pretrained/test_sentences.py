@@ -87,6 +87,46 @@ def test_pooling_modes(folder, fields, expected):
     np.testing.assert_allclose(zoo.load(folder)(**batch()).pooler_output, expected(*states(folder)), atol=1e-6)
 
 
+def test_two_dense_layers(folder, tmp_path):
+    """As in EmbeddingGemma: wider, and back."""
+    kinds = ("Transformer", "Pooling", "Dense", "Dense", "Normalize")
+    write(folder, "modules.json", [entry(number, kind) for number, kind in enumerate(kinds)])
+    dense = DENSE | {"bias": False, "activation_function": "torch.nn.modules.linear.Identity"}
+    weights = [draw("first", (30, 24)), draw("second", (24, 30))]
+    for name, weight in zip(("2_Dense", "3_Dense"), weights, strict=True):
+        (folder / name).mkdir(exist_ok=True)
+        write(folder / name, "config.json", dense | {"in_features": weight.shape[1], "out_features": weight.shape[0]})
+        entries = [("linear.weight", weight.shape, weight.dtype, lambda weight=weight: weight)]
+        write_file(folder / name / "model.safetensors", entries)
+    bundle = zoo.load(folder)
+    hidden, mask = states(folder)
+    vector = (hidden * mask).sum(1) / mask.sum(1) @ weights[0].T @ weights[1].T
+    vector /= np.linalg.norm(vector, axis=-1, keepdims=True)
+    np.testing.assert_allclose(bundle(**batch()).pooler_output, vector, atol=1e-5)
+    saved = zoo.save(bundle, tmp_path / "saved")
+    np.testing.assert_array_equal(zoo.load(saved)(**batch()).pooler_output, bundle(**batch()).pooler_output)
+    write(folder / "2_Dense", "config.json", dense | {"out_features": 30, "activation_function": "torch.nn.GELU"})
+    with pytest.raises(zoo.CheckpointError, match="without bias and activation"):
+        zoo.load(folder)
+
+
+def test_the_encoder_of_an_encoder_decoder(tmp_path):
+    """As in Sentence-T5, whose files hold the encoder alone."""
+    with np.load(small.RECORDED / "t5-encoder.npz") as file:
+        manifest = json.loads(file["manifest"].tobytes())
+    shapes = {name: tuple(shape) for name, shape in manifest["shapes"].items()}
+    folder = small.write_folder(tmp_path / "t5", manifest["config"], shapes)
+    write(folder, "modules.json", [entry(0, "Transformer"), entry(1, "Pooling")])
+    (folder / "1_Pooling").mkdir()
+    write(folder / "1_Pooling", "config.json", POOLING)
+    given = batch() | {"input_ids": small.make_ids(61, 2, 7)}
+    bundle, mask = zoo.load(folder), given["attention_mask"][..., None]
+    hidden = np.asarray(zoo.load(folder, head="encoder")(**given).last_hidden_state)
+    np.testing.assert_allclose(bundle(**given).pooler_output, (hidden * mask).sum(1) / mask.sum(1), atol=1e-5)
+    saved = json.loads((zoo.save(bundle, tmp_path / "saved") / "config.json").read_text())
+    assert saved["architectures"] == ["T5EncoderModel"]
+
+
 @pytest.mark.parametrize(
     ("place", "content", "message"),
     [

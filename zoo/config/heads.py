@@ -151,6 +151,8 @@ class EmbeddingHead:
     """Normalise the pooled vector, before any projection (CLIP's images)."""
     normalize: bool = True
     """Scale the vector to length one."""
+    inner_projection: int | None = None
+    """Width of a linear map before `projection`, without a bias (EmbeddingGemma)."""
     projection: int | None = None
     """Width of a linear map after pooling (CLIP)."""
     projection_bias: bool = False
@@ -171,6 +173,11 @@ class EmbeddingHead:
         require(
             self.projection is not None or not (self.projection_bias or self.activation),
             "EmbeddingHead has projection_bias or activation without a projection; give its width",
+        )
+        require(
+            self.inner_projection is None or (self.inner_projection > 0 and self.projection is not None),
+            f"EmbeddingHead.inner_projection is {self.inner_projection}, and projection is {self.projection}; "
+            "give both widths above zero, or no inner one",
         )
         require(
             self.activation is None or self.activation in get_args(Activation),
