@@ -63,6 +63,7 @@ def _pieces(folder: Path, name: str, **options) -> dict:
 
 
 T5_IDS = dict(pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
+SIGLIP_IDS = dict(pad_id=-1, eos_id=1, unk_id=2, bos_id=0)
 BERT_IDS = dict(pad_id=0, unk_id=1, bos_id=-1, eos_id=-1, control_symbols=["[CLS]", "[SEP]"])
 DEBERTA_IDS = dict(pad_id=0, pad_piece="[PAD]", unk_id=3, unk_piece="[UNK]", bos_id=1, bos_piece="[CLS]", eos_id=2,
                    eos_piece="[SEP]")  # fmt: skip
@@ -107,6 +108,9 @@ WRITERS = {
     "Llama": lambda folder: _pieces(folder, "tokenizer.model", kind="bpe", size=420, byte_fallback=True, unk_id=0,
                                     bos_id=1, eos_id=2, normalization_rule_name="identity",
                                     remove_extra_whitespaces=False),
+    "Camembert": lambda folder: _pieces(folder, "sentencepiece.bpe.model", unk_id=0, bos_id=1, eos_id=2),
+    "Siglip": lambda folder: _pieces(folder, "spiece.model", **SIGLIP_IDS),
+    "Qwen2": lambda folder: _byte_bpe(folder, ["<|endoftext|>"]),
     "Marian": _marian,
     "M2M100": _m2m100,
 }  # fmt: skip

@@ -35,7 +35,7 @@ from zoo.generate import Generated, generate, stream
 from zoo.generation_config import FIELDS, SAMPLING, stored_options
 from zoo.sentences import Modules, ModuleTensors, read_modules, with_embedding, write_modules
 from zoo.serialization import from_dict
-from zoo.tokenization import PretrainedTokenizer, gguf_tokenizer, load_tokenizer
+from zoo.tokenization import PretrainedTokenizer, UnreadTokenizer, gguf_tokenizer, load_tokenizer
 from zoo.training.checkpoint import load_params
 from zoo.training.run_record import read_run
 from zoo.training.sharding import shard_parameters
@@ -76,7 +76,7 @@ class Bundle:
     config: Any
     """A `TransformerConfig`, or a `DualConfig`."""
     tokenizer: Any = None
-    """`PretrainedTokenizer` of a checkpoint, None where it has none; `zoo.data.Tokenizer` of a run."""
+    """A checkpoint's `PretrainedTokenizer` or `UnreadTokenizer`, or None; `zoo.data.Tokenizer` of a run."""
     step: int | None = None
     """The training step that a run's parameters are from."""
     origin: Origin | None = None
@@ -356,7 +356,7 @@ def _build(
     origin: Origin,
     tensors: Tensors,
     fields: Fields,
-    tokenizer: PretrainedTokenizer | None,
+    tokenizer: PretrainedTokenizer | UnreadTokenizer | None,
     dtype,
     param_dtype,
     mesh: Mesh | None,
@@ -411,9 +411,11 @@ def _shapes(model: Any, fields: Fields) -> dict:
         raise CheckpointError(f"{fields.origin} describes no model that can be built: {str(error)[:200]}") from None
 
 
-def _check_tokenizer(tokenizer: PretrainedTokenizer | None, vocab_size: int | None, origin: str) -> None:
+def _check_tokenizer(
+    tokenizer: PretrainedTokenizer | UnreadTokenizer | None, vocab_size: int | None, origin: str
+) -> None:
     """Raise CheckpointError where the tokenizer has ids that the model does not know."""
-    if tokenizer is not None and vocab_size is not None:
+    if isinstance(tokenizer, PretrainedTokenizer) and vocab_size is not None:
         token, last = tokenizer.coder.last()
         if last >= vocab_size:
             raise CheckpointError(

@@ -8,6 +8,7 @@ import pytest
 from parity import small
 
 import zoo
+from zoo.architectures import Fields, find_architecture
 from zoo.formats.safetensors import SafetensorsFile, write_file
 
 
@@ -51,3 +52,14 @@ def test_prefix_and_sides_may_be_written_in_full(folder):
 def test_an_oblong_image_is_refused(folder):
     with pytest.raises(zoo.CheckpointError, match="square"):
         zoo.load(rewrite(folder, {"image_size": [16, 12]}))
+
+
+@pytest.mark.parametrize(("width", "ratio"), [(1536, 4), (32, 4), (24, 2), (40, 2.7)])
+def test_the_ratio_of_a_gated_mlp_is_written_back(width, ratio):
+    """DINOv2's widths are rounded up to eights."""
+    architecture = find_architecture("dinov2")
+    fields = {"hidden_size": width, "num_attention_heads": 4, "mlp_ratio": ratio, "use_swiglu_ffn": True}
+    config = architecture.config_from_hf(Fields(fields, "config.json"), "base")
+    written = architecture.config_to_hf(config)
+    assert architecture.config_from_hf(Fields(written, "config.json"), "base") == config
+    assert isinstance(written["mlp_ratio"], int) == isinstance(ratio, int)

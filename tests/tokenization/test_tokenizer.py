@@ -1,5 +1,6 @@
 """Tokenizers from every kind of vocabulary file, without torch; the reference's own are compared in tests/parity."""
 
+import copy
 import json
 
 import numpy as np
@@ -62,7 +63,7 @@ def test_bytes_lose_nothing(kind, folders):
 def test_special_tokens_and_decoding(kind, folders):
     tokenizer = load_tokenizer(folders(kind), {})
     whole, bare = tokenizer.encode("the bank"), tokenizer.encode("the bank", add_special_tokens=False)
-    assert (len(whole) > len(bare)) == (kind != "GPT2")
+    assert (len(whole) > len(bare)) == (kind not in ("GPT2", "Qwen2"))
     assert tokenizer.decode(whole) == tokenizer.decode(bare) == "the bank"
     assert tokenizer.decode([]) == ""
 
@@ -153,8 +154,56 @@ def test_damaged_files_are_named(kind, name, content, message, tmp_path):
     assert str(tmp_path) in str(caught.value)
 
 
-def test_unknown_kind_is_named(tmp_path):
-    (tmp_path / "vocab.json").write_text("{}")
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "FooTokenizer"}))
-    with pytest.raises(CheckpointError, match="'FooTokenizer' is none that zoo builds"):
+def test_unknown_kind_is_named_where_it_is_used(tmp_path):
+    """The model loads; a Japanese BERT's vocab.txt is not to be read as an English one's."""
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n")
+    tokenizer = load_tokenizer(tmp_path, {"model_type": "bert", "tokenizer_class": "BertJapaneseTokenizer"})
+    for use in (tokenizer, lambda text: tokenizer.encode(text), lambda text: tokenizer.eos_id):
+        with pytest.raises(CheckpointError, match="'BertJapaneseTokenizer' is none that zoo builds"):
+            use("a")
+    (tmp_path / "saved").mkdir()
+    tokenizer.save(tmp_path / "saved")
+    assert (tmp_path / "saved" / "vocab.txt").exists()
+    assert copy.copy(tokenizer) == tokenizer
+
+
+def configure(folder, **settings):
+    written = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(written | settings))
+
+
+def test_either_file_may_name_the_class(tmp_path):
+    vocabularies.write(tmp_path, "Bert")
+    configure(tmp_path, tokenizer_class=None)
+    tokenizer = load_tokenizer(tmp_path, {"model_type": "gpt2", "tokenizer_class": "BertTokenizerFast"})
+    assert tokenizer.special["cls"] == "[CLS]"
+
+
+def test_begin_and_end_where_the_settings_ask(tmp_path):
+    """OPT's files call its tokenizer GPT-2's and ask for a first token."""
+    vocabularies.write(tmp_path, "Roberta")
+    special = {"bos_token": "</s>", "eos_token": "</s>", "unk_token": "</s>"}
+    configure(tmp_path, tokenizer_class="GPT2Tokenizer", add_bos_token=True, **special)
+    tokenizer = load_tokenizer(tmp_path, {"model_type": "opt"})
+    plain = tokenizer.encode("The bank", add_special_tokens=False)
+    assert tokenizer.encode("The bank") == [2, *plain]
+    configure(tmp_path, add_bos_token=False, add_eos_token=True)
+    assert load_tokenizer(tmp_path, {"model_type": "opt"}).encode("The bank") == [*plain, 2]
+
+
+@pytest.mark.parametrize("name", ["added_tokens.json", "tokenizer_config.json"])
+def test_tokens_behind_the_vocabulary(name, tmp_path):
+    vocabularies.write(tmp_path, "Bert")
+    last = len((tmp_path / "vocab.txt").read_text().splitlines())
+
+    def add(token_id):
+        if name == "added_tokens.json":
+            (tmp_path / name).write_text(json.dumps({"<|turn|>": token_id}))
+        else:
+            configure(tmp_path, added_tokens_decoder={str(token_id): {"content": "<|turn|>", "special": True}})
+
+    add(last)
+    assert load_tokenizer(tmp_path, {}).encode("a<|turn|>", add_special_tokens=False)[-1] == last
+    add(last + 1)
+    with pytest.raises(CheckpointError, match="listed with the id"):
         load_tokenizer(tmp_path, {})

@@ -1,6 +1,7 @@
 """DINOv2 (Oquab et al. 2024): a ViT with layer scale, read at other image sizes than it was trained on."""
 
 import dataclasses
+import math
 from typing import Any
 
 from zoo.architectures.architecture import Architecture, Fields
@@ -35,11 +36,16 @@ def config_from_hf(fields: Fields, head: str) -> TransformerConfig:
 
 
 def _mlp(fields: Fields) -> MlpConfig:
-    hidden = int(fields.get("hidden_size", 768) * fields.get("mlp_ratio", 4))
+    width, ratio = fields.get("hidden_size", 768), fields.get("mlp_ratio", 4)
     if not fields.get("use_swiglu_ffn", False):
-        return MlpConfig(hidden_size=hidden, activation=fields.activation("hidden_act", "gelu"), bias=True)
-    hidden = (int(hidden * 2 / 3) + 7) // 8 * 8
-    return MlpConfig(hidden_size=hidden, activation="silu", gated=True, bias=True)
+        activation = fields.activation("hidden_act", "gelu")
+        return MlpConfig(hidden_size=int(width * ratio), activation=activation, bias=True)
+    return MlpConfig(hidden_size=_gated_size(width, ratio), activation="silu", gated=True, bias=True)
+
+
+def _gated_size(width: int, ratio: float) -> int:
+    """Of a SwiGLU with as many parameters as an MLP of this ratio, but for rounding."""
+    return (int(int(width * ratio) * 2 / 3) + 7) // 8 * 8
 
 
 def config_to_hf(config: TransformerConfig) -> dict[str, Any]:
@@ -56,7 +62,9 @@ def config_to_hf(config: TransformerConfig) -> dict[str, Any]:
     if stack.mlp.gated:
         # Any activation may be written beside a SwiGLU, which has its own.
         fields["hidden_act"] = "gelu"
-        fields["mlp_ratio"] = -(-3 * hidden // (2 * stack.width))
+        ratio = 3 * hidden / (2 * stack.width)
+        whole = (found for found in (math.floor(ratio), math.ceil(ratio)) if _gated_size(stack.width, found) == hidden)
+        fields["mlp_ratio"] = next(whole, ratio)
     else:
         fields["mlp_ratio"] = hidden // stack.width
     return fields

@@ -7,6 +7,6 @@ zoo trains are in `zoo.data.tokenizer`.
 
 from zoo.tokenization.files import load_tokenizer
 from zoo.tokenization.gguf import gguf_tokenizer
-from zoo.tokenization.tokenizer import PretrainedTokenizer
+from zoo.tokenization.tokenizer import PretrainedTokenizer, UnreadTokenizer
 
-__all__ = ["PretrainedTokenizer", "gguf_tokenizer", "load_tokenizer"]
+__all__ = ["PretrainedTokenizer", "UnreadTokenizer", "gguf_tokenizer", "load_tokenizer"]

@@ -5,6 +5,8 @@ checkpoint wants follows from `tokenizer_class`, or from its model_type where th
 """
 
 import json
+import re
+import string
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -58,7 +60,30 @@ def byte_bpe(folder: Path, settings: Settings) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    if settings.get("add_bos_token") or settings.get("add_eos_token"):
+        _frame(tokenizer, settings, "<|endoftext|>", "<|endoftext|>", begun=False)
     return tokenizer
+
+
+def qwen2(folder: Path, settings: Settings) -> Tokenizer:
+    """The same with words that begin at other places, and single digits (Bai et al. 2023)."""
+    tokenizer = byte_bpe(folder, settings)
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = by_words(QWEN_2)
+    return tokenizer
+
+
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{DIGITS}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+    r"\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+LLAMA_3, QWEN_2 = _WORDS.replace("{DIGITS}", "{1,3}"), _WORDS.replace("{DIGITS}", "")
+
+
+def by_words(words: str) -> Any:
+    """Cuts where an expression says, and makes bytes of the parts."""
+    parts = [pre_tokenizers.Split(Regex(words), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
+    return pre_tokenizers.Sequence(parts)
 
 
 def roberta(folder: Path, settings: Settings) -> Tokenizer:
@@ -173,6 +198,16 @@ def t5(folder: Path, settings: Settings) -> Tokenizer:
     return tokenizer
 
 
+def siglip(folder: Path, settings: Settings) -> Tokenizer:
+    """SentencePiece of text without punctuation, lower-cased (Zhai et al. 2023)."""
+    file = SentencePieceFile(folder, "spiece.model")
+    first = [normalizers.Lowercase()] if settings.get("do_lower_case", True) else []
+    without = normalizers.Replace(Regex(f"[{re.escape(string.punctuation)}]"), "")
+    tokenizer = unigram(file, file.pieces, file.unk_id, ("</s>", "<unk>"), *first, without)
+    around(tokenizer, "$A </s>", "$A </s> $B </s>", "</s>")
+    return tokenizer
+
+
 def xlm_roberta(folder: Path, settings: Settings) -> Tokenizer:
     """SentencePiece behind fairseq's four special tokens, the mask at the end."""
     file = SentencePieceFile(folder, "sentencepiece.bpe.model")
@@ -187,6 +222,17 @@ def _fairseq(file: SentencePieceFile, last: list[str]) -> Tokenizer:
     tokenizer = unigram(file, pieces, 3, [*first, *last])
     if "<mask>" in last:
         tokenizer.add_special_tokens([AddedToken("<mask>", lstrip=True, special=True)])
+    return tokenizer
+
+
+def camembert(folder: Path, settings: Settings) -> Tokenizer:
+    """SentencePiece with its own special tokens behind fairseq's, which are not used (Martin et al. 2020)."""
+    file = SentencePieceFile(folder, "sentencepiece.bpe.model")
+    unused = [("<s>NOTUSED", 0.0), ("<pad>", 0.0), ("</s>NOTUSED", 0.0), ("<unk>", 0.0), ("<unk>NOTUSED", -100.0)]
+    pieces = [*unused, *file.pieces[1:], ("<mask>", 0.0)]
+    tokenizer = unigram(file, pieces, 3, ["<s>", "</s>", *(token for token, _ in unused)])
+    tokenizer.add_special_tokens([AddedToken("<mask>", lstrip=True, special=True)])
+    around(tokenizer, *_ROBERTA)
     return tokenizer
 
 
@@ -293,10 +339,16 @@ def sentencepiece_bpe(file: SentencePieceFile, settings: Settings, *, prefix: bo
     present = [token for token in (begin, end, "<unk>", "<pad>") if tokenizer.token_to_id(token) is not None]
     tokenizer.add_special_tokens(present)
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in file.user_defined])
-    first = f"{begin} " if settings.get("add_bos_token", True) else ""
+    _frame(tokenizer, settings, begin, end, begun=True)
+    return tokenizer
+
+
+def _frame(tokenizer: Tokenizer, settings: Settings, begin: str, end: str, *, begun: bool) -> None:
+    """Put the begin and end tokens around each text as the settings ask; `begun` is the default of the first."""
+    begin, end = str(settings.get("bos_token") or begin), str(settings.get("eos_token") or end)
+    first = f"{begin} " if settings.get("add_bos_token", begun) else ""
     last = f" {end}" if settings.get("add_eos_token", False) else ""
     around(tokenizer, f"{first}$A{last}", f"{first}$A{last} {first}$B:1{last}", begin, end)
-    return tokenizer
 
 
 def scored_bpe(pieces: list[tuple[str, float]], *, prefix: bool) -> Tokenizer:
@@ -330,6 +382,7 @@ BUILDERS: dict[str, Callable[[Path, Settings], Tokenizer]] = {
     byte_bpe, "CodeGen": byte_bpe, "Bloom": byte_bpe, "Whisper": byte_bpe, "OPT": opt, "Roberta": roberta, "Bart":
     roberta, "CLIP": clip, "T5": t5, "XLMRoberta": xlm_roberta, "MBart": mbart, "MBart50": mbart50, "Nllb": nllb,
     "Albert": albert, "DebertaV2": deberta_v2, "Pegasus": pegasus, "Llama": llama, "Gemma": gemma,
+    "Camembert": camembert, "Siglip": siglip, "Qwen2": qwen2,
 }  # fmt: skip
 """By `tokenizer_class` without "Tokenizer" and "Fast"."""
 OF_MODEL = {
@@ -338,5 +391,6 @@ OF_MODEL = {
     "xlm-roberta": "XLMRoberta", "mbart": "MBart", "albert": "Albert", "deberta-v2": "DebertaV2", "pegasus": "Pegasus",
     "llama": "Llama", "mistral": "Llama", "mixtral": "Llama", "gemma": "Gemma", "gemma2": "Gemma", "gpt_neox":
     "GPTNeoX", "bloom": "Bloom", "whisper": "Whisper", "marian": "Marian", "m2m_100": "M2M100",
+    "camembert": "Camembert", "siglip": "Siglip", "qwen2": "Qwen2", "qwen3": "Qwen2",
 }  # fmt: skip
 """The same for checkpoints that name no tokenizer_class."""

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.formats.safetensors import read_json
-from zoo.tokenization.tokenizer import SPECIAL, FastCoder, PretrainedTokenizer
+from zoo.tokenization.tokenizer import SPECIAL, Coder, FastCoder, PretrainedTokenizer, UnreadTokenizer
 from zoo.weights import CheckpointError
 
 FILES = (
@@ -34,6 +34,8 @@ _ROLES = {
     "Gemma": {"bos": "<bos>", "eos": "<eos>", "unk": "<unk>", "pad": "<pad>"},
     "T5": {"eos": "</s>", "unk": "<unk>", "pad": "<pad>"},
     "Pegasus": {"eos": "</s>", "unk": "<unk>", "pad": "<pad>", "mask": "<mask_2>"},
+    "Siglip": {"eos": "</s>", "unk": "<unk>", "pad": "</s>"},
+    "Qwen2": {"eos": "<|endoftext|>", "unk": "<|endoftext|>", "pad": "<|endoftext|>"},
 }  # fmt: skip
 """Special tokens of checkpoints that name none, by kind of tokenizer."""
 _LIKE = {
@@ -43,15 +45,25 @@ _LIKE = {
 }  # fmt: skip
 
 
-def load_tokenizer(folder: Path, config: dict[str, Any]) -> PretrainedTokenizer | None:
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+"""Of an added token."""
+
+
+_ANY_KIND = ("", "PreTrained", "TokenizersBackend")
+"""Class names that say nothing, without "Tokenizer" and "Fast"."""
+
+
+def load_tokenizer(folder: Path, config: dict[str, Any]) -> PretrainedTokenizer | UnreadTokenizer | None:
     """The tokenizer in a checkpoint's folder; None where it has none, as image models.
+
+    One of a kind that zoo does not read is an `UnreadTokenizer`: the model is there all the same.
 
     Args:
         folder: with any of `FILES`.
         config: config.json.
 
     Raises:
-        CheckpointError: files that are damaged, or of a kind that zoo does not read.
+        CheckpointError: files that are damaged.
     """
     files = tuple(folder / name for name in FILES if (folder / name).exists())
     kinds = {path.name for path in files} - {"chat_template.jinja", "chat_template.json", "tokenizer_config.json"}
@@ -59,10 +71,14 @@ def load_tokenizer(folder: Path, config: dict[str, Any]) -> PretrainedTokenizer 
         name.endswith((".model", ".spm")) for name in kinds
     ):
         return None
+    from zoo.tokenization.builders import OF_MODEL
+
     settings = _settings(folder)
     kind = _kind(settings, config)
     coder = _coder(folder, settings, kind)
-    special = dict(_ROLES.get(_LIKE.get(kind, kind), {}))
+    if coder is None:
+        return UnreadTokenizer(reason=_unread(folder, settings, config), files=files)
+    special = _roles(kind) or _roles(OF_MODEL.get(config.get("model_type"), ""))
     special |= {role: settings[f"{role}_token"] for role in SPECIAL if settings.get(f"{role}_token")}
     special = {role: token for role, token in special.items() if coder.token_id(token) is not None}
     if isinstance(coder, FastCoder):
@@ -96,14 +112,24 @@ def _settings(folder: Path) -> dict[str, Any]:
     return {name: plain(value) for name, value in settings.items()}
 
 
+def _roles(kind: str) -> dict[str, str]:
+    return dict(_ROLES.get(_LIKE.get(kind, kind), {}))
+
+
 def _kind(settings: dict[str, Any], config: dict[str, Any]) -> str:
-    from zoo.tokenization.builders import BUILDERS, OF_MODEL
+    """What either file's tokenizer_class names, or else what the model_type has."""
+    from zoo.tokenization.builders import OF_MODEL
 
-    name = re.sub(r"Tokenizer(Fast)?$", "", str(settings.get("tokenizer_class") or ""))
-    return name if name in BUILDERS or name in ("Marian", "M2M100") else OF_MODEL.get(config.get("model_type"), name)
+    name = re.sub(r"Tokenizer(Fast)?$", "", _class_name(settings, config))
+    return OF_MODEL.get(config.get("model_type"), name) if name in _ANY_KIND else name
 
 
-def _coder(folder: Path, settings: dict[str, Any], kind: str):
+def _class_name(settings: dict[str, Any], config: dict[str, Any]) -> str:
+    return str(settings.get("tokenizer_class") or config.get("tokenizer_class") or "")
+
+
+def _coder(folder: Path, settings: dict[str, Any], kind: str) -> Coder | None:
+    """What the files say; None for a kind without a builder."""
     from tokenizers import Tokenizer
 
     from zoo.tokenization.builders import BUILDERS, word_ends
@@ -124,13 +150,42 @@ def _coder(folder: Path, settings: dict[str, Any], kind: str):
         languages = [f"__{code}__" for code in _M2M100.split()]
         return m2m100(folder, languages, settings.get("src_lang") or "en")
     if kind not in BUILDERS:
-        raise CheckpointError(
-            f"{folder} has no tokenizer.json, and its tokenizer_class {settings.get('tokenizer_class')!r} is none "
-            f"that zoo builds from older files: {', '.join(sorted(BUILDERS))}, Marian, M2M100"
-        )
+        return None
     tokenizer = BUILDERS[kind](folder, settings)
+    _add_tokens(tokenizer, folder, settings)
     tokenizer.add_special_tokens([t for t in settings.get("additional_special_tokens") or [] if isinstance(t, str)])
     return FastCoder(tokenizer)
+
+
+def _unread(folder: Path, settings: dict[str, Any], config: dict[str, Any]) -> str:
+    from zoo.tokenization.builders import BUILDERS
+
+    return (
+        f"{folder} has no tokenizer.json, and its tokenizer_class {_class_name(settings, config)!r} is none "
+        f"that zoo builds from older files: {', '.join(sorted(BUILDERS))}, Marian, M2M100"
+    )
+
+
+def _add_tokens(tokenizer: Any, folder: Path, settings: dict[str, Any]) -> None:
+    """Add the tokens that were put behind the vocabulary's, as tokenizer_config.json or added_tokens.json lists them.
+
+    Raises CheckpointError for one whose id is another than listed.
+    """
+    from tokenizers import AddedToken
+
+    listed = settings.get("added_tokens_decoder")
+    if listed:
+        tokens = {int(i): AddedToken(t["content"], **{k: t[k] for k in _FLAGS if k in t}) for i, t in listed.items()}
+    elif (folder / "added_tokens.json").exists():
+        tokens = {i: AddedToken(token) for token, i in read_json(folder / "added_tokens.json").items()}
+    else:
+        return
+    for token_id, token in sorted(tokens.items(), key=lambda entry: entry[0]):
+        add = tokenizer.add_special_tokens if token.special else tokenizer.add_tokens
+        add([token])
+        found = tokenizer.token_to_id(token.content)
+        if found != token_id:
+            raise CheckpointError(f"{folder}: {token.content!r} is listed with the id {token_id}, and would be {found}")
 
 
 def _length(config: dict[str, Any]) -> int | None:

@@ -2,24 +2,14 @@
 
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
-from zoo.tokenization.builders import scored_bpe
+from zoo.tokenization.builders import LLAMA_3, QWEN_2, by_words, scored_bpe
 from zoo.tokenization.templates import around
 from zoo.tokenization.tokenizer import FastCoder, PretrainedTokenizer
 from zoo.weights import CheckpointError
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
-_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{DIGITS}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
-    r"\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_LLAMA_3, _QWEN_2 = _WORDS.replace("{DIGITS}", "{1,3}"), _WORDS.replace("{DIGITS}", "")
-
-
-def _by_words(words: str) -> Any:
-    parts = [pre_tokenizers.Split(Regex(words), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
-    return pre_tokenizers.Sequence(parts)
 
 
 def _by_digits() -> Any:
@@ -31,10 +21,10 @@ CUTS = {
     "gpt-2": lambda: pre_tokenizers.ByteLevel(False),
     "olmo": lambda: pre_tokenizers.ByteLevel(False),
     "smollm": _by_digits,
-    "llama-bpe": lambda: _by_words(_LLAMA_3),
-    "llama3": lambda: _by_words(_LLAMA_3),
-    "dbrx": lambda: _by_words(_LLAMA_3),
-    "qwen2": lambda: _by_words(_QWEN_2),
+    "llama-bpe": lambda: by_words(LLAMA_3),
+    "llama3": lambda: by_words(LLAMA_3),
+    "dbrx": lambda: by_words(LLAMA_3),
+    "qwen2": lambda: by_words(QWEN_2),
 }
 """How text is cut before the merges, by `tokenizer.ggml.pre`."""
 

@@ -10,6 +10,8 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from zoo.weights import CheckpointError
+
 Side = Literal["left", "right"]
 SPECIAL = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 """Roles that a checkpoint gives tokens to, as `eos_token` in tokenizer_config.json."""
@@ -84,6 +86,32 @@ class FastCoder:
         return max(
             self.tokenizer.get_vocab(with_added_tokens=False).items(), key=lambda entry: entry[1], default=("", -1)
         )
+
+
+def _copy(files: Iterable[Path], folder: Path) -> None:
+    for path in files:
+        if path.parent.resolve() != folder.resolve():
+            shutil.copyfile(path, folder / path.name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnreadTokenizer:
+    """The tokenizer of a model whose tokenizer zoo does not read: `save` copies it, all else says why."""
+
+    reason: str
+    files: tuple[Path, ...]
+
+    def save(self, folder: Path) -> None:
+        """Copy the files."""
+        _copy(self.files, folder)
+
+    def __call__(self, *texts: Any, **options: Any) -> Any:
+        """Raise CheckpointError."""
+        raise CheckpointError(self.reason)
+
+    def __getattr__(self, name: str) -> Any:
+        # What Python itself looks for is plainly not there.
+        raise AttributeError(name) if name.startswith("__") else CheckpointError(self.reason)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,9 +276,7 @@ class PretrainedTokenizer:
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer's files: copies of those it came from, or tokenizer.json and its configuration."""
-        for path in self.files:
-            if path.parent.resolve() != folder.resolve():
-                shutil.copyfile(path, folder / path.name)
+        _copy(self.files, folder)
         if not self.files and isinstance(self.coder, FastCoder):
             self.coder.tokenizer.save(str(folder / "tokenizer.json"))
             settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "padding_side": self.padding_side}
