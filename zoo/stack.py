@@ -251,12 +251,13 @@ class Stack(nn.Module):
         if rotation is not None:
             rotation = rotation.replace(cosine=rotation.cosine[:1, :1], sine=rotation.sine[:1, :1])
         one = Surroundings({block.span: sight}, {block.span: rotation}, memory, sight, around.grid)
-        make = lambda rng: block.init(rng, x, one)["params"]  # noqa: E731
+        # Jitted, so that it is traced once for all names.
+        make = jax.jit(lambda rng: block.init(rng, x, one)["params"])
         names = jax.eval_shape(make, jax.random.key(0))
         split = lambda rng: jax.random.split(rng, self.config.unique_layers)  # noqa: E731
         # One call a name: under jit, what a name does not need is dropped.
         return {
-            name: self.param(name, lambda rng, n=name: jax.vmap(lambda r: make(r)[n])(split(rng))) for name in names
+            name: self.param(name, lambda rng, n=name: lax.map(lambda r: make(r)[n], split(rng))) for name in names
         }
 
     def _run(
