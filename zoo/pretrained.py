@@ -7,6 +7,7 @@ folder that transformers opens. No code from a checkpoint is run, and no pickle 
 import dataclasses
 import functools
 import json
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,10 @@ from zoo.weights import CheckpointError, Rule, Tensors, export_params, flatten, 
 
 if TYPE_CHECKING:
     from zoo.data.images import ImageProcessor
+
+
+MAX_SHARED_LAYERS = 1000
+"""Layers of a model whose layers share their tensors, at the most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -364,8 +369,10 @@ def _build(
     head_given: bool,
 ) -> Bundle:
     architecture, head = origin.architecture, origin.head
+    _check_depth(fields, tensors)
     fields = Fields(fields.values, fields.origin, tensors)
     config = _translate(architecture, fields, head)
+    _check_sizes(config, fields, tensors)
     _check_tokenizer(tokenizer, config.embedding.vocab_size, fields.origin)
     if head == "base" and not head_given and not _has_head(architecture.weights(config, head), tensors, architecture):
         config = dataclasses.replace(config, head=None)
@@ -407,8 +414,41 @@ def _shapes(model: Any, fields: Fields) -> dict:
     """Shapes of the parameters; sizes that no array can have are the checkpoint's error."""
     try:
         return parameter_shapes(model)
-    except (ValueError, TypeError, OverflowError) as error:
+    except (ValueError, TypeError, ArithmeticError, MemoryError) as error:
         raise CheckpointError(f"{fields.origin} describes no model that can be built: {str(error)[:200]}") from None
+
+
+def _check_depth(fields: Fields, tensors: Tensors) -> None:
+    """Raise CheckpointError for more layers than there are tensors, before anything is made for each of them."""
+    most = max(MAX_SHARED_LAYERS, len(tensors.shapes))
+    for part in (fields, *(fields.fields(name) for name, value in fields.values.items() if isinstance(value, dict))):
+        for name, value in part.values.items():
+            if name.endswith(("layers", "layer")) and isinstance(value, int | float) and value > most:
+                raise CheckpointError(
+                    f"{part.origin}: {name} is {value}, and {tensors.origin} has {len(tensors.shapes)} tensors"
+                )
+
+
+def _check_sizes(config: Any, fields: Fields, tensors: Tensors) -> None:
+    """Raise CheckpointError for a size that no tensor here can have, before anything of that size is made."""
+    largest = max((math.prod(shape) for shape in tensors.shapes.values()), default=0)
+    for part in _parts(config):
+        for name in ("width", "hidden_size", "max_length"):
+            size = getattr(part, name, None)
+            if isinstance(size, int) and size > largest:
+                raise CheckpointError(
+                    f"{fields.origin} describes a {name.replace('_', ' ')} of {size}; "
+                    f"the largest tensor of {tensors.origin} has {largest} numbers"
+                )
+
+
+def _parts(config: Any) -> Iterator[Any]:
+    """A configuration and all within it."""
+    yield config
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _parts(value)
 
 
 def _check_tokenizer(
@@ -425,7 +465,9 @@ def _check_tokenizer(
 
 
 def _find(fields: Fields) -> Architecture:
-    model_type = fields["model_type"]
+    model_type = fields.get("model_type")
+    if model_type is None:
+        raise CheckpointError(f"{fields.origin} has no model_type: {_guess(fields)}")
     found = find_architecture(model_type) if isinstance(model_type, str) else None
     if found is None:
         raise CheckpointError(
@@ -442,6 +484,23 @@ def _find(fields: Fields) -> Architecture:
             f"If the weights are those of a plain {model_type}, delete auto_map"
         )
     return found
+
+
+def _guess(fields: Fields) -> str:
+    """What to add where the model type is missing: that of the class that config.json names, or of the folder's name.
+
+    The reference takes the folder's name on trust; here somebody has to say so.
+    """
+    names = fields.get("architectures")
+    classes = {str(name) for name in names} if isinstance(names, list) else set()
+    folder = Path(fields.origin).parent.name.lower()
+    known = [find_architecture(name) for name in list_architectures()]
+    likely = [found.model_type for found in known if any(found.head_of(name) is not None for name in classes)]
+    named = [found.model_type for found in known if found.model_type in folder]
+    likely = likely or sorted(named, key=len)[-1:]
+    if likely:
+        return f'add "model_type": "{likely[0]}", if that is what it is'
+    return f'add "model_type": "...", one of {", ".join(list_architectures())}'
 
 
 def _choose_head(architecture: Architecture, fields: Fields, head: str | None) -> str:
@@ -467,7 +526,7 @@ def _translate(architecture: Architecture, fields: Fields, head: str) -> ModelCo
         return architecture.config_from_hf(fields, head)
     except CheckpointError:
         raise
-    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, MemoryError) as error:
         raise CheckpointError(f"{fields.origin} does not describe a {architecture.model_type}: {error}") from None
 
 

@@ -341,7 +341,7 @@ def example_inputs(config: ModelConfig) -> dict[str, Array]:
 def parameter_shapes(model: Any) -> dict:
     """Tree of the parameters' shapes; nothing is allocated, and the time does not grow with the depth."""
     scanned = model.clone(layers="scanned")
-    return jax.eval_shape(scanned.init, jax.random.key(0), **example_inputs(model.config))["params"]
+    return jax.eval_shape(lambda: scanned.init(jax.random.key(0), **example_inputs(model.config)))["params"]
 
 
 def _pooled(

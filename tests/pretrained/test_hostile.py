@@ -1,12 +1,14 @@
 """Damaged and malicious checkpoints: one CheckpointError that names the file, soon, and nothing is executed."""
 
 import json
+import os
 import pickle
 import subprocess
 import sys
 import time
 
 import pytest
+import small
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -15,14 +17,31 @@ from zoo.formats.safetensors import SafetensorsFile, write_file
 from zoo.weights import CheckpointError
 
 
-def refused(folder, message: str | None = None, seconds: float = 2.0) -> str:
-    """The message of the refusal; it comes before anything is compiled or read at length."""
-    start = time.process_time()
+@pytest.fixture(scope="module", autouse=True)
+def warm(tmp_path_factory):
+    """Importing and starting JAX are not a file's doing: one sound checkpoint is loaded first."""
+    zoo.load(small_checkpoint(tmp_path_factory.mktemp("warm"), "bert", "masked_lm"))
+
+
+def small_checkpoint(folder, model_type: str, head: str):
+    fields, shapes, _ = small.read_recorded(model_type, head)
+    return small.write_folder(folder, fields, shapes)
+
+
+def refused(folder, message: str | None = None) -> str:
+    """The message of the refusal; it comes within a second, before anything is compiled or read at length."""
     with pytest.raises(CheckpointError, match=message) as caught:
-        zoo.load(folder)
-    assert time.process_time() - start < seconds
+        quickly(folder)
     assert str(folder) in str(caught.value)
     return str(caught.value)
+
+
+def quickly(folder):
+    start = time.process_time()
+    try:
+        return zoo.load(folder)
+    finally:
+        assert time.process_time() - start < 1
 
 
 def rewrite_header(folder, change) -> None:
@@ -126,7 +145,7 @@ CONFIGS = {
     "text for a number": ({"hidden_size": "24"}, "does not describe a bert"),
     "negative": ({"num_hidden_layers": -1}, "num_layers is -1"),
     "no heads": ({"num_attention_heads": 0}, "does not describe a bert"),
-    "too many layers": ({"num_hidden_layers": 10**9}, "describes 1000000000"),
+    "too many layers": ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000"),
     "a huge vocabulary": ({"vocab_size": 10**9}, "word_embeddings"),
     "a vocabulary that is no size": ({"vocab_size": 10**15}, "no model that can be built"),
     "labels": ({"id2label": 3, "architectures": ["BertForSequenceClassification"]}, "does not describe a bert"),
@@ -145,10 +164,79 @@ def test_hostile_config(kind, checkpoint):
     refused(checkpoint, message)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"a": ' * 10_000, "\x00"])
+@pytest.mark.parametrize("text", [b"", b"[]", b"{", b'{"a": ' * 10_000, b"\x00", b'{"a": "\xff"}', b"9" * 5000])
 def test_config_that_is_no_object(text, checkpoint):
-    (checkpoint / "config.json").write_text(text)
+    (checkpoint / "config.json").write_bytes(text)
     refused(checkpoint, "config.json")
+
+
+def test_config_that_is_no_plain_file(checkpoint):
+    (checkpoint / "config.json").unlink()
+    os.mkfifo(checkpoint / "config.json")
+    refused(checkpoint, "no plain file")
+    (checkpoint / "config.json").unlink()
+    (checkpoint / "config.json").symlink_to("config.json")
+    refused(checkpoint, "config.json cannot be read")
+
+
+def test_config_without_a_type_is_told_which(checkpoint):
+    path = checkpoint / "config.json"
+    fields = {name: value for name, value in json.loads(path.read_text()).items() if name != "model_type"}
+    for classes in (["BertForMaskedLM"], None):  # the folder is called bert
+        path.write_text(json.dumps(fields | {"architectures": classes}))
+        refused(checkpoint, 'has no model_type: add "model_type": "bert"')
+
+
+DEEP: list = []
+for _ in range(60):
+    DEEP = [DEEP]
+NONSENSE = [
+    10**12, 10**9, 2**63, -1, 0, 1.5, float("nan"), float("inf"), None, True, "24", "", [], {}, [1, 2], {"a": [{}]},
+    DEEP,
+]  # fmt: skip
+FUZZED = ["bert-base", "t5-seq2seq_lm", "llama-causal_lm", "gemma3_text-causal_lm", "siglip-base", "marian-seq2seq_lm",
+          "whisper-seq2seq_lm"]  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=FUZZED)
+def fuzzed(request, tmp_path_factory):
+    folder = small_checkpoint(tmp_path_factory.mktemp("checkpoint"), *request.param.split("-"))
+    zoo.load(folder)
+    return folder, json.loads((folder / "config.json").read_text())
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_nonsense_in_a_config(data, fuzzed):
+    """Any field may hold anything: the model is loaded, or refused in a line that names the folder."""
+    folder, config = fuzzed
+    changed = config | {data.draw(st.sampled_from(sorted(config))): data.draw(st.sampled_from(NONSENSE))}
+    (folder / "config.json").write_text(json.dumps(changed))
+    try:
+        quickly(folder)
+    except CheckpointError as error:
+        assert str(folder) in str(error)
+
+
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [
+        ("siglip-base", "image_size"),
+        ("marian-seq2seq_lm", "d_model"),
+        ("marian-seq2seq_lm", "max_position_embeddings"),
+        ("whisper-seq2seq_lm", "max_source_positions"),
+        ("gemma3_text-causal_lm", "num_hidden_layers"),
+    ],
+)
+def test_sizes_that_would_be_made_before_they_are_compared(case, name, tmp_path):
+    folder = small_checkpoint(tmp_path / "huge", *case.split("-"))
+    path = folder / "config.json"
+    fields = json.loads(path.read_text())
+    where = fields["vision_config"] if case == "siglip-base" else fields
+    for size in (10**9, 10**12):
+        where[name] = size
+        path.write_text(json.dumps(fields))
+        refused(folder)
 
 
 def test_vocabulary_smaller_than_the_tokenizer(checkpoint):
@@ -176,6 +264,27 @@ def test_index_that_does_not_fit_its_shards(checkpoint):
     refused(checkpoint, "b.safetensors is missing")
     index.write_text(json.dumps({"weight_map": dict.fromkeys(tensors, "model.safetensors.index.json")}))
     refused(checkpoint, "no safetensors file")
+    (checkpoint / "round.safetensors").symlink_to("round.safetensors")
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(tensors, "round.safetensors")}))
+    refused(checkpoint, "cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer.json", b'{"model": {"type": "BPE"}, "version": "1.0"'),
+        ("tokenizer.json", b"\xff\xfe"),
+        ("vocab.txt", b""),
+        ("chat_template.jinja", b"\xff\xfe"),
+        ("tokenizer_config.json", b'{"additional_special_tokens": 3}'),
+        ("tokenizer_config.json", b'{"eos_token": 3, "model_max_length": "x"}'),
+    ],
+)
+def test_damaged_tokenizers(name, content, checkpoint):
+    if name in ("chat_template.jinja", "tokenizer_config.json"):
+        (checkpoint / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n")
+    (checkpoint / name).write_bytes(content)
+    assert name in refused(checkpoint)
 
 
 class Evil:

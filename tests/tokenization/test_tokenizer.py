@@ -142,7 +142,7 @@ def test_no_files_no_tokenizer(tmp_path):
         ("T5", "spiece.model", b"\xff\x00garbage", "SentencePiece"),
         ("Marian", "vocab.json", b'{"a": 1}', "number the pieces"),
         ("Marian", "source.spm", b"nothing", "SentencePiece"),
-        ("Bert", "tokenizer.json", b"{}", "is no tokenizer"),
+        ("Bert", "tokenizer.json", b"{}", "no tokenizer that can be read from tokenizer.json"),
         ("Bert", "tokenizer_config.json", b"[]", "must be an object"),
     ],
 )

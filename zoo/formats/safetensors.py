@@ -9,6 +9,7 @@ import itertools
 import json
 import math
 import os
+import stat
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ def read_list(path: Path, most: int = 10_000_000) -> list[Any]:
 
 def _read_json(path: Path, most: int, kind: type, name: str) -> Any:
     try:
-        size = path.stat().st_size
+        size = _size(path)
         if size > most:
             raise CheckpointError(f"{path} has {size} bytes; a file of its kind has at most {most}")
         value = json.loads(path.read_bytes())
@@ -122,10 +123,18 @@ def _read_json(path: Path, most: int, kind: type, name: str) -> Any:
     return value
 
 
+def _size(path: Path) -> int:
+    """Bytes of a plain file; a pipe or a device would be read without end."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise CheckpointError(f"{path} is no plain file")
+    return found.st_size
+
+
 def _read_header(path: Path) -> tuple[dict[str, tuple[np.dtype, Shape, int, int]], int]:
     """Entries by name (dtype, shape, first and last byte of the data), and where the data starts."""
     try:
-        size = path.stat().st_size
+        size = _size(path)
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, MAX_HEADER):

@@ -18,6 +18,8 @@ from zoo.weights import CheckpointError
 
 Settings = dict[str, Any]
 SPACE = "▁"
+MAX_SENTINELS = 10_000
+"""T5's tokens for gaps, of which published tokenizers have at most a thousand."""
 _BERT = ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", "[CLS]", "[SEP]")
 _ROBERTA = ("<s> $A </s>", "<s> $A </s> </s> $B </s>", "<s>", "</s>")
 
@@ -191,7 +193,10 @@ def unigram(
 def t5(folder: Path, settings: Settings) -> Tokenizer:
     """SentencePiece, with sentinels after its pieces, the last first."""
     file = SentencePieceFile(folder, "spiece.model")
-    extra = [f"<extra_id_{i}>" for i in reversed(range(settings.get("extra_ids", 100)))]
+    count = settings.get("extra_ids", 100)
+    if not 0 <= count <= MAX_SENTINELS:
+        raise CheckpointError(f"{folder / 'tokenizer_config.json'}: extra_ids is {count}; zoo takes {MAX_SENTINELS}")
+    extra = [f"<extra_id_{i}>" for i in reversed(range(count))]
     pieces = file.pieces + [(token, 0.0) for token in extra]
     tokenizer = unigram(file, pieces, file.unk_id, ("<pad>", "</s>", "<unk>", *extra))
     around(tokenizer, "$A </s>", "$A </s> $B </s>", "</s>")

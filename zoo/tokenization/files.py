@@ -71,6 +71,19 @@ def load_tokenizer(folder: Path, config: dict[str, Any]) -> PretrainedTokenizer 
         name.endswith((".model", ".spm")) for name in kinds
     ):
         return None
+    try:
+        return _build(folder, files, config)
+    except CheckpointError:
+        raise
+    except BaseException as error:
+        # Parsers in Rust and C++ raise plain exceptions, or panic, which Python sees as no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        names = ", ".join(path.name for path in files)
+        raise CheckpointError(f"{folder} has no tokenizer that can be read from {names}: {str(error)[:200]}") from None
+
+
+def _build(folder: Path, files: tuple[Path, ...], config: dict[str, Any]) -> PretrainedTokenizer | UnreadTokenizer:
     from zoo.tokenization.builders import OF_MODEL
 
     settings = _settings(folder)
@@ -78,6 +91,7 @@ def load_tokenizer(folder: Path, config: dict[str, Any]) -> PretrainedTokenizer 
     coder = _coder(folder, settings, kind)
     if coder is None:
         return UnreadTokenizer(reason=_unread(folder, settings, config), files=files)
+    coder.encode("a", None, True)  # a template may name tokens that are not there
     special = _roles(kind) or _roles(OF_MODEL.get(config.get("model_type"), ""))
     special |= {role: settings[f"{role}_token"] for role in SPECIAL if settings.get(f"{role}_token")}
     special = {role: token for role, token in special.items() if coder.token_id(token) is not None}
@@ -137,10 +151,7 @@ def _coder(folder: Path, settings: dict[str, Any], kind: str) -> Coder | None:
 
     path = folder / "tokenizer.json"
     if path.exists():
-        try:
-            tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
-        except Exception as error:
-            raise CheckpointError(f"{path} is no tokenizer: {str(error)[:200]}") from None
+        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
         if kind == "CLIP":
             tokenizer.decoder = word_ends()
         return FastCoder(tokenizer)

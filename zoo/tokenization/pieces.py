@@ -116,6 +116,8 @@ def _read_ids(path: Path) -> dict[str, int]:
 
 def _processor(path: Path) -> Any:
     try:
-        return sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
+        processor = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
+        processor.encode("a")
+        return processor
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f"{path} is no SentencePiece model: {error}") from None

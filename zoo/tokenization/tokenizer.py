@@ -1,6 +1,5 @@
 """Text, pairs of texts and chats to ids, padded and cut; ids to text."""
 
-import datetime
 import json
 import shutil
 from collections.abc import Iterable, Sequence
@@ -299,22 +298,8 @@ class PretrainedTokenizer:
         """
         if self.chat_template is None:
             raise ValueError("this checkpoint has no chat template; write the prompt as its documentation says")
-        import jinja2
-        import jinja2.sandbox
+        from zoo.tokenization.chat import render
 
-        def refuse(message: str):
-            raise ValueError(f"the chat template refuses these messages: {message}")
-
-        sandbox = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        sandbox.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
-        sandbox.globals["raise_exception"] = refuse
-        sandbox.globals["strftime_now"] = lambda pattern: datetime.datetime.now().strftime(pattern)
         tokens = {f"{role}_token": token for role, token in self.special.items()}
-        try:
-            return sandbox.from_string(self.chat_template).render(
-                messages=list(messages), add_generation_prompt=add_generation_prompt, **(tokens | variables)
-            )
-        except (jinja2.TemplateError, TypeError) as error:
-            raise ValueError(f"the chat template cannot be used: {error}") from None
+        options = {"add_generation_prompt": add_generation_prompt} | tokens | variables
+        return render(self.chat_template, messages, **options)
