@@ -256,9 +256,7 @@ class Stack(nn.Module):
         names = jax.eval_shape(make, jax.random.key(0))
         split = lambda rng: jax.random.split(rng, self.config.unique_layers)  # noqa: E731
         # One call a name: under jit, what a name does not need is dropped.
-        return {
-            name: self.param(name, lambda rng, n=name: lax.map(lambda r: make(r)[n], split(rng))) for name in names
-        }
+        return {name: self.param(name, lambda rng, n=name: lax.map(lambda r: make(r)[n], split(rng))) for name in names}
 
     def _run(
         self,
