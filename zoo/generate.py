@@ -93,6 +93,7 @@ def generate(
     decoder_input_ids: Int[Array, "B T"] | None = None,
     decoder_attention_mask: Int[Array, "B T"] | None = None,
     max_positions: int | None = None,
+    reread_past: int | None = None,
     **options: Any,
 ) -> Generated:
     """Continue prompts, or decode from encoded inputs.
@@ -112,6 +113,8 @@ def generate(
         decoder_input_ids: an encoder-decoder's prompt; `decoder_start_token_id` comes before it, unless it is there.
         decoder_attention_mask: of that prompt, padded on the left.
         max_positions: that the decoder has a vector for; more tokens are an error, except by default.
+        reread_past: with more tokens than this, what the cache holds is of no use: they are all read again (LongRoPE,
+            whose rotation of every position then changes).
         options: fields of `GenerationConfig`; `decoder_start_token_id` tells an encoder-decoder. Without `max_length`
             and `max_new_tokens` there are 20 new tokens.
 
@@ -129,7 +132,7 @@ def generate(
         decoder_attention_mask=decoder_attention_mask,
     )
     config = _read(options, sampling)
-    start, config = _prepare(inputs, config, max_positions)
+    start, config = _prepare(inputs, config, max_positions, reread_past)
     rng = jax.random.key(seed) if prng_key is None else prng_key
     loop = _search if config.num_beams > 1 else _generate
     tokens, lengths, scores = loop(apply, params, start, rng, config)
@@ -147,6 +150,7 @@ def stream(
     seed: int = 0,
     prng_key: Array | None = None,
     max_positions: int | None = None,
+    reread_past: int | None = None,
     **options: Any,
 ) -> Iterator[Int[np.ndarray, " R"]]:
     """The tokens that `generate` writes with the same arguments, one of each row at a time as they come.
@@ -159,7 +163,7 @@ def stream(
     if config.num_beams > 1:
         raise ValueError(f"num_beams is {config.num_beams}; what beams write is known at their end only: give 1")
     inputs |= {"input_ids": input_ids, "attention_mask": attention_mask}
-    start, config = _prepare(inputs, config, max_positions)
+    start, config = _prepare(inputs, config, max_positions, reread_past)
     rng = jax.random.key(seed) if prng_key is None else prng_key
     return _stream(apply, params, start, rng, config)
 
@@ -200,6 +204,8 @@ class Start:
     limit: Int[Array, ""]
     min_length: Int[Array, ""]
     source_end: Int[Array, ""]
+    reread_at: Int[Array, ""] | None
+    """Where sequences that end there are read anew; None where they do not come so far."""
     room: int = struct.field(pytree_node=False)
     """Places for new tokens."""
 
@@ -226,7 +232,7 @@ class Start:
 
 
 def _prepare(
-    inputs: Mapping[str, Any], config: GenerationConfig, max_positions: int | None
+    inputs: Mapping[str, Any], config: GenerationConfig, max_positions: int | None, reread_past: int | None
 ) -> tuple[Start, GenerationConfig]:
     """Check and pad the inputs. The configuration that is compiled on has no lengths, so that these may vary."""
     inputs = {name: np.asarray(value) for name, value in inputs.items() if value is not None}
@@ -244,6 +250,9 @@ def _prepare(
     length = ids.shape[1]
     limit = _limit(length, int(length - mask.sum(-1).max()), config, max_positions)
     shortest = config.min_length if config.min_new_tokens is None else length + config.min_new_tokens
+    reread_at = None
+    if reread_past is not None and length <= reread_past < limit - 1:
+        reread_at = jnp.int32(begin + reread_past + 1)
     pad = ((0, 0), (begin, 0))
     start = Start(
         encoder={name: jnp.asarray(value) for name, value in encoder.items()},
@@ -254,6 +263,7 @@ def _prepare(
         limit=jnp.int32(begin + limit),
         min_length=jnp.int32(shortest),
         source_end=jnp.int32(source_end),
+        reread_at=reread_at,
         room=limit - length + -(limit - length) % BUCKET,
     )
     return start, dataclasses.replace(config, max_length=None, max_new_tokens=None, min_length=0, min_new_tokens=None)
@@ -354,6 +364,24 @@ def _read_prompt(apply, params, start: Start, copies: int) -> tuple[Float[Array,
     return logits[rows], cache.select(rows)
 
 
+def _continue(apply, params, start: Start, tokens: Int[Array, "R T"], end: Int[Array, ""], cache: Any):
+    """Logits of the token at `end`, and the cache with the one before it."""
+
+    def step(tokens, cache):
+        token = lax.dynamic_index_in_dim(tokens, end - 1, 1, keepdims=False)
+        return apply(params, token=token, cache=cache, method="step")
+
+    def reread(tokens, cache):
+        mask = jnp.pad(start.mask, ((0, 0), (0, start.room)), constant_values=1)
+        mask = jnp.repeat(mask, len(tokens) // len(mask), axis=0)
+        prompts = {"input_ids": tokens, "attention_mask": mask, "length": end}
+        return apply(params, **prompts, capacity=tokens.shape[1], method="prefill")
+
+    if start.reread_at is None:
+        return step(tokens, cache)
+    return lax.cond(end == start.reread_at, reread, step, tokens, cache)
+
+
 @struct.dataclass
 class Written:
     """The state of the loop without beams."""
@@ -407,7 +435,7 @@ def _first(apply, params, start: Start, rng, config: GenerationConfig) -> Writte
 
 
 def _step(apply, params, start: Start, state: Written, rng, config: GenerationConfig) -> Written:
-    logits, cache = apply(params, token=state.token, cache=state.cache, method="step")
+    logits, cache = _continue(apply, params, start, state.tokens, state.end, state.cache)
     return _write(start, logits, state.replace(cache=cache), rng, config)
 
 
@@ -441,8 +469,7 @@ def _search(apply, params, start: Start, rng, config: GenerationConfig):
 
     def advance(state):
         beams, end, cache = state
-        token = lax.dynamic_index_in_dim(beams.flat, end - 1, 1, keepdims=False)
-        logits, cache = apply(params, token=token, cache=cache.select(beams.rows), method="step")
+        logits, cache = _continue(apply, params, start, beams.flat, end, cache.select(beams.rows))
         return extend(logits, beams, end), end + 1, cache
 
     beams = extend(logits, Beams.start(start.tokens(num_beams, fill), num_beams), start.prompt_end)

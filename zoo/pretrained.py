@@ -23,7 +23,7 @@ from jaxtyping import Array, Int
 from zoo.architectures import Architecture, Fields, find_architecture, list_architectures
 from zoo.architectures.architecture import keep_activation_names
 from zoo.architectures.fitting import find_fitting
-from zoo.config import DualConfig, LanguageModelHead, ModelConfig, TransformerConfig
+from zoo.config import DualConfig, LanguageModelHead, LongRopeScaling, ModelConfig, TransformerConfig
 from zoo.decoder_prompt import decoder_prompt
 from zoo.dual import DualEncoder, DualOutput
 from zoo.formats.folder import open_weights
@@ -174,6 +174,9 @@ class Bundle:
         positions = self.config.target_embedding.positions
         if positions is not None and positions.max_length is not None:
             options["max_positions"] = positions.max_length
+        rotary = self.config.decoder.attention.rotary
+        if rotary is not None and isinstance(rotary.scaling, LongRopeScaling):
+            options["reread_past"] = rotary.scaling.original_length
         return options
 
     def _prompted(self, options: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from zoo.config import (
@@ -267,12 +268,17 @@ class Transformer(nn.Module):
         capacity: int,
         encoder_hidden_states: Float[Array, "B S D"] | None = None,
         encoder_attention_mask: Int[Array, "B S"] | None = None,
+        length: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B V"], Cache]:
         """Read a prompt, padded on the left, and start a cache of `capacity` positions.
+
+        With `length`, which may be traced, the prompt is only that much of `input_ids`.
 
         Returns:
             Logits of the token that follows the prompt, and the cache.
         """
+        if length is not None:
+            attention_mask = jnp.where(jnp.arange(input_ids.shape[1]) < length, attention_mask, 0)
         positions = jnp.maximum(jnp.cumsum(attention_mask, -1) - 1, 0)
         output = self.decode(
             input_ids,
@@ -287,7 +293,10 @@ class Transformer(nn.Module):
             memory["memory"] = self.decoder.memory_keys_values(encoder_hidden_states)
             memory["memory_segment_ids"] = encoder_attention_mask
         cache = Cache.start(output.keys_values, attention_mask, capacity, **memory)
-        return self._logits(output.last_hidden_state[:, -1:])[:, 0], cache
+        if length is None:
+            return self._logits(output.last_hidden_state[:, -1:])[:, 0], cache
+        last = lax.dynamic_slice_in_dim(output.last_hidden_state, length - 1, 1, 1)
+        return self._logits(last)[:, 0], cache.replace(length=length)
 
     def step(self, token: Int[Array, " B"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
         """Logits of the token that follows `token`, and the cache with `token` in it."""

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -187,3 +188,26 @@ def test_gemma_3_that_sees_is_loaded_without_its_eyes(make, tmp_path, old, visio
     assert bundle.config == text.config
     np.testing.assert_array_equal(logits(bundle), logits(text))
     assert zoo.load(zoo.save(bundle, tmp_path / "saved")).config == text.config
+
+
+@pytest.mark.parametrize("length", [25, 30, 31])
+def test_longrope_reads_all_again_where_it_changes_its_factors(length, make):
+    folder = make("phi3-causal_lm")
+    bundle = zoo.load(folder)
+    ids = np.random.default_rng(0).integers(5, 67, (2, length)).astype(np.int32)
+    with jax.default_matmul_precision("highest"):
+        whole = ids
+        for _ in range(10):
+            whole = np.concatenate([whole, np.asarray(bundle(input_ids=whole).logits[:, -1:].argmax(-1))], 1)
+        options = {"max_new_tokens": 10, "eos_token_id": None}
+        greedy = np.asarray(bundle.generate(ids, **options).sequences)
+        assert np.array_equal(greedy, whole)
+        assert np.array_equal(np.stack(list(bundle.stream(ids, **options)), 1), greedy[:, length:])
+        beams = np.asarray(bundle.generate(ids, **options, num_beams=3).sequences)
+
+    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+    model = transformers.Phi3ForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    model.generation_config.eos_token_id = None
+    for wanted, num_beams in ((greedy, 1), (beams, 3)):
+        found = model.generate(torch.tensor(ids).long(), max_new_tokens=10, do_sample=False, num_beams=num_beams)
+        assert np.array_equal(found, wanted)

@@ -67,7 +67,10 @@ class YarnScaling:
 
 @dataclass(frozen=True, kw_only=True)
 class LongRopeScaling:
-    """LongRoPE (Ding et al. 2024): one divisor a frequency, `long_factors` past `original_length`."""
+    """LongRoPE (Ding et al. 2024): one divisor a frequency, `long_factors` past `original_length`.
+
+    All positions of a sequence rotate by the same factors, so generation that comes past it reads all tokens again.
+    """
 
     short_factors: tuple[float, ...]
     long_factors: tuple[float, ...]
