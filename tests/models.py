@@ -14,6 +14,7 @@ from zoo.config import (
     AudioConfig,
     ClassifierHead,
     ConvolutionConfig,
+    DenseConfig,
     DisentangledConfig,
     DynamicScaling,
     EmbeddingConfig,
@@ -81,7 +82,7 @@ ALBERT = TransformerConfig(
 SENTENCES = TransformerConfig(
     embedding=tokens(positions=LearnedPositions(max_length=40, offset=2, padding_id=1)),
     encoder=stack(pattern=("local", "global"), local=LocalConfig(window=(3, 3), rotary=RotaryConfig())),
-    head=EmbeddingHead(inner_projection=20, projection=6),
+    head=EmbeddingHead(also_pooled=("max",), inner=(DenseConfig(width=20, activation="tanh"),), projection=6),
 )
 VIT = TransformerConfig(
     embedding=EmbeddingConfig(

@@ -86,6 +86,8 @@ class PooledHead(nn.Module):
             pooled = jnp.take_along_axis(x, jnp.argmax(marked, 1)[:, None, None], axis=1)[:, 0]
         else:
             pooled = pool(x, mask, config.pooling)
+        if isinstance(config, EmbeddingHead) and config.also_pooled:
+            pooled = jnp.concatenate([pooled, *(pool(x, mask, how) for how in config.also_pooled)], -1)
         if config.norm is not None:
             pooled = Norm(config.norm, name="norm")(pooled)
         if isinstance(config, ClassifierHead):
@@ -99,8 +101,9 @@ class PooledHead(nn.Module):
                 second = Projection((config.num_classes,), self.dtype, config.bias, name="distilled_logits")(x[:, 1])
                 logits = (logits + second) / 2
             return logits.astype(jnp.float32)
-        if config.inner_projection is not None:
-            pooled = Projection((config.inner_projection,), self.dtype, bias=False, name="inner_projection")(pooled)
+        for index, inner in enumerate(config.inner):
+            pooled = Projection((inner.width,), self.dtype, inner.bias, name=f"inner_{index}")(pooled)
+            pooled = pooled if inner.activation is None else ACTIVATIONS[inner.activation](pooled)
         if config.projection is not None:
             project = Projection((config.projection,), self.dtype, config.projection_bias, name="projection")
             pooled = project(pooled)
@@ -149,5 +152,8 @@ def pool(x: Float[Array, "B T D"], mask: Int[Array, "B T"] | None, how: Pooling)
     if how == "max":
         return jnp.where(mask[..., None] != 0, x, -1e9).max(1).astype(x.dtype)
     weights = mask[..., None].astype(jnp.float32)
-    mean = (x * weights).sum(1) / jnp.maximum(weights.sum(1), 1e-9)
+    if how == "weighted_mean":
+        weights = weights * jnp.arange(1, x.shape[1] + 1, dtype=jnp.float32)[:, None]
+    length = jnp.maximum(weights.sum(1), 1e-9)
+    mean = (x * weights).sum(1) / (jnp.sqrt(length) if how == "mean_root_length" else length)
     return mean.astype(x.dtype)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from zoo.architectures import Architecture, Fields, find_architecture, list_architectures
 from zoo.architectures.architecture import keep_activation_names
@@ -34,7 +34,7 @@ from zoo.formats.mxfp4 import Mxfp4Tensors
 from zoo.formats.safetensors import read_json, write_folder
 from zoo.generate import Generated, generate, stream
 from zoo.generation_config import FIELDS, SAMPLING, stored_options
-from zoo.sentences import Modules, ModuleTensors, read_modules, with_embedding, write_modules
+from zoo.sentences import Modules, ModuleTensors, plain_modules, read_modules, with_embedding, write_modules
 from zoo.serialization import from_dict
 from zoo.tokenization import PretrainedTokenizer, UnreadTokenizer, gguf_tokenizer, load_tokenizer
 from zoo.training.checkpoint import load_params
@@ -208,6 +208,31 @@ class Bundle:
         replaced = ("do_sample", *SAMPLING) if "sampling" in given else ()
         return {name: value for name, value in stored.items() if name not in replaced}
 
+    def embed(
+        self, texts: str | Sequence[str], *, prompt: str | None = None, batch_size: int = 32
+    ) -> Float[np.ndarray, "B D"]:
+        """Vectors of texts, of a checkpoint with the head "embedding".
+
+        Args:
+            texts: cut where they are longer than the checkpoint takes.
+            prompt: name of one of the checkpoint's prompts, to stand before each text; None is its default, if any.
+            batch_size: texts at a time; they are sorted by length.
+
+        Raises:
+            ValueError: a checkpoint that makes no vectors of texts, or has no such prompt.
+        """
+        modules = None if self.origin is None else self.origin.modules
+        if modules is None or self.tokenizer is None:
+            raise ValueError('this model makes no vectors of texts; load it with head="embedding", and a tokenizer')
+        whole = modules.prepare([texts] if isinstance(texts, str) else texts, prompt)
+        order = sorted(range(len(whole)), key=lambda place: len(whole[place]))
+        vectors: dict[int, np.ndarray] = {}
+        for start in range(0, len(order), batch_size):
+            places = order[start : start + batch_size]
+            batch = self.tokenizer([whole[place] for place in places], truncation=True)
+            vectors |= zip(places, np.asarray(self(**batch).pooler_output), strict=True)
+        return np.stack([vectors[place] for place in range(len(whole))])
+
     @functools.cached_property
     def processor(self) -> "ImageProcessor":
         """Turns pictures into inputs, as the checkpoint's preprocessor_config.json says; read at first use."""
@@ -283,6 +308,7 @@ def _load_run(folder: Path, step: int | None, dtype: Any) -> Bundle:
 
 def _load_pretrained(folder: Path, head: str | None, dtype, param_dtype, mesh: Mesh | None, layers) -> Bundle:
     modules = read_modules(folder) if head in (None, "embedding") else None
+    modules = _plain_modules(folder) if head == "embedding" and modules is None else modules
     if modules is not None:
         return _load_sentences(modules, head, dtype, param_dtype, mesh, layers)
     fields = Fields(read_json(folder / "config.json"), str(folder / "config.json"))
@@ -345,6 +371,15 @@ def _load_gguf(file: Path, head: str | None, dtype, param_dtype, mesh: Mesh | No
     return _build(origin, tensors, fields, tokenizer, dtype, param_dtype, mesh, layers, head is not None)
 
 
+def _plain_modules(folder: Path) -> Modules | None:
+    """For vectors from a folder of a transformer alone; None where its classes have an embedding of their own."""
+    fields = Fields(read_json(folder / "config.json"), str(folder / "config.json"))
+    if "embedding" in _find(fields).classes:
+        return None
+    sizes = (fields.get(name) for name in ("hidden_size", "d_model", "dim", "n_embd"))
+    return plain_modules(folder, next((size for size in sizes if isinstance(size, int)), 0))
+
+
 def _load_sentences(modules: Modules, head: str | None, dtype, param_dtype, mesh: Mesh | None, layers) -> Bundle:
     config = modules.transformer / "config.json"
     fields = Fields(read_json(config), str(config))
@@ -357,6 +392,8 @@ def _load_sentences(modules: Modules, head: str | None, dtype, param_dtype, mesh
         modules=modules,
     )
     tokenizer = load_tokenizer(modules.transformer, fields.values)
+    if isinstance(tokenizer, PretrainedTokenizer) and modules.max_length is not None:
+        tokenizer = dataclasses.replace(tokenizer, max_length=modules.max_length)
     return _build(origin, ModuleTensors(modules), fields, tokenizer, dtype, param_dtype, mesh, layers, head is not None)
 
 

@@ -1,7 +1,8 @@
 """Folders of sentence-transformers (Reimers & Gurevych 2019): what follows the transformer, as an `EmbeddingHead`.
 
-modules.json lists the transformer, pooling, perhaps one or two dense layers, and perhaps normalisation, each in a
-subfolder. Reads and writes them; the transformer itself is loaded like any other. Other modules are refused by name.
+modules.json lists the transformer, pooling, perhaps dense layers, and perhaps normalisation, each in a subfolder. Reads
+and writes them; the transformer itself is loaded like any other. Other modules are refused by name. A folder without
+modules.json is a transformer and the mean over its tokens, as there.
 """
 
 import dataclasses
@@ -9,26 +10,28 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from zoo.architectures import Architecture, Fields
-from zoo.config import Activation, EmbeddingHead, ModelConfig, TransformerConfig
+from zoo.config import Activation, DenseConfig, EmbeddingHead, ModelConfig, Pooling, TransformerConfig
 from zoo.formats.folder import open_weights
 from zoo.formats.safetensors import read_json, read_list, write_folder
 from zoo.weights import CheckpointError, Rule, Shape, Tensors, linear
 
-POOLINGS: dict[str, Literal["first", "last", "mean", "max"]] = {
+POOLINGS: dict[str, Pooling] = {
     "cls": "first",
-    "cls_token": "first",
-    "lasttoken": "last",
-    "mean": "mean",
-    "mean_tokens": "mean",
     "max": "max",
-    "max_tokens": "max",
+    "mean": "mean",
+    "mean_sqrt_len": "mean_root_length",
+    "weightedmean": "weighted_mean",
+    "lasttoken": "last",
 }
-"""Their modes, in one field in new files and in one field each in old ones, and ours."""
+"""Their modes and ours, in the order in which several are concatenated. New files have them in one field, old ones
+have a field for each, `pooling_mode_mean_tokens`."""
+_TRANSFORMERS = ("Transformer", "BERT", "RoBERTa", "DistilBERT", "ALBERT", "CamemBERT", "XLMRoBERTa")
+"""What the first module is called, of late and in the first releases."""
 _ACTIVATIONS: dict[str, Activation | None] = {
     "Identity": None,
     "Tanh": "tanh",
@@ -36,9 +39,7 @@ _ACTIVATIONS: dict[str, Activation | None] = {
     "GELU": "gelu",
     "SiLU": "silu",
 }
-_ENDINGS = [["Dense"] * dense + ["Normalize"] * normalize for dense in range(3) for normalize in range(2)]
-"""What may follow the pooling."""
-_SETTINGS = ("sentence_bert_config.json", "config_sentence_transformers.json")
+_SETTINGS = "config_sentence_transformers.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,7 @@ class Modules:
     folder: Path
     modules: tuple[Module, ...]
     settings: Mapping[str, Any]
-    """Contents of the other files, by name, which zoo keeps and does not read."""
+    """Contents of the other files, by name: prompts, the longest text."""
 
     @property
     def transformer(self) -> Path:
@@ -76,8 +77,36 @@ class Modules:
 
     @property
     def dense(self) -> list[Module]:
-        """The linear maps, at most two."""
+        """The linear maps, first to last."""
         return [module for module in self.modules if module.kind == "Dense"]
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """What may stand before a text, by name."""
+        found = self.settings.get(_SETTINGS, {}).get("prompts") or {}
+        if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
+            raise CheckpointError(f"{self.folder / _SETTINGS}: prompts is {found!r}; it must name texts")
+        return found
+
+    @property
+    def max_length(self) -> int | None:
+        """Tokens of a text at the most, where the folder says."""
+        found = self._transformer_setting("max_seq_length")
+        return found if isinstance(found, int) and found > 0 else None
+
+    def prepare(self, texts: Sequence[str], prompt: str | None) -> list[str]:
+        """Texts as the tokenizer is to see them, behind the prompt of a name; None is the folder's own, if any.
+
+        ValueError for an unknown name.
+        """
+        name = self.settings.get(_SETTINGS, {}).get("default_prompt_name") if prompt is None else prompt
+        if name is not None and name not in self.prompts:
+            raise ValueError(f"{name!r} is no prompt of this checkpoint; it has {', '.join(self.prompts) or 'none'}")
+        whole = [(("" if name is None else self.prompts[name]) + text).strip() for text in texts]
+        return [text.lower() for text in whole] if self._transformer_setting("do_lower_case") else whole
+
+    def _transformer_setting(self, name: str) -> Any:
+        return next((found[name] for file, found in self.settings.items() if file != _SETTINGS and name in found), None)
 
 
 def read_modules(folder: Path) -> Modules | None:
@@ -90,13 +119,36 @@ def read_modules(folder: Path) -> Modules | None:
         return None
     modules = tuple(_read_module(folder, entry) for entry in read_list(folder / "modules.json"))
     kinds = [module.kind for module in modules]
-    if kinds[:2] != ["Transformer", "Pooling"] or kinds[2:] not in _ENDINGS:
+    ending = [kind for kind in kinds[2:] if kind != "Dropout"]
+    known = kinds and kinds[0] in _TRANSFORMERS and kinds[1:2] == ["Pooling"]
+    if not known or ending not in (["Dense"] * ending.count("Dense") + end for end in ([], ["Normalize"])):
+        inner = modules[0].path if modules and not known else ""
+        there = f"zoo.load({str(folder / inner)!r})" if inner else 'zoo.load(…, head="base")'
         raise CheckpointError(
-            f"{folder / 'modules.json'} lists {', '.join(kinds)}; zoo computes Transformer, Pooling, at most two Dense "
-            'and at most one Normalize, in this order. zoo.load(…, head="base") gives the transformer alone'
+            f"{folder / 'modules.json'} lists {', '.join(kinds)}; zoo computes Transformer, Pooling, any Dense, "
+            f"and at most one Normalize, in this order. {there} gives the first module alone"
         )
-    settings = {name: read_json(folder / name) for name in _SETTINGS if (folder / name).exists()}
-    return Modules(folder=folder, modules=modules, settings=settings)
+    return Modules(folder=folder, modules=modules, settings=_read_settings(folder, folder / modules[0].path))
+
+
+def plain_modules(folder: Path, width: int) -> Modules:
+    """A transformer and the mean over its tokens."""
+    entries = [
+        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for number, (path, kind) in enumerate((("", "Transformer"), ("1_Pooling", "Pooling")))
+    ]
+    pooling = Fields({"word_embedding_dimension": width, "pooling_mode_mean_tokens": True}, str(folder))
+    modules = (
+        Module(entry=entries[0], kind="Transformer", path="", fields=Fields({}, str(folder))),
+        Module(entry=entries[1], kind="Pooling", path="1_Pooling", fields=pooling),
+    )
+    return Modules(folder=folder, modules=modules, settings=_read_settings(folder, folder))
+
+
+def _read_settings(folder: Path, transformer: Path) -> dict[str, Any]:
+    """Files beside the modules; the transformer's was named after its kind, sentence_roberta_config.json."""
+    files = [folder / _SETTINGS, *sorted(transformer.glob("sentence_*_config.json"))]
+    return {file.name: read_json(file) for file in files if file.exists()}
 
 
 def _read_module(folder: Path, entry: Any) -> Module:
@@ -104,8 +156,9 @@ def _read_module(folder: Path, entry: Any) -> Module:
     kind, path = (entry.get("type"), entry.get("path")) if isinstance(entry, dict) else (None, None)
     if not isinstance(kind, str) or not kind.startswith("sentence_transformers."):
         raise CheckpointError(f"{origin} names the class {kind!r}; zoo knows those of sentence_transformers alone")
-    if not isinstance(path, str) or (path and (Path(path).name != path or path in (".", "..") or "\\" in path)):
+    if not isinstance(path, str) or "\\" in path or path.startswith("/") or ".." in Path(path).parts:
         raise CheckpointError(f"{origin} names the folder {path!r}; modules lie in subfolders beside it")
+    path = path.rstrip("/")
     config = folder / path / "config.json"
     fields = read_json(config) if config.exists() else {}
     return Module(entry=entry, kind=kind.rpartition(".")[2], path=path, fields=Fields(fields, str(config)))
@@ -130,7 +183,8 @@ def with_embedding(architecture: Architecture, modules: Modules) -> Architecture
         if head != "embedding":
             return architecture.weights(config, head)
         rows = [row for row in architecture.weights(config, own) if not row.ours[0].startswith("head/")]
-        for module, ours in zip(reversed(modules.dense), ("projection", "inner_projection"), strict=False):
+        for index, module in enumerate(modules.dense):
+            ours = "projection" if module is modules.dense[-1] else f"inner_{index}"
             rows += linear(f"{module.path}/linear", f"head/{ours}")
         return rows
 
@@ -143,43 +197,46 @@ def with_embedding(architecture: Architecture, modules: Modules) -> Architecture
 
 
 def _head(modules: Modules) -> EmbeddingHead:
-    projection: dict[str, Any] = {}
-    *inner, last = [_dense(module.fields) for module in modules.dense] or [{}]
-    for fields in inner:
-        if fields["projection_bias"] or fields["activation"] is not None:
-            raise CheckpointError(
-                f"{modules.folder / 'modules.json'} lists two Dense; zoo has the first without bias and activation"
-            )
-        projection["inner_projection"] = fields["projection"]
-    normalize = modules.modules[-1].kind == "Normalize"
-    return EmbeddingHead(pooling=_pooling(modules.pooling), normalize=normalize, **(projection | last))
+    modes, dense = _poolings(modules), [_dense(module.fields) for module in modules.dense]
+    last = dense[-1:] and {
+        "projection": dense[-1].width,
+        "projection_bias": dense[-1].bias,
+        "activation": dense[-1].activation,
+    }
+    return EmbeddingHead(
+        pooling=modes[0],
+        also_pooled=tuple(modes[1:]),
+        inner=tuple(dense[:-1]),
+        normalize=modules.modules[-1].kind == "Normalize",
+        **(last or {}),
+    )
 
 
-def _dense(fields: Fields) -> dict[str, Any]:
-    """Width, bias and activation of a linear map."""
+def _dense(fields: Fields) -> DenseConfig:
     fields.expect(module_input_name="sentence_embedding", module_output_name="sentence_embedding")
     name = str(fields.get("activation_function", "torch.nn.modules.activation.Tanh")).rpartition(".")[2]
     if name not in _ACTIVATIONS:
         raise CheckpointError(f"{fields.origin}: activation_function is {name}; zoo knows {', '.join(_ACTIVATIONS)}")
-    return {
-        "projection": fields["out_features"],
-        "projection_bias": fields.get("bias", True),
-        "activation": _ACTIVATIONS[name],
-    }
+    return DenseConfig(width=fields["out_features"], bias=fields.get("bias", True), activation=_ACTIVATIONS[name])
 
 
-def _pooling(fields: Fields) -> Literal["first", "last", "mean", "max"]:
-    fields.expect(include_prompt=True)
+def _poolings(modules: Modules) -> list[Pooling]:
+    """What the vectors are made of, in order."""
+    fields = modules.pooling
+    if any(modules.prompts.values()):
+        fields.expect(include_prompt=True)
     modes = fields.get("pooling_mode")
     if modes is None:
         named = [name for name, value in fields.values.items() if name.startswith("pooling_mode_") and value is True]
         modes = [name.removeprefix("pooling_mode_") for name in named]
-    modes = modes if isinstance(modes, list) else [modes]
-    if len(modes) != 1 or modes[0] not in POOLINGS:
-        raise CheckpointError(
-            f"{fields.origin}: the pooling modes are {modes}; zoo has one of {', '.join(sorted(POOLINGS))}"
-        )
-    return POOLINGS[modes[0]]
+    modes = [str(mode).removesuffix("_tokens").removesuffix("_token") for mode in _as_list(modes)]
+    if not modes or not set(modes) <= set(POOLINGS):
+        raise CheckpointError(f"{fields.origin}: the pooling modes are {modes}; zoo has {', '.join(POOLINGS)}")
+    return [ours for theirs, ours in POOLINGS.items() if theirs in modes]
+
+
+def _as_list(value: Any) -> list:
+    return value if isinstance(value, list) else [value]
 
 
 class ModuleTensors:
@@ -211,7 +268,7 @@ def write_modules(modules: Modules, folder: Path, entries: Iterable[tuple], max_
     for name, content in modules.settings.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")
     for module in rest:
-        (folder / module.path).mkdir(exist_ok=True)
+        (folder / module.path).mkdir(parents=True, exist_ok=True)
         if module.fields.values:
             (folder / module.path / "config.json").write_text(json.dumps(module.fields.values, indent=2) + "\n")
     for dense in modules.dense:

@@ -73,12 +73,26 @@ def test_saved_folder_has_its_modules(folder, tmp_path):
     np.testing.assert_array_equal(zoo.load(saved)(**batch()).pooler_output, bundle(**batch()).pooler_output)
 
 
+def weighted(x, mask):
+    weights = mask * np.arange(1, x.shape[1] + 1)[:, None]
+    return (x * weights).sum(1) / weights.sum(1)
+
+
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
         ({"pooling_mode_cls_token": True}, lambda x, mask: x[:, 0]),
         ({"pooling_mode": "max"}, lambda x, mask: np.where(mask, x, -np.inf).max(1)),
         ({"pooling_mode": ["lasttoken"]}, lambda x, mask: x[[0, 1], mask[..., 0].sum(1) - 1]),
+        ({"pooling_mode_mean_sqrt_len_tokens": True}, lambda x, mask: (x * mask).sum(1) / np.sqrt(mask.sum(1))),
+        ({"pooling_mode_weightedmean_tokens": True}, lambda x, mask: weighted(x, mask)),
+        (
+            # In the order of the reference's own list, whatever the file's.
+            {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True, "pooling_mode_lasttoken": True},
+            lambda x, mask: np.concatenate(
+                [x[:, 0], (x * mask).sum(1) / mask.sum(1), x[[0, 1], mask[..., 0].sum(1) - 1]], -1
+            ),
+        ),
     ],
 )
 def test_pooling_modes(folder, fields, expected):
@@ -106,8 +120,62 @@ def test_two_dense_layers(folder, tmp_path):
     saved = zoo.save(bundle, tmp_path / "saved")
     np.testing.assert_array_equal(zoo.load(saved)(**batch()).pooler_output, bundle(**batch()).pooler_output)
     write(folder / "2_Dense", "config.json", dense | {"out_features": 30, "activation_function": "torch.nn.GELU"})
-    with pytest.raises(zoo.CheckpointError, match="without bias and activation"):
+    assert zoo.load(folder).config.head.inner[0].activation == "gelu"
+
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "query", ":", "the", "cat", "sat"]
+
+
+def test_texts_with_prompts(folder):
+    """Behind the prompt, in lower case, cut to the length that the folder names, in any order."""
+    (folder / "vocab.txt").write_text("\n".join(WORDS))
+    write(folder, "tokenizer_config.json", {"tokenizer_class": "BertTokenizer", "do_lower_case": False})
+    write(folder, "sentence_bert_config.json", {"max_seq_length": 6, "do_lower_case": True})
+    prompts = {"prompts": {"query": "query: ", "document": ""}, "default_prompt_name": "document"}
+    write(folder, "config_sentence_transformers.json", prompts)
+    bundle = zoo.load(folder)
+    texts = ["The cat sat the cat sat the cat", " CAT"]
+    vectors = bundle.embed(texts, prompt="query", batch_size=1)
+    ids = [[2, 5, 6, 7, 8, 3], [2, 5, 6, 8, 3]]
+    for vector, row in zip(vectors, ids, strict=True):
+        np.testing.assert_allclose(vector, bundle(input_ids=np.array([row])).pooler_output[0], atol=1e-6)
+    np.testing.assert_allclose(bundle.embed(texts, prompt="query"), vectors, atol=1e-6)
+    alone = bundle(input_ids=np.array([[2, 8, 3]])).pooler_output
+    np.testing.assert_allclose(bundle.embed("cat"), alone, atol=1e-6)
+    with pytest.raises(ValueError, match="'passage' is no prompt of this checkpoint; it has query, document"):
+        bundle.embed(texts, prompt="passage")
+    write(folder / "1_Pooling", "config.json", POOLING | {"include_prompt": False})
+    with pytest.raises(zoo.CheckpointError, match="include_prompt"):
         zoo.load(folder)
+
+
+def test_a_folder_without_modules_is_the_mean(checkpoint, tmp_path):
+    bundle = zoo.load(checkpoint, head="embedding")
+    hidden, mask = states(checkpoint)
+    np.testing.assert_allclose(bundle(**batch()).pooler_output, (hidden * mask).sum(1) / mask.sum(1), atol=1e-5)
+    saved = zoo.save(bundle, tmp_path / "saved")
+    assert json.loads((saved / "1_Pooling" / "config.json").read_text())["word_embedding_dimension"] == 24
+    np.testing.assert_array_equal(zoo.load(saved)(**batch()).pooler_output, bundle(**batch()).pooler_output)
+    with pytest.raises(ValueError, match='load it with head="embedding"'):
+        zoo.load(checkpoint).embed("the cat")
+
+
+def test_old_and_nested_folders(folder, tmp_path):
+    """The first releases put the transformer in 0_BERT and named its settings after its kind."""
+    expected = zoo.load(folder)(**batch()).pooler_output
+    (folder / "0_BERT").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).rename(folder / "0_BERT" / name)
+    (folder / "sentence_bert_config.json").rename(folder / "0_BERT" / "sentence_roberta_config.json")
+    (folder / "parts").mkdir()
+    (folder / "2_Dense").rename(folder / "parts" / "2_Dense")
+    entries = [entry(number, kind) for number, kind in enumerate(("BERT", "Pooling", "Dense", "Dropout", "Normalize"))]
+    entries[0]["path"], entries[2]["path"] = "0_BERT", "parts/2_Dense"
+    write(folder, "modules.json", entries)
+    bundle = zoo.load(folder)
+    np.testing.assert_array_equal(bundle(**batch()).pooler_output, expected)
+    assert bundle.origin.modules.max_length == 32
+    np.testing.assert_array_equal(zoo.load(zoo.save(bundle, tmp_path / "saved"))(**batch()).pooler_output, expected)
 
 
 def test_the_encoder_of_an_encoder_decoder(tmp_path):
@@ -130,13 +198,16 @@ def test_the_encoder_of_an_encoder_decoder(tmp_path):
 @pytest.mark.parametrize(
     ("place", "content", "message"),
     [
-        ("1_Pooling/config.json", {"pooling_mode_weightedmean_tokens": True}, "weightedmean_tokens"),
-        ("1_Pooling/config.json", POOLING | {"pooling_mode_cls_token": True}, "pooling modes are"),
-        ("1_Pooling/config.json", POOLING | {"include_prompt": False}, "include_prompt"),
+        ("1_Pooling/config.json", {"pooling_mode_median_tokens": True}, "pooling modes are .'median'."),
+        ("1_Pooling/config.json", {"pooling_mode_mean_tokens": False}, "pooling modes are"),
         ("2_Dense/config.json", DENSE | {"activation_function": "torch.nn.Mish"}, "Mish"),
         ("modules.json", [entry(0, "Transformer"), entry(1, "Normalize"), entry(2, "Pooling")], "in this order"),
         ("modules.json", [entry(0, "Transformer"), entry(1, "Pooling"), entry(2, "LSTM")], "LSTM"),
+        ("modules.json", [entry(0, "CLIPModel") | {"path": "0_CLIPModel"}], r"zoo.load\('.*0_CLIPModel'\) gives"),
         ("modules.json", [entry(0, "Transformer") | {"path": "../bert"}], "subfolders"),
+        ("modules.json", [entry(0, "Transformer") | {"path": "/etc"}], "subfolders"),
+        ("modules.json", [], "lists"),
+        ("config_sentence_transformers.json", {"prompts": {"query": 3}}, "it must name texts"),
         ("modules.json", [entry(0, "Transformer") | {"type": "custom_st.Transformer"}], "custom_st"),
         ("modules.json", {"0": entry(0, "Transformer")}, "must be a list"),
     ],

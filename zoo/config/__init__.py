@@ -12,6 +12,7 @@ from zoo.config.embedding import AudioConfig, EmbeddingConfig, PatchConfig
 from zoo.config.heads import (
     AttentionPoolConfig,
     ClassifierHead,
+    DenseConfig,
     EmbeddingHead,
     Head,
     LanguageModelHead,
@@ -58,6 +59,7 @@ __all__ = [
     "BiasSlot",
     "ClassifierHead",
     "ConvolutionConfig",
+    "DenseConfig",
     "DisentangledConfig",
     "DualConfig",
     "DynamicScaling",

@@ -7,10 +7,14 @@ from zoo.config.norm import NormConfig
 from zoo.config.stack import Activation, AttentionConfig, MlpConfig
 from zoo.config.validation import one_of, positive, require
 
-Pooling = Literal["first", "last", "end", "mean", "mean_with_padding", "max", "patch_mean", "first_and_patch_mean"]
+Pooling = Literal[
+    "first", "last", "end", "mean", "mean_with_padding", "weighted_mean", "mean_root_length", "max", "patch_mean",
+    "first_and_patch_mean",
+]  # fmt: skip
 """What stands for a sequence: its first position; the last that is no padding; the last, padding or not (SigLIP); the
-mean, padding left out or counted (ImageGPT); the largest values, padding left out; the mean of all positions after the
-first; the first beside that mean (DINOv2)."""
+mean, padding left out or counted (ImageGPT), or weighted by the position, from 1 (SGPT); the sum by the root of the
+length (Sentence-BERT); the largest values, padding left out; the mean of all positions after the first; the first
+beside that mean (DINOv2)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +142,18 @@ class AttentionPoolConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DenseConfig:
+    """A linear map of a sequence's vector."""
+
+    width: int
+    bias: bool = False
+    activation: Activation | None = None
+
+    def __post_init__(self):
+        positive(self, "width")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EmbeddingHead:
     """One vector a sequence, for similarity and search."""
 
@@ -147,12 +163,14 @@ class EmbeddingHead:
     """With "token": the id (CLIP's end of text); None: the highest in the sequence (CLIP's first release)."""
     attention_pool: AttentionPoolConfig | None = None
     """With "attention": the query's attention and MLP."""
+    also_pooled: tuple[Pooling, ...] = ()
+    """What else stands for the sequence, concatenated after it (Sentence-BERT)."""
     norm: NormConfig | None = None
     """Normalise the pooled vector, before any projection (CLIP's images)."""
     normalize: bool = True
     """Scale the vector to length one."""
-    inner_projection: int | None = None
-    """Width of a linear map before `projection`, without a bias (EmbeddingGemma)."""
+    inner: tuple[DenseConfig, ...] = ()
+    """Linear maps before `projection` (EmbeddingGemma)."""
     projection: int | None = None
     """Width of a linear map after pooling (CLIP)."""
     projection_bias: bool = False
@@ -175,9 +193,8 @@ class EmbeddingHead:
             "EmbeddingHead has projection_bias or activation without a projection; give its width",
         )
         require(
-            self.inner_projection is None or (self.inner_projection > 0 and self.projection is not None),
-            f"EmbeddingHead.inner_projection is {self.inner_projection}, and projection is {self.projection}; "
-            "give both widths above zero, or no inner one",
+            not self.inner or self.projection is not None,
+            f"EmbeddingHead.inner is {self.inner} without a projection; the last linear map is the projection",
         )
         require(
             self.activation is None or self.activation in get_args(Activation),

@@ -5,7 +5,7 @@ answers found in a context, and texts ranked by similarity.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -225,17 +225,29 @@ def find_answer(bundle: Bundle, wanted: Any, console: Console) -> None:
 
 def rank_texts(bundle: Bundle, wanted: Any, console: Console) -> None:
     """The candidates by the cosine of their vectors and the prompt's, most similar first."""
-    vectors = _vectors(bundle, [wanted.prompt, *wanted.candidates])
-    cosines = vectors[1:] @ vectors[0]
+    (asked,), vectors = _vectors(bundle, [wanted.prompt], "query"), _vectors(bundle, wanted.candidates, *_DOCUMENT)
+    cosines = vectors @ asked
     table = _table()
     for place in np.argsort(-cosines):
         table.add_row(f"{cosines[place]:.4f}", Text(wanted.candidates[place]))
     console.print(table)
 
 
-def _vectors(bundle: Bundle, texts: list[str]) -> np.ndarray:
-    """One vector of length one a text: an embedding head's, or the mean of the last states over tokens."""
-    batch = bundle.tokenizer(texts, padding_side="right")
+_DOCUMENT = ("document", "passage")
+"""What checkpoints call the prompt of a text that is searched."""
+
+
+def _vectors(bundle: Bundle, texts: Sequence[str], *prompts: str) -> np.ndarray:
+    """One vector of length one a text: an embedding head's, or the mean of the last states over tokens.
+
+    Behind the first of `prompts` that the checkpoint has.
+    """
+    modules = None if bundle.origin is None else bundle.origin.modules
+    if modules is not None:
+        prompt = next((name for name in prompts if name in modules.prompts), None)
+        vectors = bundle.embed(texts, prompt=prompt).astype(np.float64)
+        return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+    batch = bundle.tokenizer(list(texts), padding_side="right")
     if bundle.config.decoder is not None and bundle.config.encoder is not None:
         raise ValueError(f"{_kind(bundle)} has no vector for a text; load a model that embeds")
     output = bundle(**batch)
