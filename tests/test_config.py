@@ -206,12 +206,18 @@ def _places(config: Any, wanted: type):
         yield (lambda new: new), config
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            for put, found in _places(value, wanted):
-                yield (
-                    (lambda new, put=put, name=field.name: dataclasses.replace(config, **{name: put(new)})),
-                    found,
-                )
+        several = value if isinstance(value, tuple) else (value,)
+        for index, part in enumerate(several):
+            if not dataclasses.is_dataclass(part):
+                continue
+            for put, found in _places(part, wanted):
+
+                def place(new, put=put, name=field.name, value=value, index=index):
+                    new = put(new)
+                    new = (*value[:index], new, *value[index + 1 :]) if isinstance(value, tuple) else new
+                    return dataclasses.replace(config, **{name: new})
+
+                yield place, found
 
 
 @functools.cache
