@@ -107,6 +107,7 @@ BEIT = TransformerConfig(
     encoder=stack(position_bias=GridBiasConfig(rows=3, columns=3), final_norm=False),
     head=ClassifierHead(num_classes=5, pooling="patch_mean", norm=NormConfig()),
 )
+VISUAL_TOKENS = dataclasses.replace(BEIT, head=TokenHead(num_classes=7, norm=NormConfig(), patches_only=True))
 SIGLIP = TransformerConfig(
     embedding=EmbeddingConfig(
         width=WIDTH,
@@ -347,6 +348,7 @@ CAPTIONER = TransformerConfig(
     embedding=VIT.embedding,
     decoder_embedding=tokens(positions=LearnedPositions(max_length=40)),
     encoder=VIT.encoder,
+    memory_width=12,
     decoder=stack(
         causal=True,
         cross_attention=attention(),
@@ -364,6 +366,12 @@ WHISPER = TransformerConfig(
     decoder=stack(causal=True, cross_attention=attention()),
     head=LanguageModelHead(),
 )
+LANGUAGES = dataclasses.replace(
+    WHISPER,
+    decoder=None,
+    decoder_embedding=None,
+    head=ClassifierHead(num_classes=3, pooling="mean_with_padding", projection=6),
+)
 
 CONFIGS = {
     "bert": BERT,
@@ -372,6 +380,7 @@ CONFIGS = {
     "vit": VIT,
     "deit": DEIT,
     "beit": BEIT,
+    "visual_tokens": VISUAL_TOKENS,
     "siglip": SIGLIP,
     "clip": CLIP,
     "tagger": TAGGER,
@@ -398,6 +407,7 @@ CONFIGS = {
     "marian": MARIAN,
     "captioner": CAPTIONER,
     "whisper": WHISPER,
+    "languages": LANGUAGES,
 }
 DECODERS = [name for name, config in CONFIGS.items() if config.decoder and isinstance(config.head, LanguageModelHead)]
 

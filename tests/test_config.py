@@ -101,6 +101,9 @@ WRONG = {
         embedding=tokens(), encoder=stack(cross_attention=attention())
     ),
     "over_mask or padding_id without": lambda: LearnedPositions(max_length=4, over_mask=True),
+    "or one of the two": lambda: ClassifierHead(num_classes=2, projection=4, pooler="tanh"),
+    "patches_only without patches": lambda: dataclasses.replace(BERT, head=TokenHead(num_classes=2, patches_only=True)),
+    "memory_width without both": lambda: dataclasses.replace(BERT, memory_width=16),
     "output_width without a decoder": lambda: dataclasses.replace(BERT, output_width=16),
     "need its width": lambda: dataclasses.replace(GPT2, output_width=8),
     "decoder_embedding without both stacks": lambda: dataclasses.replace(GPT2, decoder_embedding=tokens()),

@@ -37,6 +37,9 @@ def test_output_shape_and_dtype(name):
     match type(config.head).__name__:
         case "LanguageModelHead":
             assert out.shape == (*rows.shape, config.target_vocab_size)
+        case "TokenHead" if config.head.patches_only:
+            patches = config.embedding.patches
+            assert out.shape == (2, patches.sequence_length - patches.num_tokens, config.head.num_classes)
         case "TokenHead":
             assert out.shape == (*rows.shape, config.head.num_classes)
         case "ClassifierHead":

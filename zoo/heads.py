@@ -8,7 +8,6 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from zoo.config import (
-    Activation,
     AttentionPoolConfig,
     ClassifierHead,
     EmbeddingHead,
@@ -50,21 +49,24 @@ class LanguageModelLogits(nn.Module):
 
 
 class TransformedLabels(nn.Module):
-    """Logits over labels at every position, after a dense layer, an activation and perhaps a norm."""
+    """Logits over labels at every position, after what `TokenHead` has between them and the hidden states."""
 
     config: TokenHead
-    activation: Activation
     norm: NormConfig
     dtype: Any
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T O"]:
         """Transform and project."""
-        x = Projection((x.shape[-1],), self.dtype, self.config.transform_bias, name="transform")(x)
-        x = ACTIVATIONS[self.activation](x)
-        if self.config.transform_norm:
-            x = Norm(self.norm, name="norm")(x)
-        return Projection((self.config.num_classes or 1,), self.dtype, bias=True, name="logits")(x)
+        config = self.config
+        if config.norm is not None:
+            x = Norm(config.norm, name="input_norm")(x)
+        if config.transform is not None:
+            x = Projection((x.shape[-1],), self.dtype, config.transform_bias, name="transform")(x)
+            x = ACTIVATIONS[config.transform](x)
+            if config.transform_norm:
+                x = Norm(self.norm, name="norm")(x)
+        return Projection((config.num_classes or 1,), self.dtype, bias=True, name="logits")(x)
 
 
 class PooledHead(nn.Module):
@@ -91,6 +93,8 @@ class PooledHead(nn.Module):
         if config.norm is not None:
             pooled = Norm(config.norm, name="norm")(pooled)
         if isinstance(config, ClassifierHead):
+            if config.projection is not None:
+                pooled = Projection((config.projection,), self.dtype, bias=True, name="projection")(pooled)
             if config.pooler is not None:
                 pooled = Projection((x.shape[-1],), self.dtype, config.pooler_bias, name="pooler")(pooled)
                 pooled = ACTIVATIONS[config.pooler](pooled)

@@ -96,6 +96,8 @@ class Transformer(nn.Module):
             self.encoder = Stack(config.encoder, self.dtype, self.layers, self.remat)
         if config.decoder is not None:
             self.decoder = Stack(config.decoder, self.dtype, self.layers, self.remat)
+        if config.memory_width is not None:
+            self.memory_projection = Projection((config.memory_width,), self.dtype, bias=True)
         if config.output_width is not None:
             self.output_projection = Projection((config.output_width,), self.dtype)
         if config.decoder_embedding is not None:
@@ -105,10 +107,10 @@ class Transformer(nn.Module):
             case LanguageModelHead(num_ids=num_ids):
                 num_ids = num_ids or config.target_vocab_size or 0
                 self.head = LanguageModelLogits(config.head, num_ids, norm, self.dtype)
-            case TokenHead(transform=None):
+            case TokenHead(transform=None, norm=None):
                 self.head = Projection((config.head.num_classes or 1,), self.dtype, bias=True)
-            case TokenHead(transform=activation):
-                self.head = TransformedLabels(config.head, activation, norm, self.dtype)
+            case TokenHead():
+                self.head = TransformedLabels(config.head, norm, self.dtype)
             case ClassifierHead() | EmbeddingHead():
                 self.head = PooledHead(config.head, self.dtype)
 
@@ -245,7 +247,7 @@ class Transformer(nn.Module):
             x,
             positions,
             _segments(attention_mask, segment_ids),
-            memory=encoder_hidden_states,
+            memory=self._memory(encoder_hidden_states),
             memory_segment_ids=memory_segments,
             cache=cache,
             dropout_rng=rngs[1],
@@ -290,7 +292,7 @@ class Transformer(nn.Module):
         )
         memory: dict[str, Any] = {}
         if encoder_hidden_states is not None:
-            memory["memory"] = self.decoder.memory_keys_values(encoder_hidden_states)
+            memory["memory"] = self.decoder.memory_keys_values(self._memory(encoder_hidden_states))
             memory["memory_segment_ids"] = encoder_attention_mask
         cache = Cache.start(output.keys_values, attention_mask, capacity, **memory)
         if length is None:
@@ -304,6 +306,10 @@ class Transformer(nn.Module):
         positions = cache.segment_ids.sum(-1, keepdims=True)
         output = self.decode(ids, position_ids=positions, cache=cache, with_head=False)
         return self._logits(output.last_hidden_state)[:, 0], cache.append(output.keys_values, seen)
+
+    def _memory(self, encoded: Float[Array, "B S E"] | None) -> Float[Array, "B S D"] | None:
+        """What cross-attention reads of an encoder's output."""
+        return encoded if encoded is None or self.config.memory_width is None else self.memory_projection(encoded)
 
     def _logits(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         shared = self.config.decoder_embedding is None or self.config.decoder_embedding.vocab_size is None
@@ -319,7 +325,8 @@ class Transformer(nn.Module):
             case LanguageModelHead():
                 return output.replace(logits=self._logits(x))
             case TokenHead():
-                logits = self.head(x).astype(jnp.float32)
+                patches = self.config.embedding.patches if self.config.head.patches_only else None
+                logits = self.head(x if patches is None else x[:, patches.num_tokens :]).astype(jnp.float32)
                 return output.replace(logits=logits if self.config.head.num_classes else logits[..., 0])
             case ClassifierHead():
                 length = None if self.config.encoder is None or self.config.decoder is None else x.shape[1]

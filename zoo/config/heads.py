@@ -68,6 +68,8 @@ class ClassifierHead:
     """With "last": the last position of this id among the `input_ids` stands for the sequence (BART, T5)."""
     norm: NormConfig | None = None
     """Normalise the pooled vector (BEiT)."""
+    projection: int | None = None
+    """Width of a linear map of the pooled vector before the logits (Whisper)."""
     pooler: Activation | None = None
     """A dense layer and this activation between the pooled vector and the logits (BERT: tanh)."""
     pooler_bias: bool = True
@@ -92,6 +94,11 @@ class ClassifierHead:
             f"ClassifierHead has padding_id={self.padding_id} and end_id={self.end_id}; give one of the two",
         )
         require(
+            self.projection is None or (self.projection > 0 and self.pooler is None),
+            f"ClassifierHead.projection is {self.projection} with pooler={self.pooler!r}; give a width above zero, or "
+            "one of the two",
+        )
+        require(
             self.pooler is None or self.pooler in get_args(Activation),
             f"ClassifierHead.pooler is {self.pooler!r}; choose one of {get_args(Activation)}",
         )
@@ -114,6 +121,10 @@ class TokenHead:
     """Add a learned offset in that dense layer."""
     transform_norm: bool = True
     """Normalise after it, as in `LanguageModelHead` (ModernBERT)."""
+    norm: NormConfig | None = None
+    """Normalise the hidden states first (BEiT's pre-training)."""
+    patches_only: bool = False
+    """Leave out the learned vectors before an image's patches (the same)."""
 
     def __post_init__(self):
         require(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from zoo.config.embedding import EmbeddingConfig
-from zoo.config.heads import EmbeddingHead, Head, LanguageModelHead
+from zoo.config.heads import EmbeddingHead, Head, LanguageModelHead, TokenHead
 from zoo.config.stack import StackConfig
 from zoo.config.validation import positive, require
 
@@ -20,6 +20,10 @@ class TransformerConfig:
     decoder: StackConfig | None = None
     decoder_embedding: EmbeddingConfig | None = None
     """Input of an encoder-decoder's decoder; None: the encoder's embedding serves both (T5)."""
+    memory_width: int | None = None
+    """Width of a linear map of the encoder's output, which the decoder attends to; None: it attends to that itself.
+
+    Where an encoder and a decoder that were made apart differ in width."""
     output_width: int | None = None
     """Width of a linear map of the decoder's output, back to the token table's width (OPT); None for no map."""
     head: Head | None = None
@@ -46,6 +50,9 @@ class TransformerConfig:
                 f"TransformerConfig.decoder has cross_attention={self.decoder.cross_attention}; "
                 "give it exactly when there is an encoder",
             )
+        if self.memory_width is not None:
+            positive(self, "memory_width")
+            require(both, "TransformerConfig.memory_width without both stacks; leave it at None")
         if self.output_width is not None:
             positive(self, "output_width")
             require(self.decoder is not None, "TransformerConfig.output_width without a decoder; leave it at None")
@@ -72,6 +79,10 @@ class TransformerConfig:
                 f"decoder_embedding.width is {self.decoder_embedding.width}; a shared table has "
                 f"embedding.width ({self.embedding.width})",
             )
+        require(
+            not (isinstance(self.head, TokenHead) and self.head.patches_only and self.embedding.patches is None),
+            "TokenHead.patches_only without patches; set it to False",
+        )
         if isinstance(self.head, LanguageModelHead):
             require(
                 self.target_vocab_size is not None,
