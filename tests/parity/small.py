@@ -6,6 +6,7 @@ computes is measured as a flat dict of arrays, by zoo here and by the reference 
 
 import functools
 import json
+import re
 import zlib
 from pathlib import Path
 
@@ -60,6 +61,8 @@ def constants(fields: dict) -> dict[str, np.ndarray]:
     if architecture is None:
         return {}
     head = architecture.head_of(fields["architectures"][0])
+    if architecture.compose is not None:
+        architecture = architecture.compose(Fields(fields, "config.json"))
     config = architecture.config_from_hf(Fields(dict(architecture.defaults) | fields, "config.json"), head)
     prefix = architecture.prefix if head == "base" else ""
     rows = [row for row in architecture.weights(config, head) if not row.ours]
@@ -79,6 +82,11 @@ def read_recorded(model_type: str, head: str) -> tuple[dict, dict[str, tuple[int
 def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes in a checkpoint folder."""
     return dict(SafetensorsFile(folder / "model.safetensors").shapes)
+
+
+def unread(architecture, names) -> set[str]:
+    """Tensors that no output depends on, which zoo neither reads nor writes: a pooler behind cross-attention."""
+    return {name for name in names if any(re.search(pattern, name) for pattern in architecture.ignored)}
 
 
 def make_inputs(bundle) -> dict[str, dict[str, np.ndarray]]:

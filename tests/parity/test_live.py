@@ -23,6 +23,7 @@ def test_recordings_are_what_the_reference_computes(model_type, head, tmp_path):
     zoo.save(bundle, tmp_path / "saved")
     cls = getattr(transformers, bundle.origin.architecture.classes[head])
     model, info = cls.from_pretrained(tmp_path / "saved", output_loading_info=True, attn_implementation="eager")
+    info["missing_keys"] -= small.unread(bundle.origin.architecture, info["missing_keys"])
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
     again = reference.measure(model.eval(), head, inputs, tmp_path / "checkpoint")
     assert all((again[name] == theirs[name]).all() for name in again if not name.startswith("gradient/"))

@@ -25,8 +25,10 @@ def check_saving(bundle, tmp_path):
     """What `save` writes has the tensors that were read, bit by bit, and loads as the same model."""
     zoo.save(bundle, tmp_path / "saved")
     before, after = (small.SafetensorsFile(tmp_path / name / "model.safetensors") for name in ("checkpoint", "saved"))
-    assert dict(before.shapes) == dict(after.shapes)
-    for name in before.shapes:
+    unwritten = before.shapes.keys() - after.shapes.keys()
+    assert unwritten <= small.unread(bundle.origin.architecture, before.shapes)
+    assert {name: shape for name, shape in before.shapes.items() if name not in unwritten} == dict(after.shapes)
+    for name in after.shapes:
         assert np.array_equal(before.read(name), after.read(name)), name
     again = zoo.load(tmp_path / "saved")
     assert again.config == bundle.config

@@ -1,17 +1,21 @@
 """CLIP (Radford et al. 2021): a text and an image encoder whose vectors are compared, together and apart."""
 
 import functools
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from zoo.architectures.architecture import Architecture, Fields, Part, activation_name
 from zoo.architectures.vit import patches_from_hf
 from zoo.config import (
     AttentionConfig,
+    ClassifierHead,
     DualConfig,
     EmbeddingConfig,
     EmbeddingHead,
     LearnedPositions,
     MlpConfig,
+    ModelConfig,
     NormConfig,
     StackConfig,
     TransformerConfig,
@@ -49,7 +53,8 @@ def tower_fields(fields: Fields, name: str) -> Fields:
     Old files have it twice, and the reference believes "text_config_dict".
     """
     own = fields.fields(name if fields.get(f"{name}_dict") is None else f"{name}_dict")
-    return own.replaced(projection_dim=fields.get("projection_dim", 512), id2label=fields.get("id2label"))
+    shared = {name: fields.get(name) for name in ("id2label", "num_labels")}
+    return own.replaced(projection_dim=fields.get("projection_dim", 512), **shared)
 
 
 def text_from_hf(fields: Fields, head: str) -> TransformerConfig:
@@ -75,10 +80,19 @@ def text_embedding(fields: Fields) -> EmbeddingConfig:
 
 
 def image_from_hf(fields: Fields, head: str) -> TransformerConfig:
-    """Translate a CLIPVisionConfig; `head` as for texts."""
+    """Translate a CLIPVisionConfig; `head` as for texts, or "image_classification"."""
     fields = fields.with_defaults(IMAGE_DEFAULTS)
     patch = patches_from_hf(fields, patch_size=32, bias=False)
     stack = tower_stack(fields, final_norm=False)
+    if head == "image_classification":
+        result = ClassifierHead(num_classes=fields.num_labels(), pooling="patch_mean")
+    else:
+        result = EmbeddingHead(
+            pooling="first",
+            norm=stack.norm,
+            normalize=head == "dual",
+            projection=None if head == "base" else fields["projection_dim"],
+        )
     return TransformerConfig(
         embedding=EmbeddingConfig(
             width=stack.width,
@@ -87,12 +101,7 @@ def image_from_hf(fields: Fields, head: str) -> TransformerConfig:
             norm=stack.norm,
         ),
         encoder=stack,
-        head=EmbeddingHead(
-            pooling="first",
-            norm=stack.norm,
-            normalize=head == "dual",
-            projection=None if head == "base" else fields["projection_dim"],
-        ),
+        head=result,
     )
 
 
@@ -113,15 +122,6 @@ def tower_stack(fields: Fields, **options: Any) -> StackConfig:
         ),
         norm=NormConfig(epsilon=fields["layer_norm_eps"]),
         **options,
-    )
-
-
-def dual_from_hf(fields: Fields, head: str) -> DualConfig:
-    """Translate a CLIPConfig."""
-    del head
-    return DualConfig(
-        text=text_from_hf(tower_fields(fields, "text_config"), "dual"),
-        image=image_from_hf(tower_fields(fields, "vision_config"), "dual"),
     )
 
 
@@ -172,13 +172,8 @@ def tower_to_hf(config: TransformerConfig) -> dict[str, Any]:
 
 
 def _projection_to_hf(config: TransformerConfig) -> dict[str, Any]:
-    return {} if config.head.projection is None else {"projection_dim": config.head.projection}
-
-
-def dual_to_hf(config: DualConfig) -> dict[str, Any]:
-    """Write a CLIPConfig."""
-    towers = {"text_config": text_to_hf(config.text), "vision_config": image_to_hf(config.image)}
-    return towers | {"projection_dim": config.text.head.projection}
+    width = config.head.projection if isinstance(config.head, EmbeddingHead) else None
+    return {} if width is None else {"projection_dim": width}
 
 
 def text_weights(config: TransformerConfig, head: str) -> list[Rule]:
@@ -207,7 +202,8 @@ def image_weights(config: TransformerConfig, head: str) -> list[Rule]:
         *image_rules(config),
         *norm("vision_model.pre_layrnorm", "embedder/norm"),
         *norm("vision_model.post_layernorm", "head/norm"),
-        *([] if head == "base" else linear("visual_projection", "head/projection")),
+        *linear("visual_projection", "head/projection"),
+        *(linear("classifier", "head/logits") if head == "image_classification" else []),
     ]
 
 
@@ -236,16 +232,6 @@ def layer_rules(layer: str) -> list[Rule]:
     ]
 
 
-def dual_weights(config: DualConfig, head: str) -> list[Rule]:
-    """The table of both towers."""
-    del head
-    return [
-        *under("text", text_weights(config.text, "dual")),
-        *under("image", image_weights(config.image, "dual")),
-        rule("logit_scale", "logit_scale"),
-    ]
-
-
 TINY_TOWER = {
     "hidden_size": 24,
     "intermediate_size": 40,
@@ -258,46 +244,105 @@ POSITION_IDS = r"embeddings\.position_ids$"
 SCORES = r"^logit_(scale|bias)$"
 
 
-def tower(model_type: str, head: str = "base") -> Part:
-    """A tower of a dual model, as a part of it."""
-    name = "vision_config" if "vision" in model_type else "text_config"
-    return Part(model_type=model_type, head=head, fields=functools.partial(tower_fields, name=name))
+class Tower(NamedTuple):
+    """How one of the two models is described, by itself and as a part."""
+
+    from_hf: Callable[[Fields, str], TransformerConfig]
+    to_hf: Callable[[TransformerConfig], dict[str, Any]]
+    weights: Callable[[TransformerConfig, str], Sequence[Rule]]
+    tiny: Mapping[str, Any]
 
 
-ARCHITECTURES = [
-    Architecture(
-        model_type="clip",
-        classes={"base": "CLIPModel"},
-        config_from_hf=dual_from_hf,
-        config_to_hf=dual_to_hf,
-        weights=dual_weights,
-        ignored=(POSITION_IDS,),
-        parts={
-            "text": tower("clip_text_model"),
-            "image": tower("clip_vision_model"),
-            "text_embedding": tower("clip_text_model", "embedding"),
-            "image_embedding": tower("clip_vision_model", "embedding"),
-        },
-        tiny={"text_config": TINY_TEXT, "vision_config": TINY_IMAGE | {"hidden_size": 32}, "projection_dim": 20},
+@dataclass(frozen=True, kw_only=True)
+class Dual:
+    """Two towers: together, and each by itself as the reference has it too."""
+
+    model_type: str
+    name: str
+    """With which the reference's names of classes begin."""
+    text: Tower
+    image: Tower
+    scores: Sequence[Rule]
+    """The rows of what scales the scores, and of their offset."""
+    projected: bool
+    """Whether vectors to be compared are a projection of what a tower gives by itself."""
+    unread: str
+    """A pattern of the image tower's tensors that its classifier has no use for."""
+    tiny: Mapping[str, Any]
+
+    def from_hf(self, fields: Fields, head: str) -> ModelConfig:
+        """Translate the configuration of both; "image_classification" is of the image tower alone."""
+        images = tower_fields(fields, "vision_config")
+        if head == "image_classification":
+            return self.image.from_hf(images, head)
+        texts = self.text.from_hf(tower_fields(fields, "text_config"), "dual")
+        return DualConfig(text=texts, image=self.image.from_hf(images, "dual"), bias=len(self.scores) > 1)
+
+    def to_hf(self, config: ModelConfig) -> dict[str, Any]:
+        """Write the configuration of both."""
+        if isinstance(config, TransformerConfig):
+            return {"vision_config": self.image.to_hf(config)}
+        projection = {"projection_dim": config.text.head.projection} if self.projected else {}
+        return {
+            "text_config": self.text.to_hf(config.text),
+            "vision_config": self.image.to_hf(config.image),
+            **projection,
+        }
+
+    def weights(self, config: ModelConfig, head: str) -> Sequence[Rule]:
+        """The table of both."""
+        if isinstance(config, TransformerConfig):
+            return self.image.weights(config, head)
+        texts, images = self.text.weights(config.text, "dual"), self.image.weights(config.image, "dual")
+        return [*under("text", texts), *under("image", images), *self.scores]
+
+    def architectures(self) -> list[Architecture]:
+        """The whole, the texts' tower and the images'."""
+        heads = {"": "base"} | ({"_embedding": "embedding"} if self.projected else {})
+        kinds = {"text": "text", "image": "vision"}
+        whole = Architecture(
+            model_type=self.model_type,
+            classes={"base": f"{self.name}Model", "image_classification": f"{self.name}ForImageClassification"},
+            config_from_hf=self.from_hf,
+            config_to_hf=self.to_hf,
+            weights=self.weights,
+            ignored=(POSITION_IDS, self.unread),
+            parts={side + end: self._part(kind, head) for end, head in heads.items() for side, kind in kinds.items()},
+            tiny=self.tiny | {"*image_classification": {"id2label": {"0": "a", "1": "b", "2": "c"}}},
+        )
+        texts = self._alone("text", self.text, r"^(vision_model|visual_projection)\.")
+        return [whole, texts, self._alone("vision", self.image, r"^(text_model|text_projection)\.")]
+
+    def _part(self, kind: str, head: str) -> Part:
+        fields = functools.partial(tower_fields, name=f"{kind}_config")
+        return Part(model_type=f"{self.model_type}_{kind}_model", head=head, fields=fields)
+
+    def _alone(self, kind: str, tower: Tower, others: str) -> Architecture:
+        name = f"{self.name}{kind.title()}Model"
+        return Architecture(
+            model_type=f"{self.model_type}_{kind}_model",
+            classes={"base": name} | ({"embedding": f"{name}WithProjection"} if self.projected else {}),
+            config_from_hf=tower.from_hf,
+            config_to_hf=tower.to_hf,
+            weights=tower.weights,
+            prefix=f"{kind}_model.",
+            ignored=(POSITION_IDS, SCORES, others),
+            tiny=tower.tiny,
+        )
+
+
+ARCHITECTURES = Dual(
+    model_type="clip",
+    name="CLIP",
+    text=Tower(
+        text_from_hf,
+        text_to_hf,
+        text_weights,
+        TINY_TEXT | {"projection_dim": 20, "*embedding": {"eos_token_id": LEGACY_EOS_TOKEN_ID}},
     ),
-    Architecture(
-        model_type="clip_text_model",
-        classes={"base": "CLIPTextModel", "embedding": "CLIPTextModelWithProjection"},
-        config_from_hf=text_from_hf,
-        config_to_hf=text_to_hf,
-        weights=text_weights,
-        prefix="text_model.",
-        ignored=(POSITION_IDS, SCORES, r"^(vision_model|visual_projection)\."),
-        tiny=TINY_TEXT | {"projection_dim": 20, "*embedding": {"eos_token_id": LEGACY_EOS_TOKEN_ID}},
-    ),
-    Architecture(
-        model_type="clip_vision_model",
-        classes={"base": "CLIPVisionModel", "embedding": "CLIPVisionModelWithProjection"},
-        config_from_hf=image_from_hf,
-        config_to_hf=image_to_hf,
-        weights=image_weights,
-        prefix="vision_model.",
-        ignored=(POSITION_IDS, SCORES, r"^(text_model|text_projection)\."),
-        tiny=TINY_IMAGE | {"projection_dim": 20},
-    ),
-]
+    image=Tower(image_from_hf, image_to_hf, image_weights, TINY_IMAGE | {"projection_dim": 20}),
+    scores=[rule("logit_scale", "logit_scale")],
+    projected=True,
+    unread=r"^vision_model\.post_layernorm\.",
+    tiny={"text_config": TINY_TEXT, "vision_config": TINY_IMAGE | {"hidden_size": 32}, "projection_dim": 20},
+).architectures()

@@ -2,33 +2,31 @@
 
 from typing import Any
 
-from zoo.architectures.architecture import Architecture, Fields
+from zoo.architectures.architecture import Fields
 from zoo.architectures.clip import (
     IMAGE_DEFAULTS,
-    POSITION_IDS,
-    SCORES,
     TEXT_DEFAULTS,
     TINY_IMAGE,
     TINY_TEXT,
+    Dual,
+    Tower,
     image_rules,
     image_stack_to_hf,
     text_embedding,
     text_rules,
     text_stack_to_hf,
-    tower,
-    tower_fields,
     tower_stack,
 )
 from zoo.architectures.vit import patches_from_hf
 from zoo.config import (
     AttentionPoolConfig,
-    DualConfig,
+    ClassifierHead,
     EmbeddingConfig,
     EmbeddingHead,
     LearnedPositions,
     TransformerConfig,
 )
-from zoo.weights import FUSED_VECTOR, LINEAR_OF_HEADS, VECTOR, Rule, fused, linear, norm, rule, under, unit_axes
+from zoo.weights import FUSED_VECTOR, LINEAR_OF_HEADS, VECTOR, Rule, fused, linear, norm, rule, unit_axes
 
 _DEFAULTS = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
 _TEXT_DEFAULTS = TEXT_DEFAULTS | _DEFAULTS | {
@@ -57,28 +55,22 @@ def text_from_hf(fields: Fields, head: str) -> TransformerConfig:
 
 
 def image_from_hf(fields: Fields, head: str) -> TransformerConfig:
-    """Translate a SiglipVisionConfig; `head` as for texts."""
+    """Translate a SiglipVisionConfig; `head` as for texts, or "image_classification"."""
     fields = fields.with_defaults(_IMAGE_DEFAULTS)
     patch = patches_from_hf(fields, patch_size=16, class_token=False)
     stack = tower_stack(fields)
     pool = AttentionPoolConfig(attention=stack.attention, mlp=stack.mlp, norm=stack.norm)
     pooled = EmbeddingHead(pooling="attention", attention_pool=pool, normalize=head == "dual")
+    if head == "image_classification":
+        result = ClassifierHead(num_classes=fields.num_labels(), pooling="mean")
+    else:
+        result = pooled if fields.get("vision_use_head", True) else None
     return TransformerConfig(
         embedding=EmbeddingConfig(
             width=stack.width, patches=patch, positions=LearnedPositions(max_length=patch.sequence_length)
         ),
         encoder=stack,
-        head=pooled if fields.get("vision_use_head", True) else None,
-    )
-
-
-def dual_from_hf(fields: Fields, head: str) -> DualConfig:
-    """Translate a SiglipConfig."""
-    del head
-    return DualConfig(
-        text=text_from_hf(tower_fields(fields, "text_config"), "dual"),
-        image=image_from_hf(tower_fields(fields, "vision_config"), "dual"),
-        bias=True,
+        head=result,
     )
 
 
@@ -89,12 +81,8 @@ def text_to_hf(config: TransformerConfig) -> dict[str, Any]:
 
 def image_to_hf(config: TransformerConfig) -> dict[str, Any]:
     """Write a SiglipVisionConfig."""
-    return image_stack_to_hf(config) | {"vision_use_head": config.head is not None}
-
-
-def dual_to_hf(config: DualConfig) -> dict[str, Any]:
-    """Write a SiglipConfig."""
-    return {"text_config": text_to_hf(config.text), "vision_config": image_to_hf(config.image)}
+    used = {} if isinstance(config.head, ClassifierHead) else {"vision_use_head": config.head is not None}
+    return image_stack_to_hf(config) | used
 
 
 def text_weights(config: TransformerConfig, head: str) -> list[Rule]:
@@ -105,7 +93,6 @@ def text_weights(config: TransformerConfig, head: str) -> list[Rule]:
 
 def image_weights(config: TransformerConfig, head: str) -> list[Rule]:
     """The table of the image tower."""
-    del head
     pool = "vision_model.head"
     inputs = [f"head/pool/attention/{name}" for name in ("query", "key", "value")]
     return [
@@ -118,49 +105,18 @@ def image_weights(config: TransformerConfig, head: str) -> list[Rule]:
         *norm(f"{pool}.layernorm", "head/pool/norm"),
         *linear(f"{pool}.mlp.fc1", "head/pool/mlp/up"),
         *linear(f"{pool}.mlp.fc2", "head/pool/mlp/down"),
+        *(linear("classifier", "head/logits") if head == "image_classification" else []),
     ]
 
 
-def dual_weights(config: DualConfig, head: str) -> list[Rule]:
-    """The table of both towers."""
-    return [
-        *under("text", text_weights(config.text, head)),
-        *under("image", image_weights(config.image, head)),
-        rule("logit_scale", "logit_scale", VECTOR),
-        rule("logit_bias", "logit_bias", VECTOR),
-    ]
-
-
-ARCHITECTURES = [
-    Architecture(
-        model_type="siglip",
-        classes={"base": "SiglipModel"},
-        config_from_hf=dual_from_hf,
-        config_to_hf=dual_to_hf,
-        weights=dual_weights,
-        ignored=(POSITION_IDS,),
-        parts={"text": tower("siglip_text_model"), "image": tower("siglip_vision_model")},
-        tiny={"text_config": TINY_TEXT, "vision_config": TINY_IMAGE},
-    ),
-    Architecture(
-        model_type="siglip_text_model",
-        classes={"base": "SiglipTextModel"},
-        config_from_hf=text_from_hf,
-        config_to_hf=text_to_hf,
-        weights=text_weights,
-        prefix="text_model.",
-        ignored=(POSITION_IDS, SCORES, r"^vision_model\."),
-        tiny=TINY_TEXT | {"projection_size": 20},
-    ),
-    Architecture(
-        model_type="siglip_vision_model",
-        classes={"base": "SiglipVisionModel"},
-        config_from_hf=image_from_hf,
-        config_to_hf=image_to_hf,
-        weights=image_weights,
-        prefix="vision_model.",
-        ignored=(POSITION_IDS, SCORES, r"^text_model\."),
-        # The patches do not fill the image.
-        tiny=TINY_IMAGE | {"image_size": 18},
-    ),
-]
+ARCHITECTURES = Dual(
+    model_type="siglip",
+    name="Siglip",
+    text=Tower(text_from_hf, text_to_hf, text_weights, TINY_TEXT | {"projection_size": 20}),
+    # The patches do not fill the image.
+    image=Tower(image_from_hf, image_to_hf, image_weights, TINY_IMAGE | {"image_size": 18}),
+    scores=[rule("logit_scale", "logit_scale", VECTOR), rule("logit_bias", "logit_bias", VECTOR)],
+    projected=False,
+    unread=r"^vision_model\.head\.",
+    tiny={"text_config": TINY_TEXT, "vision_config": TINY_IMAGE},
+).architectures()
