@@ -14,6 +14,7 @@ from zoo.config import (
     LearnedPositions,
     PatchConfig,
     StackConfig,
+    TokenHead,
     TransformerConfig,
 )
 from zoo.weights import Rule, linear, norm, rule, unit_axes
@@ -29,6 +30,8 @@ def config_from_hf(fields: Fields, head: str) -> TransformerConfig:
     pooled_norm = stack.norm if mean else None
     if head == "image_classification":
         result = ClassifierHead(num_classes=fields.num_labels(), pooling=pooling, norm=pooled_norm)
+    elif head == "masked_image_modeling":
+        result = TokenHead(num_classes=fields.get("vocab_size", 8192), norm=stack.norm, patches_only=True)
     else:
         result = EmbeddingHead(pooling=pooling, normalize=False, norm=pooled_norm)
     return TransformerConfig(
@@ -62,6 +65,7 @@ def config_to_hf(config: TransformerConfig) -> dict[str, Any]:
     """Write a BeitConfig."""
     stack = config.output_stack
     bias = stack.position_bias
+    visual_tokens = {"vocab_size": config.head.num_classes} if isinstance(config.head, TokenHead) else {}
     return stack_to_hf(config) | {
         "use_mask_token": config.embedding.patches.mask_token,
         "use_absolute_position_embeddings": config.embedding.positions is not None,
@@ -69,6 +73,7 @@ def config_to_hf(config: TransformerConfig) -> dict[str, Any]:
         "use_shared_relative_position_bias": bias is not None and not bias.per_layer,
         "layer_scale_init_value": stack.layer_scale or 0.0,
         "use_mean_pooling": not stack.final_norm,
+        **visual_tokens,
     }
 
 
@@ -76,6 +81,10 @@ def weights(config: TransformerConfig, head: str) -> list[Rule]:
     """The table."""
     layer = "beit.encoder.layer.{layer}"
     bias = "relative_position_bias.relative_position_bias_table"
+    heads = {
+        "image_classification": linear("classifier", "head/logits"),
+        "masked_image_modeling": [*norm("layernorm", "head/input_norm"), *linear("lm_head", "head/logits")],
+    }
     return [
         *embedding_rules(config, "beit"),
         rule("beit.embeddings.mask_token", "embedder/patch/mask_token", unit_axes(2)),
@@ -90,7 +99,7 @@ def weights(config: TransformerConfig, head: str) -> list[Rule]:
         *linear(f"{layer}.output.dense", "encoder/mlp/down"),
         *norm("beit.layernorm", "encoder/final_norm"),
         *norm("beit.pooler.layernorm", "head/norm"),
-        *(linear("classifier", "head/logits") if head == "image_classification" else []),
+        *heads.get(head, []),
     ]
 
 
@@ -103,19 +112,22 @@ TINY = VIT_TINY | {
         "use_shared_relative_position_bias": False,
         "use_relative_position_bias": True,
     },
+    "*masked_image_modeling": {"vocab_size": 31},
 }
 
 ARCHITECTURES = [
     Architecture(
         model_type="beit",
-        classes={"base": "BeitModel", "image_classification": "BeitForImageClassification"},
-        also_reads={"BeitForMaskedImageModeling": "base"},
+        classes={
+            "base": "BeitModel",
+            "image_classification": "BeitForImageClassification",
+            "masked_image_modeling": "BeitForMaskedImageModeling",
+        },
         config_from_hf=config_from_hf,
         config_to_hf=config_to_hf,
         weights=weights,
         prefix="beit.",
-        # The last two are the head that predicts visual tokens in pre-training.
-        ignored=(r"relative_position_index$", r"embeddings\.mask_token$", r"^lm_head\.", r"^layernorm\."),
+        ignored=(r"relative_position_index$", r"embeddings\.mask_token$"),
         tiny=TINY,
     )
 ]
