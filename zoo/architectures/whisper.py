@@ -6,7 +6,9 @@ from zoo.architectures.architecture import Architecture, Fields, activation_name
 from zoo.config import (
     AttentionConfig,
     AudioConfig,
+    ClassifierHead,
     EmbeddingConfig,
+    Head,
     LanguageModelHead,
     LearnedPositions,
     MlpConfig,
@@ -17,9 +19,17 @@ from zoo.weights import CONVOLUTION, LINEAR_OF_HEADS, Rule, linear, norm, table
 
 
 def config_from_hf(fields: Fields, head: str) -> TransformerConfig:
-    """Translate a WhisperConfig."""
+    """Translate a WhisperConfig; a classifier is of the encoder alone."""
     width, dropout = fields["d_model"], fields.get("dropout", 0.0)
     length = fields.get("max_source_positions", 1500)
+    target = None
+    if head != "audio_classification":
+        target = EmbeddingConfig(
+            width=width,
+            vocab_size=fields["vocab_size"],
+            positions=LearnedPositions(max_length=fields.get("max_target_positions", 448)),
+            dropout=dropout,
+        )
     return TransformerConfig(
         embedding=EmbeddingConfig(
             width=width,
@@ -27,16 +37,26 @@ def config_from_hf(fields: Fields, head: str) -> TransformerConfig:
             positions=LearnedPositions(max_length=length),
             dropout=dropout,
         ),
-        decoder_embedding=EmbeddingConfig(
-            width=width,
-            vocab_size=fields["vocab_size"],
-            positions=LearnedPositions(max_length=fields.get("max_target_positions", 448)),
-            dropout=dropout,
-        ),
+        decoder_embedding=target,
         encoder=_stack(fields, "encoder"),
-        decoder=_stack(fields, "decoder"),
-        head=LanguageModelHead(tied=_tied(fields)) if head == "seq2seq_lm" else None,
+        decoder=None if target is None else _stack(fields, "decoder"),
+        head=_head(fields, head),
     )
+
+
+def _head(fields: Fields, head: str) -> Head | None:
+    match head:
+        case "seq2seq_lm":
+            return LanguageModelHead(tied=_tied(fields))
+        case "audio_classification":
+            fields.expect(use_weighted_layer_sum=False)
+            return ClassifierHead(
+                num_classes=fields.num_labels(),
+                pooling="mean_with_padding",
+                projection=fields.get("classifier_proj_size", 256),
+            )
+        case _:
+            return None
 
 
 def _tied(fields: Fields) -> bool:
@@ -69,37 +89,47 @@ def _stack(fields: Fields, side: str) -> StackConfig:
 
 def config_to_hf(config: TransformerConfig) -> dict[str, Any]:
     """Write a WhisperConfig."""
-    embedding, target = config.embedding, config.target_embedding
+    embedding, stacks = config.embedding, {"encoder": config.encoder, "decoder": config.decoder}
     fields = {
         "d_model": embedding.width,
-        "vocab_size": target.vocab_size,
         "num_mel_bins": embedding.audio.num_mels,
         "max_source_positions": embedding.audio.max_length,
-        "max_target_positions": target.positions.max_length,
         "activation_function": activation_name(config.encoder.mlp.activation),
         "dropout": config.encoder.dropout,
         "attention_dropout": config.encoder.attention.dropout,
     }
-    for side, stack in (("encoder", config.encoder), ("decoder", config.decoder)):
-        fields[f"{side}_layers"] = stack.num_layers
-        fields[f"{side}_attention_heads"] = stack.attention.num_heads
-        fields[f"{side}_ffn_dim"] = stack.mlp.hidden_size
-    if isinstance(config.head, LanguageModelHead):
-        fields["tie_word_embeddings"] = config.head.tied
+    if config.decoder_embedding is not None:
+        fields["vocab_size"] = config.decoder_embedding.vocab_size
+        fields["max_target_positions"] = config.decoder_embedding.positions.max_length
+    for side, stack in stacks.items():
+        if stack is not None:
+            fields[f"{side}_layers"] = stack.num_layers
+            fields[f"{side}_attention_heads"] = stack.attention.num_heads
+            fields[f"{side}_ffn_dim"] = stack.mlp.hidden_size
+    match config.head:
+        case LanguageModelHead(tied=tied):
+            fields["tie_word_embeddings"] = tied
+        case ClassifierHead(projection=width):
+            fields["classifier_proj_size"] = width
     return fields
 
 
 def weights(config: TransformerConfig, head: str) -> list[Rule]:
     """The table."""
     tied = isinstance(config.head, LanguageModelHead) and config.head.tied
+    base = "" if head == "audio_classification" else "model."
+    heads = {
+        "seq2seq_lm": linear("proj_out", "head"),
+        "audio_classification": [*linear("projector", "head/projection"), *linear("classifier", "head/logits")],
+    }
     rows = table("model.decoder.embed_tokens", "decoder_embedder/token", aliases=("proj_out.weight",) if tied else ())
     rows += table("model.decoder.embed_positions", "decoder_embedder/position")
-    rows += table("model.encoder.embed_positions", "embedder/position")
+    rows += table(f"{base}encoder.embed_positions", "embedder/position")
     for theirs, ours in (("conv1", "first_convolution"), ("conv2", "second_convolution")):
-        rows += linear(f"model.encoder.{theirs}", f"embedder/audio/{ours}", CONVOLUTION)
+        rows += linear(f"{base}encoder.{theirs}", f"embedder/audio/{ours}", CONVOLUTION)
     for side in ("encoder", "decoder"):
-        rows += _stack_weights(f"model.{side}", side)
-    return rows + (linear("proj_out", "head") if head == "seq2seq_lm" else [])
+        rows += _stack_weights(f"{base}{side}", side)
+    return rows + heads.get(head, [])
 
 
 def _stack_weights(theirs: str, ours: str) -> list[Rule]:
@@ -132,12 +162,17 @@ TINY = {
     "eos_token_id": 2,
     "decoder_start_token_id": 3,
     "begin_suppress_tokens": None,
+    "*audio_classification": {"classifier_proj_size": 12, "id2label": {"0": "a", "1": "b", "2": "c"}},
 }
 
 ARCHITECTURES = [
     Architecture(
         model_type="whisper",
-        classes={"base": "WhisperModel", "seq2seq_lm": "WhisperForConditionalGeneration"},
+        classes={
+            "base": "WhisperModel",
+            "seq2seq_lm": "WhisperForConditionalGeneration",
+            "audio_classification": "WhisperForAudioClassification",
+        },
         config_from_hf=config_from_hf,
         config_to_hf=config_to_hf,
         weights=weights,
