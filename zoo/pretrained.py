@@ -523,7 +523,7 @@ def _find(fields: Fields) -> Architecture:
             f"{fields.origin}: auto_map asks for the code of {foreign[0]}, and zoo runs no code from a checkpoint. "
             f"If the weights are those of a plain {model_type}, delete auto_map"
         )
-    return found
+    return found if found.compose is None else found.compose(fields)
 
 
 def _guess(fields: Fields) -> str:
@@ -550,7 +550,7 @@ def _choose_head(architecture: Architecture, fields: Fields, head: str | None) -
             known = ", ".join((*architecture.classes, *architecture.parts))
             raise ValueError(f"head is {head!r}; {architecture.model_type} has {known}")
         return head
-    names = fields.get("architectures") or [architecture.classes["base"]]
+    names = fields.get("architectures") or [next(iter(architecture.classes.values()))]
     for name in names if isinstance(names, list) else [names]:
         found = architecture.head_of(str(name))
         if found is not None:
@@ -573,7 +573,11 @@ def _translate(architecture: Architecture, fields: Fields, head: str) -> ModelCo
 def _rows_of_all_heads(architecture: Architecture, fields: Fields):
     rows = []
     for head in architecture.classes:
-        rows += architecture.weights(_translate(architecture, fields, head), head)
+        try:
+            config = _translate(architecture, fields, head)
+        except CheckpointError:  # of that head alone: the one asked for was translated before
+            continue
+        rows += architecture.weights(config, head)
     return rows
 
 

@@ -56,6 +56,7 @@ _HOME = {
     "t5": "t5",
     "t5gemma": "t5gemma",
     "umt5": "t5",
+    "vision-encoder-decoder": "vision_encoder_decoder",
     "vit": "vit",
     "whisper": "whisper",
     "xlm-roberta": "roberta",

@@ -164,6 +164,8 @@ class Architecture:
     """Other classes of the reference, and the head that zoo gives them."""
     decoder_inputs: Mapping[str, Callable[[np.ndarray, Mapping[str, Any]], np.ndarray]] = field(default_factory=dict)
     """For heads whose `decoder_input_ids` may be left out: how they are made from `input_ids` and config.json."""
+    compose: Callable[[Fields], "Architecture"] | None = None
+    """For models that are two joined: the architecture of those that a config.json names, in place of this one."""
     decoder_masks: Mapping[str, Callable[[np.ndarray, Mapping[str, Any]], np.ndarray]] = field(default_factory=dict)
     """For heads whose decoder hides padding where no mask is given: `decoder_attention_mask` from the ids it reads."""
     parts: Mapping[str, Part] = field(default_factory=dict)
@@ -175,7 +177,7 @@ class Architecture:
 
     def name_in_file(self, name: str, head: str) -> str:
         """A tensor's name in files of a head, for its name in the table."""
-        of_base = self.classes[head] == self.classes["base"]
+        of_base = self.classes[head] == self.classes.get("base")
         prefix = "" if of_base else self.other_prefixes.get(head, self.prefix)
         return prefix + name.removeprefix(self.prefix) if name.startswith(self.prefix) else name
 

@@ -148,14 +148,21 @@ def layer_weights(prefix: str) -> list[Rule]:
     """Rows of the layers."""
     layer = f"{prefix}.encoder.layer.{{layer}}"
     return [
-        *linear(f"{layer}.attention.self.query", "encoder/attention/query"),
-        *linear(f"{layer}.attention.self.key", "encoder/attention/key"),
-        *linear(f"{layer}.attention.self.value", "encoder/attention/value"),
-        *linear(f"{layer}.attention.output.dense", "encoder/attention/output", LINEAR_OF_HEADS),
-        *norm(f"{layer}.attention.output.LayerNorm", "encoder/attention_residual_norm"),
+        *attention_weights(f"{layer}.attention", "encoder/attention"),
         *linear(f"{layer}.intermediate.dense", "encoder/mlp/up"),
         *linear(f"{layer}.output.dense", "encoder/mlp/down"),
         *norm(f"{layer}.output.LayerNorm", "encoder/mlp_residual_norm"),
+    ]
+
+
+def attention_weights(theirs: str, ours: str) -> list[Rule]:
+    """Rows of attention and of the norm after it."""
+    return [
+        *linear(f"{theirs}.self.query", f"{ours}/query"),
+        *linear(f"{theirs}.self.key", f"{ours}/key"),
+        *linear(f"{theirs}.self.value", f"{ours}/value"),
+        *linear(f"{theirs}.output.dense", f"{ours}/output", LINEAR_OF_HEADS),
+        *norm(f"{theirs}.output.LayerNorm", f"{ours}_residual_norm"),
     ]
 
 
