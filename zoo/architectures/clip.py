@@ -308,7 +308,7 @@ class Dual:
             weights=self.weights,
             ignored=(POSITION_IDS, self.unread),
             parts={side + end: self._part(kind, head) for end, head in heads.items() for side, kind in kinds.items()},
-            tiny=self.tiny | {"*image_classification": {"id2label": {"0": "a", "1": "b", "2": "c"}}},
+            tiny=dict(self.tiny) | {"*image_classification": {"id2label": {"0": "a", "1": "b", "2": "c"}}},
         )
         texts = self._alone("text", self.text, r"^(vision_model|visual_projection)\.")
         return [whole, texts, self._alone("vision", self.image, r"^(text_model|text_projection)\.")]

@@ -65,6 +65,7 @@ def _alone(stack: StackConfig) -> StackConfig:
 
 
 def _gpt2_from_hf(fields: Fields) -> Decoding:
+    fields.expect(scale_attn_by_inverse_layer_idx=False)
     config = gpt2.config_from_hf(_by_itself(fields), "causal_lm")
     return Decoding(config.embedding, _attending(config.output_stack), config.head)
 
