@@ -12,7 +12,7 @@ from parity import small
 import zoo
 from zoo.formats.msgpack import FlaxFile
 from zoo.formats.safetensors import SafetensorsFile
-from zoo.weights import CheckpointError, unflatten
+from zoo.weights import CheckpointError, flatten, unflatten
 
 CASES = [
     ("bert", "masked_lm"), ("bert", "base"), ("roberta", "token_classification"), ("gpt2", "causal_lm"),
@@ -76,6 +76,41 @@ def test_chunks_and_half_precision(tmp_path, monkeypatch, dtype):
     np.testing.assert_array_equal(file.read("a.weight"), kernel.transpose(2, 1, 0))
     np.testing.assert_array_equal(file.read("0.weight"), kernel[0, 0])
     assert file.read("weight") == 2
+
+
+def shard(folder, num_files: int = 2) -> dict[str, str]:
+    """Replace the one file by several, as the deleted classes' save_pretrained did: names by slashes in the index."""
+    leaves = flatten(serialization.msgpack_restore((folder / "flax_model.msgpack").read_bytes()))
+    (folder / "flax_model.msgpack").unlink()
+    weight_map = {}
+    for number in range(num_files):
+        own = dict(list(leaves.items())[number::num_files])
+        name = f"flax_model-{number + 1:05d}-of-{num_files:05d}.msgpack"
+        (folder / name).write_bytes(serialization.msgpack_serialize(unflatten(own)))
+        weight_map |= dict.fromkeys(own, name)
+    index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
+    (folder / "flax_model.msgpack.index.json").write_text(json.dumps(index))
+    return weight_map
+
+
+def test_shards(folders, tmp_path):
+    folder = shutil.copytree(folders / "flax", tmp_path / "shards")
+    weight_map = shard(folder)
+    expected, found = zoo.load(folders / "torch"), zoo.load(folder)
+    jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+    name, home = next(iter(weight_map.items()))
+    other = next(file for file in weight_map.values() if file != home)
+    for file, message in (
+        ("../a.msgpack", "shards lie beside the index"), ("/etc/passwd", "beside"), ("a.bin", "is no msgpack file"),
+        ("flax_model-3.msgpack", "cannot be read"), (other, "does not have it"), (None, "beside"),
+    ):  # fmt: skip
+        (folder / "flax_model.msgpack.index.json").write_text(json.dumps({"weight_map": weight_map | {name: file}}))
+        with pytest.raises(CheckpointError, match=message):
+            zoo.load(folder)
+    del weight_map[name]
+    (folder / "flax_model.msgpack.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(CheckpointError, match="the index does not list"):
+        zoo.load(folder)
 
 
 WRONG = {

@@ -2,24 +2,27 @@
 
 from pathlib import Path
 
-from zoo.formats.msgpack import FlaxFile
-from zoo.formats.safetensors import SafetensorsFile, SafetensorsShards
+from zoo.formats.msgpack import FlaxFile, torch_name
+from zoo.formats.safetensors import SafetensorsFile
+from zoo.formats.shards import Shards
 from zoo.weights import CheckpointError, Tensors
 
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5")
 
 
 def open_weights(folder: Path) -> Tensors:
-    """The weights of a transformers folder: safetensors, in one file or in shards, or else the deleted Flax classes'.
+    """The weights of a transformers folder: safetensors or the deleted Flax classes', in one file or in shards.
 
     Raises CheckpointError where there are none, or none that can be read without running code.
     """
     if (folder / "model.safetensors").exists():
         return SafetensorsFile(folder / "model.safetensors")
     if (folder / "model.safetensors.index.json").exists():
-        return SafetensorsShards(folder / "model.safetensors.index.json")
+        return Shards(folder / "model.safetensors.index.json", "safetensors", SafetensorsFile)
     if (folder / "flax_model.msgpack").exists():
         return FlaxFile(folder / "flax_model.msgpack")
+    if (folder / "flax_model.msgpack.index.json").exists():
+        return Shards(folder / "flax_model.msgpack.index.json", "msgpack", FlaxFile, torch_name)
     pickle = next((name for name in PICKLES if (folder / name).exists()), None)
     if pickle is not None:
         raise CheckpointError(

@@ -5,7 +5,7 @@ from pathlib import Path
 from zoo.weights import CheckpointError
 
 FILES = (
-    "*.json", "*.safetensors", "flax_model.msgpack", "*.model", "*.spm", "*.txt", "*.jinja", "*/config.json",
+    "*.json", "*.safetensors", "flax_model*.msgpack", "*.model", "*.spm", "*.txt", "*.jinja", "*/config.json",
     "*/model.safetensors",
 )  # fmt: skip
 """What a checkpoint's folder may be read for; pickles and code are not even fetched."""

@@ -59,9 +59,9 @@ class FlaxFile:
             raise CheckpointError(f"{path} cannot be read: {error}") from None
         tree = tree["params"] if set(tree) == {"params"} and isinstance(tree["params"], dict) else tree
         self._entries: dict[str, tuple[_Stored, bool]] = {}
-        for (*modules, leaf), stored in _leaves(tree):
-            flipped = leaf == "kernel" and len(stored.shape) >= 2
-            name = ".".join([*modules, "weight" if leaf in ("kernel", "scale", "embedding") else leaf])
+        for modules, stored in _leaves(tree):
+            flipped = modules[-1] == "kernel" and len(stored.shape) >= 2
+            name = torch_name("/".join(modules))
             if name in self._entries:
                 raise CheckpointError(f"{path}: two leaves are {name}; the file is damaged")
             self._entries[name] = (stored, flipped)
@@ -78,6 +78,12 @@ class FlaxFile:
         array = whole.reshape(stored.shape)
         # [*window, in, out] to [out, in, *window].
         return array.transpose(-1, -2, *range(array.ndim - 2)) if flipped else array
+
+
+def torch_name(path: str) -> str:
+    """The torch name of a leaf, for its Flax path as an index has it, "bert/embeddings/word_embeddings/embedding"."""
+    *modules, leaf = path.removeprefix("params/").split("/")
+    return ".".join([*modules, "weight" if leaf in ("kernel", "scale", "embedding") else leaf])
 
 
 def _leaves(tree: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], _Stored]]:

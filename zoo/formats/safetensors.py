@@ -1,6 +1,6 @@
 """safetensors files: a JSON header with dtype, shape and byte range of each tensor, then the bytes.
 
-Single files, and folders of shards with an index. The header is checked whole before anything is read: a byte range
+The header is checked whole before anything is read: a byte range
 that overlaps another, leaves a gap or lies outside the file is an error that names the tensor. Reading maps one tensor
 at a time, so a process never holds more than that. The format keeps no checksum; zoo's own runs do.
 """
@@ -42,8 +42,6 @@ DTYPES: dict[str, np.dtype] = {
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MAX_HEADER = 100_000_000
 """Bytes; the reference implementation's limit."""
-MAX_INDEX = 100_000_000
-"""Bytes of an index file."""
 
 
 class SafetensorsFile:
@@ -61,39 +59,6 @@ class SafetensorsFile:
         if math.prod(shape) == 0:
             return np.zeros(shape, dtype)
         return np.memmap(self.origin, dtype, "r", self._start + start, shape)
-
-
-class SafetensorsShards:
-    """A folder whose index says which file has which tensor; `Tensors` of `zoo.weights`."""
-
-    def __init__(self, index: str | os.PathLike):
-        """Raises CheckpointError for a shard outside the folder, missing, or without the tensor it should have."""
-        self.origin = str(index)
-        index = Path(index)
-        weight_map = read_json(index, MAX_INDEX).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise CheckpointError(f"{index}: weight_map is {type(weight_map).__name__}; it must name a file a tensor")
-        files: dict[str, SafetensorsFile] = {}
-        self._home: dict[str, SafetensorsFile] = {}
-        for name, file in weight_map.items():
-            if not isinstance(file, str) or Path(file).name != file or file in (".", "..") or "\\" in file:
-                raise CheckpointError(f"{index}: {name} is said to be in {file!r}; shards lie beside the index")
-            if not file.endswith(".safetensors"):
-                raise CheckpointError(f"{index}: {name} is said to be in {file!r}, which is no safetensors file")
-            if file not in files:
-                files[file] = SafetensorsFile(index.parent / file)
-            if name not in files[file].shapes:
-                raise CheckpointError(f"{index}: {name} is said to be in {file}, which does not have it")
-            self._home[name] = files[file]
-        for file, opened in files.items():
-            stray = set(opened.shapes) - set(weight_map)
-            if stray:
-                raise CheckpointError(f"{index}: {file} has {min(stray)}, which the index does not list")
-        self.shapes: Mapping[str, Shape] = {name: home.shapes[name] for name, home in self._home.items()}
-
-    def read(self, name: str) -> np.ndarray:
-        """One tensor, mapped from its shard."""
-        return self._home[name].read(name)
 
 
 def read_json(path: Path, most: int = 10_000_000) -> dict[str, Any]:
