@@ -12,9 +12,9 @@ import pytest
 from models import CONFIGS, inputs
 
 from zoo.architectures import find_architecture
+from zoo.bundle import Bundle, Origin
 from zoo.generate import BUCKET, GREEDY, Sampling, _generate, _search, generate, stream
 from zoo.generation_config import stored_options
-from zoo.pretrained import Bundle, Origin
 
 
 def build(name: str):

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from zoo.architectures import list_architectures
     from zoo.config import TransformerConfig
     from zoo.kernels.attention import attention
-    from zoo.pretrained import load, save
+    from zoo.pretrained import load
+    from zoo.saving import save
     from zoo.transformer import Transformer
     from zoo.weights import CheckpointError
 
@@ -20,7 +21,7 @@ _HOME = {
     "CheckpointError": "zoo.weights",
     "list_architectures": "zoo.architectures",
     "load": "zoo.pretrained",
-    "save": "zoo.pretrained",
+    "save": "zoo.saving",
     "Transformer": "zoo.transformer",
     "TransformerConfig": "zoo.config",
 }

@@ -1,258 +1,42 @@
-"""From a checkpoint to a model ready for use, and back.
+"""`load`: from a checkpoint to a model ready for use.
 
-`load` takes a folder in the layout of transformers, a name on the hub, or a run that `train.py` wrote. `save` writes a
-folder that transformers opens. No code from a checkpoint is run, and no pickle is opened.
+It takes a folder in the layout of transformers, a name on the hub, or a run that `train.py` wrote. No code from a
+checkpoint is run, and no pickle is opened.
 """
 
 import dataclasses
-import functools
-import json
 import math
-import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
 
 from zoo.architectures import Architecture, Fields, find_architecture, list_architectures
-from zoo.architectures.architecture import keep_activation_names
-from zoo.architectures.fitting import find_fitting
-from zoo.config import DualConfig, LanguageModelHead, LongRopeScaling, ModelConfig, TransformerConfig
-from zoo.decoder_prompt import decoder_prompt
-from zoo.dual import DualEncoder, DualOutput
+from zoo.architectures.architecture import merge_fields
+from zoo.bundle import Bundle, Origin
+from zoo.config import DualConfig, ModelConfig, TransformerConfig
+from zoo.dual import DualEncoder
 from zoo.formats.folder import open_weights
 from zoo.formats.gguf import GgufFile
 from zoo.formats.hub import download
 from zoo.formats.language_part import LanguagePart
 from zoo.formats.mxfp4 import Mxfp4Tensors
-from zoo.formats.safetensors import read_json, write_folder
-from zoo.generate import Generated, generate, stream
-from zoo.generation_config import FIELDS, SAMPLING, stored_options
-from zoo.sentences import Modules, ModuleTensors, plain_modules, read_modules, with_embedding, write_modules
+from zoo.formats.safetensors import read_json
+from zoo.sentences import Modules, ModuleTensors, plain_modules, read_modules, with_embedding
 from zoo.serialization import from_dict
 from zoo.tokenization import PretrainedTokenizer, UnreadTokenizer, gguf_tokenizer, load_tokenizer
 from zoo.training.checkpoint import load_params
 from zoo.training.run_record import read_run
 from zoo.training.sharding import shard_parameters
-from zoo.training.state import bind_apply
-from zoo.transformer import Output, Transformer, example_inputs, parameter_shapes
-from zoo.weights import CheckpointError, Rule, Tensors, export_params, flatten, import_params, unflatten
-
-if TYPE_CHECKING:
-    from zoo.data.images import ImageProcessor
-
+from zoo.transformer import Transformer, example_inputs, parameter_shapes
+from zoo.weights import CheckpointError, Rule, Tensors, flatten, import_params, unflatten
 
 MAX_SHARED_LAYERS = 1000
 """Layers of a model whose layers share their tensors, at the most."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Origin:
-    """Where a model came from, for `save`."""
-
-    architecture: Architecture
-    head: str
-    """Name of the head, as in `Architecture.classes`."""
-    fields: dict[str, Any]
-    """config.json."""
-    generation: dict[str, Any]
-    """generation_config.json."""
-    folder: Path
-    left_out: tuple[str, ...] = ()
-    """Tensors of heads that were not asked for."""
-    fresh: tuple[str, ...] = ()
-    """Parameters of the head that the checkpoint lacks, newly initialised."""
-    modules: Modules | None = None
-    """What follows the transformer in a folder of sentence-transformers."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bundle:
-    """A model ready for use: call it on arrays, or let it generate."""
-
-    model: Transformer | DualEncoder
-    params: Any
-    config: Any
-    """A `TransformerConfig`, or a `DualConfig`."""
-    tokenizer: Any = None
-    """A checkpoint's `PretrainedTokenizer` or `UnreadTokenizer`, or None; `zoo.data.Tokenizer` of a run."""
-    step: int | None = None
-    """The training step that a run's parameters are from."""
-    origin: Origin | None = None
-    """What a pretrained checkpoint was; None for a run."""
-
-    def __call__(self, *, output_hidden_states: bool = False, **inputs: Any) -> Output | DualOutput:
-        """Run the model, jitted; `Transformer.__call__` (or `DualEncoder`'s) names the inputs, NumPy or JAX arrays.
-
-        Raises:
-            ValueError: an id outside the vocabulary.
-        """
-        return self._forward(self.params, self.prepare(**inputs), output_hidden_states)
-
-    def prepare(self, **inputs: Any) -> dict[str, Array]:
-        """The model's inputs as JAX arrays, ids checked, those of a decoder made where the reference makes them."""
-        if self.origin is not None and getattr(self.config, "decoder", None) is not None:
-            architecture = self.origin.architecture
-            for name, source, makers in (
-                ("decoder_input_ids", "input_ids", architecture.decoder_inputs),
-                ("decoder_attention_mask", "decoder_input_ids", architecture.decoder_masks),
-            ):
-                make = makers.get(self.origin.head)
-                if make is not None and inputs.get(name) is None and inputs.get(source) is not None:
-                    inputs[name] = make(np.asarray(inputs[source]), self.origin.fields)
-        for name, config in (
-            ("input_ids", self.config.embedding),
-            ("decoder_input_ids", self.config.target_embedding),
-        ):
-            if inputs.get(name) is not None and config.vocab_size is not None:
-                _check_ids(inputs[name], config.vocab_size, name)
-        return {name: jnp.asarray(value) for name, value in inputs.items() if value is not None}
-
-    def generate(
-        self,
-        input_ids: Int[Array, "B P"] | None = None,
-        attention_mask: Int[Array, "B P"] | None = None,
-        **options: Any,
-    ) -> Generated:
-        """Continue prompts, or decode what the encoder reads.
-
-        What is not said is what generation_config.json says, or config.json where there is none; then 20 new tokens
-        at the most, and 64 of a run of `train.py`. As in the reference, `max_new_tokens` goes before `max_length`,
-        whichever of the two was said where.
-
-        Args:
-            input_ids: prompts, padded on the left; for an encoder-decoder, its encoder's input.
-            attention_mask: 1 for tokens, 0 for padding.
-            options: arguments of `zoo.generate.generate` (`pixel_values`, `decoder_input_ids`, `seed`, ...) and fields
-                of `zoo.generation_config.GenerationConfig` (`max_new_tokens`, `num_beams`, `do_sample`, ...); with
-                `input_features` also `language` and `task`, of which the language is heard where nothing says it.
-
-        Raises:
-            ValueError: an unknown option, an id outside the vocabulary, or more tokens than there are positions.
-        """
-        return generate(self._apply, self.params, input_ids, attention_mask, **self._options(input_ids, options))
-
-    def stream(
-        self,
-        input_ids: Int[Array, "B P"] | None = None,
-        attention_mask: Int[Array, "B P"] | None = None,
-        **options: Any,
-    ) -> Iterator[Int[np.ndarray, " B"]]:
-        """The tokens that `generate` writes with the same arguments, one of each row at a time, as they come."""
-        return stream(self._apply, self.params, input_ids, attention_mask, **self._options(input_ids, options))
-
-    def _options(self, input_ids: Any, given: dict[str, Any]) -> dict[str, Any]:
-        """What the caller asked for, over what the checkpoint says."""
-        if getattr(self.config, "decoder", None) is None or not isinstance(self.config.head, LanguageModelHead):
-            raise ValueError("this model has no decoder with a language-model head, so it generates nothing")
-        for name, value, size in (
-            ("input_ids", input_ids, self.config.embedding.vocab_size),
-            ("decoder_input_ids", given.get("decoder_input_ids"), self.config.target_vocab_size),
-        ):
-            if value is not None and size is not None:
-                _check_ids(value, size, name)
-        stored = self._stored_options(given)
-        unused = [name for name in SAMPLING if given.get(name) is not None and given[name] != FIELDS[name]]
-        if unused and not (stored | given).get("do_sample") and "do_sample" not in given and "sampling" not in given:
-            raise ValueError(f"{unused[0]} is given and do_sample is not; give do_sample=True to draw tokens")
-        options = stored | given
-        first = options.pop("bos_token_id", None)
-        if self.config.encoder is None:
-            options.pop("decoder_start_token_id", None)
-        elif options.get("decoder_start_token_id") is None:
-            if first is None:
-                raise ValueError("neither the checkpoint nor the caller says decoder_start_token_id; give it")
-            options["decoder_start_token_id"] = first
-        if self.config.encoder is not None:
-            options = self._prompted(options)
-        positions = self.config.target_embedding.positions
-        if positions is not None and positions.max_length is not None:
-            options["max_positions"] = positions.max_length
-        rotary = self.config.decoder.attention.rotary
-        if rotary is not None and isinstance(rotary.scaling, LongRopeScaling):
-            options["reread_past"] = rotary.scaling.original_length
-        return options
-
-    def _prompted(self, options: dict[str, Any]) -> dict[str, Any]:
-        """The options with a decoder's prompt that tells language and task, for models of speech that are told."""
-        features, origin = options.get("input_features"), self.origin
-        if features is None or origin is None or "decoder_input_ids" in options:
-            return options
-        known = origin.generation or origin.fields
-        told = {name: options.pop(name, None) or known.get(name) for name in ("language", "task")}
-        forced = options.pop("forced_decoder_ids", None) or origin.fields.get("forced_decoder_ids")
-        start = options["decoder_start_token_id"]
-        prompt = decoder_prompt(start, {**known, "forced_decoder_ids": forced}, **told)
-        ids = np.array([[start if token is None else token for token in prompt]] * len(features), np.int32)
-        if None in prompt:
-            heard = self(input_features=features, decoder_input_ids=ids[:, :1]).logits
-            languages = np.array(sorted(known["lang_to_id"].values()))
-            ids[:, 1] = languages[np.asarray(heard)[:, -1, languages].argmax(-1)]
-        return options | {"decoder_input_ids": ids}
-
-    def _stored_options(self, given: dict[str, Any]) -> dict[str, Any]:
-        if self.origin is not None:
-            stored = stored_options(self.origin.fields, self.origin.generation)
-        else:
-            stored = {
-                "eos_token_id": self.tokenizer.eos_id,
-                "pad_token_id": self.tokenizer.pad_id,
-                "bos_token_id": self.tokenizer.bos_id,
-            } | ({} if "max_length" in given else {"max_new_tokens": 64})
-        replaced = ("do_sample", *SAMPLING) if "sampling" in given else ()
-        return {name: value for name, value in stored.items() if name not in replaced}
-
-    def embed(
-        self, texts: str | Sequence[str], *, prompt: str | None = None, batch_size: int = 32
-    ) -> Float[np.ndarray, "B D"]:
-        """Vectors of texts, of a checkpoint with the head "embedding".
-
-        Args:
-            texts: cut where they are longer than the checkpoint takes.
-            prompt: name of one of the checkpoint's prompts, to stand before each text; None is its default, if any.
-            batch_size: texts at a time; they are sorted by length.
-
-        Raises:
-            ValueError: a checkpoint that makes no vectors of texts, or has no such prompt.
-        """
-        modules = None if self.origin is None else self.origin.modules
-        if modules is None or self.tokenizer is None:
-            raise ValueError('this model makes no vectors of texts; load it with head="embedding", and a tokenizer')
-        whole = modules.prepare([texts] if isinstance(texts, str) else texts, prompt)
-        order = sorted(range(len(whole)), key=lambda place: len(whole[place]))
-        vectors: dict[int, np.ndarray] = {}
-        for start in range(0, len(order), batch_size):
-            places = order[start : start + batch_size]
-            batch = self.tokenizer([whole[place] for place in places], truncation=True)
-            vectors |= zip(places, np.asarray(self(**batch).pooler_output), strict=True)
-        return np.stack([vectors[place] for place in range(len(whole))])
-
-    @functools.cached_property
-    def processor(self) -> "ImageProcessor":
-        """Turns pictures into inputs, as the checkpoint's preprocessor_config.json says; read at first use."""
-        from zoo.data.images import ImageProcessor
-
-        if self.origin is None:
-            raise ValueError("this model was trained from scratch and has no preprocessor_config.json")
-        return ImageProcessor.from_folder(self.origin.folder)
-
-    @functools.cached_property
-    def _apply(self):
-        return bind_apply(self.model)
-
-    @functools.cached_property
-    def _forward(self):
-        def forward(params, inputs, output_hidden_states):
-            output = self._apply(params, **inputs, output_hidden_states=output_hidden_states)
-            return output.replace(keys_values=None) if isinstance(output, Output) else output
-
-        return jax.jit(forward, static_argnums=2)
 
 
 def load(
@@ -320,7 +104,7 @@ def _load_pretrained(folder: Path, head: str | None, dtype, param_dtype, mesh: M
     if head in architecture.parts:
         part = architecture.parts[head]
         architecture, fields, head = find_architecture(part.model_type), part.fields(fields), part.head
-    fields = Fields(_merge(dict(architecture.defaults), fields.values), fields.origin)
+    fields = Fields(merge_fields(dict(architecture.defaults), fields.values), fields.origin)
     origin = Origin(
         architecture=architecture,
         head=_choose_head(architecture, fields, head),
@@ -594,92 +378,3 @@ def _initialise(model: Transformer, params: dict, fresh: tuple[str, ...]) -> dic
     for path in fresh:
         leaves[path] = jax.device_put(drawn[path].astype(leaves[path].dtype), leaves[path].sharding)
     return unflatten(leaves)
-
-
-def save(bundle: Bundle, folder: str | Path, *, max_shard_bytes: int = 5_000_000_000) -> Path:
-    """Write a folder that transformers and `load` open: config.json, safetensors, tokenizer files.
-
-    Args:
-        bundle: what `load` gave, with parameters of any training since. A model that zoo trained from scratch is
-            written as the architecture that describes it exactly.
-        folder: made where it is missing.
-        max_shard_bytes: more than this goes into several files with an index.
-
-    Raises:
-        CheckpointError: a model that no architecture of the reference describes; the message names the nearest one,
-            and what it has otherwise.
-    """
-    folder = Path(folder)
-    origin = bundle.origin or _fitting_origin(bundle, folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    architecture = origin.architecture
-    fields = keep_activation_names(architecture.config_to_hf(bundle.config), origin.fields)
-    fields = _merge(origin.fields, fields)
-    fields |= {"model_type": architecture.model_type, "architectures": [architecture.classes[origin.head]]}
-    for name in ("auto_map", "quantization_config"):
-        fields.pop(name, None)
-    fields["torch_dtype"] = str(next(iter(jax.tree.leaves(bundle.params))).dtype)
-    (folder / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
-    if origin.generation:
-        (folder / "generation_config.json").write_text(json.dumps(origin.generation, indent=2) + "\n")
-    entries = export_params(architecture.weights(bundle.config, origin.head), bundle.params)
-    entries = ((architecture.name_in_file(name, origin.head), *rest) for name, *rest in entries)
-    if origin.modules is not None:
-        write_modules(origin.modules, folder, entries, max_shard_bytes)
-    else:
-        write_folder(folder, entries, max_shard_bytes)
-    if bundle.tokenizer is not None:
-        _as_pretrained(bundle.tokenizer, bundle.config).save(folder)
-    processor = origin.folder / "preprocessor_config.json"
-    if processor.exists() and processor.parent.resolve() != folder.resolve():
-        shutil.copyfile(processor, folder / processor.name)
-    return folder
-
-
-def _fitting_origin(bundle: Bundle, folder: Path) -> Origin:
-    """What a model that zoo trained would have come from."""
-    tokenizer, config = bundle.tokenizer, bundle.config
-    ids = {} if tokenizer is None else {f"{role}_token_id": getattr(tokenizer, f"{role}_id") for role in _ROLES}
-    ids = {name: value for name, value in ids.items() if value is not None}
-    if "bos_token_id" in ids and getattr(config, "decoder", None) is not None and config.encoder is not None:
-        ids["decoder_start_token_id"] = ids["bos_token_id"]
-    fit = find_fitting(config, bundle.params, ids)
-    return Origin(architecture=fit.architecture, head=fit.head, fields=fit.fields, generation={}, folder=folder)
-
-
-_ROLES = ("pad", "bos", "eos")
-
-
-def _as_pretrained(tokenizer: Any, config: ModelConfig) -> PretrainedTokenizer:
-    """A run's tokenizer, with the special tokens that its task puts around a text."""
-    from zoo.data.tokenizer import REWRITTEN, Tokenizer
-    from zoo.tokenization.trained import trained_tokenizer
-
-    if not isinstance(tokenizer, Tokenizer):
-        return tokenizer
-    encodes, decodes = (getattr(config, name, None) is not None for name in ("encoder", "decoder"))
-    return trained_tokenizer(
-        tokenizer.to_bytes(),
-        REWRITTEN,
-        begins=not (encodes and decodes),
-        ends=encodes,
-        padding_side="right" if encodes else "left",
-    )
-
-
-def _merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """Nested fields of two configurations, the new ones where both have them."""
-    both = {name: _merge(old[name], value) for name, value in new.items() if isinstance(old.get(name), dict)}
-    return old | new | both
-
-
-def _check_ids(ids: Any, vocab_size: int, name: str) -> None:
-    """Raise ValueError naming the first id outside the vocabulary."""
-    ids = np.asarray(ids)
-    bad = (ids < 0) | (ids >= vocab_size)
-    if bad.any():
-        place = tuple(int(i) for i in np.argwhere(bad)[0])
-        raise ValueError(
-            f"{name}{list(place)} is {int(ids[place])}; this model knows ids 0 to {vocab_size - 1}: "
-            "use the tokenizer it was trained with"
-        )

@@ -8,9 +8,9 @@ import pytest
 from models import CONFIGS, build, inputs
 
 import zoo
+from zoo.bundle import Bundle
 from zoo.data import Tokenizer, TokenizerConfig
 from zoo.data.tokenizer import train_tokenizer
-from zoo.pretrained import Bundle
 from zoo.recipes.tiny import bert_tiny, gpt_tiny, translate_dates
 from zoo.transformer import Transformer, example_inputs
 from zoo.weights import CheckpointError

@@ -185,3 +185,9 @@ class Architecture:
         """The head of a class of the reference; None for a class that zoo does not know."""
         own = {name: head for head, name in self.classes.items()} | dict(self.also_reads)
         return own.get(class_name)
+
+
+def merge_fields(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Nested fields of two configurations, the new ones where both have them."""
+    both = {name: merge_fields(old[name], value) for name, value in new.items() if isinstance(old.get(name), dict)}
+    return old | new | both

@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from zoo.bundle import Bundle
 from zoo.config import EmbeddingHead, LanguageModelHead, LearnedPositions, TransformerConfig
 from zoo.generation_config import stored_options
-from zoo.pretrained import Bundle
 from zoo.recipes.pictures import read_picture
 from zoo.training.state import count_parameters
 
