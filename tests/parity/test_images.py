@@ -68,8 +68,10 @@ PROCESSORS = {
 @pytest.mark.parametrize("kind", PROCESSORS)
 @pytest.mark.parametrize("form", ["pil", "array", "fractions"])
 def test_preprocessing(kind, form, tmp_path):
-    fields = PROCESSORS[kind] | {"feature_extractor_type": f"{kind}FeatureExtractor"}
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(fields))
+    named = {"feature_extractor_type": f"{kind}FeatureExtractor"} if form != "array" else {}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(PROCESSORS[kind] | named))
+    model_type = "dinov2" if kind == "Bit" else kind.lower()
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
     levels = np.random.default_rng(0).integers(0, 256, (2, 41, 57, 3), dtype=np.uint8)
     # Smooth, as photographs are.
     levels = np.stack([np.asarray(Image.fromarray(x).resize((57, 41), box=(0, 0, 9, 7))) for x in levels])

@@ -35,6 +35,9 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "Bit": _CLIP,
 }
 """What files leave out, by the kind of processor, where it is not what `ImageProcessor` has."""
+_OF_MODEL = {"vit": "ViT", "imagegpt": "ImageGPT", "deit": "DeiT", "beit": "Beit", "dinov2": "Bit", "clip": "CLIP"}
+_OF_MODEL |= {"clip_vision_model": "CLIP", "siglip": "Siglip", "siglip_vision_model": "Siglip"}
+"""The kind where a file does not say it, as the first ViTs' do not, by config.json's model_type."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +71,11 @@ class ImageProcessor:
             fields, path = json.loads(whole.read_text()).get("image_processor", {}), whole
         if not fields:
             raise ValueError(f"{folder} has no preprocessor_config.json; make pixel_values yourself")
-        name = str(fields.get("image_processor_type") or fields.get("feature_extractor_type"))
-        kind = next((kind for kind in _DEFAULTS if name.startswith((f"{kind}Image", f"{kind}Feature"))), None)
+        name = fields.get("image_processor_type") or fields.get("feature_extractor_type")
+        config = Path(folder) / "config.json"
+        if name is None and config.exists():
+            name = f"{_OF_MODEL.get(json.loads(config.read_text()).get('model_type'))}ImageProcessor"
+        kind = next((kind for kind in _DEFAULTS if str(name).startswith((f"{kind}Image", f"{kind}Feature"))), None)
         if kind is None:
             raise ValueError(f"{path}: image_processor_type is {name}; zoo knows those of {', '.join(_DEFAULTS)}")
         known = {key: value for key, value in fields.items() if value is not None}
