@@ -17,6 +17,7 @@ from zoo.config import (
     StackConfig,
     TokenHead,
     TransformerConfig,
+    replace,
 )
 from zoo.weights import LINEAR, LINEAR_OF_HEADS, CheckpointError, Rule, linear, norm, rule, table
 
@@ -39,7 +40,7 @@ DEFAULTS = {
 def config_from_hf(fields: Fields, head: str) -> TransformerConfig:
     """Translate a BertConfig."""
     fields = with_token_types(fields.with_defaults(DEFAULTS))
-    return encoder_config(fields, encoder_head(fields, head, fields.activation("hidden_act", "gelu")))
+    return stack_config(fields, encoder_head(fields, head, fields.activation("hidden_act", "gelu")))
 
 
 def with_token_types(fields: Fields) -> Fields:
@@ -47,6 +48,14 @@ def with_token_types(fields: Fields) -> Fields:
     if not fields["type_vocab_size"]:
         raise CheckpointError(f"{fields.origin}: type_vocab_size is 0; the reference needs at least 1")
     return fields
+
+
+def stack_config(fields: Fields, head: Head | None) -> TransformerConfig:
+    """An encoder, or a decoder where `is_decoder` says so, from fields that have BERT's names, all of them."""
+    config = encoder_config(fields.replaced(is_decoder=False), head)
+    if not fields.get("is_decoder", False):
+        return config
+    return replace(config, encoder=None, decoder=replace(config.output_stack, causal=True))
 
 
 def encoder_config(fields: Fields, head: Head | None) -> TransformerConfig:
@@ -88,7 +97,7 @@ def encoder_config(fields: Fields, head: Head | None) -> TransformerConfig:
 def encoder_head(fields: Fields, head: str, transform: Activation, pooler: Activation = "tanh") -> Head:
     """The head of an encoder: `transform` is the masked-LM head's activation, `pooler` the classifier's."""
     match head:
-        case "masked_lm":
+        case "masked_lm" | "causal_lm":
             return LanguageModelHead(tied=fields["tie_word_embeddings"], bias=True, transform=transform)
         case "sequence_classification":
             return ClassifierHead(num_classes=fields.num_labels(), pooler=pooler)
@@ -110,26 +119,31 @@ def config_to_hf(config: TransformerConfig) -> dict[str, Any]:
     """Write a BertConfig."""
     stack, embedding = config.output_stack, config.embedding
     tied = {"tie_word_embeddings": config.head.tied} if isinstance(config.head, LanguageModelHead) else {}
-    return tied | {
-        "vocab_size": embedding.vocab_size,
-        "hidden_size": stack.width,
-        "num_hidden_layers": stack.num_layers,
-        "num_attention_heads": stack.attention.num_heads,
-        "intermediate_size": stack.mlp.hidden_size,
-        "hidden_act": activation_name(stack.mlp.activation),
-        "hidden_dropout_prob": stack.dropout,
-        "attention_probs_dropout_prob": stack.attention.dropout,
-        "max_position_embeddings": embedding.positions.max_length,
-        "type_vocab_size": embedding.num_token_types,
-        "layer_norm_eps": stack.norm.epsilon,
-    }
+    decodes = {"is_decoder": True} if config.encoder is None else {}
+    return (
+        tied
+        | decodes
+        | {
+            "vocab_size": embedding.vocab_size,
+            "hidden_size": stack.width,
+            "num_hidden_layers": stack.num_layers,
+            "num_attention_heads": stack.attention.num_heads,
+            "intermediate_size": stack.mlp.hidden_size,
+            "hidden_act": activation_name(stack.mlp.activation),
+            "hidden_dropout_prob": stack.dropout,
+            "attention_probs_dropout_prob": stack.attention.dropout,
+            "max_position_embeddings": embedding.positions.max_length,
+            "type_vocab_size": embedding.num_token_types,
+            "layer_norm_eps": stack.norm.epsilon,
+        }
+    )
 
 
 def weights(config: TransformerConfig, head: str) -> list[Rule]:
     """The table."""
     return [
         *embedding_weights("bert", aliases=tied_names(config, "cls.predictions.decoder.weight")),
-        *layer_weights("bert"),
+        *layer_weights(config, "bert"),
         *_head_weights(config, head),
     ]
 
@@ -144,14 +158,15 @@ def embedding_weights(prefix: str, aliases: tuple[str, ...] = ()) -> list[Rule]:
     ]
 
 
-def layer_weights(prefix: str) -> list[Rule]:
+def layer_weights(config: TransformerConfig, prefix: str) -> list[Rule]:
     """Rows of the layers."""
+    stack = "decoder" if config.encoder is None else "encoder"
     layer = f"{prefix}.encoder.layer.{{layer}}"
     return [
-        *attention_weights(f"{layer}.attention", "encoder/attention"),
-        *linear(f"{layer}.intermediate.dense", "encoder/mlp/up"),
-        *linear(f"{layer}.output.dense", "encoder/mlp/down"),
-        *norm(f"{layer}.output.LayerNorm", "encoder/mlp_residual_norm"),
+        *attention_weights(f"{layer}.attention", f"{stack}/attention"),
+        *linear(f"{layer}.intermediate.dense", f"{stack}/mlp/up"),
+        *linear(f"{layer}.output.dense", f"{stack}/mlp/down"),
+        *norm(f"{layer}.output.LayerNorm", f"{stack}/mlp_residual_norm"),
     ]
 
 
@@ -173,7 +188,7 @@ def tied_names(config: TransformerConfig, *names: str) -> tuple[str, ...]:
 
 def _head_weights(config: TransformerConfig, head: str) -> list[Rule]:
     match head:
-        case "masked_lm":
+        case "masked_lm" | "causal_lm":
             return [
                 *linear("cls.predictions.transform.dense", "head/transform"),
                 *norm("cls.predictions.transform.LayerNorm", "head/norm"),
@@ -202,6 +217,7 @@ TINY = {
     "layer_norm_eps": 1e-12,
     "pad_token_id": 1,
     "id2label": {"0": "a", "1": "b", "2": "c"},
+    "*causal_lm": {"is_decoder": True, "type_vocab_size": 1, "vocab_size": 61},
 }
 
 ARCHITECTURES = [
@@ -210,6 +226,7 @@ ARCHITECTURES = [
         classes={
             "base": "BertModel",
             "masked_lm": "BertForMaskedLM",
+            "causal_lm": "BertLMHeadModel",
             "sequence_classification": "BertForSequenceClassification",
             "token_classification": "BertForTokenClassification",
             "question_answering": "BertForQuestionAnswering",

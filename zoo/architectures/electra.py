@@ -18,7 +18,7 @@ DEFAULTS = bert.DEFAULTS | {
 def config_from_hf(fields: Fields, head: str) -> TransformerConfig:
     """Translate an ElectraConfig."""
     fields = bert.with_token_types(fields.with_defaults(DEFAULTS))
-    return bert.encoder_config(fields, _head(fields, head))
+    return bert.stack_config(fields, _head(fields, head))
 
 
 def _head(fields: Fields, head: str) -> Head | None:
@@ -41,14 +41,14 @@ def weights(config: TransformerConfig, head: str) -> list[Rule]:
     return [
         *bert.embedding_weights("electra", aliases=bert.tied_names(config, "generator_lm_head.weight")),
         *linear("electra.embeddings_project", "embedder/projection"),
-        *bert.layer_weights("electra"),
+        *bert.layer_weights(config, "electra"),
         *_head_weights(head),
     ]
 
 
 def _head_weights(head: str) -> list[Rule]:
     match head:
-        case "masked_lm":
+        case "masked_lm" | "causal_lm":
             return [
                 *linear("generator_predictions.dense", "head/transform"),
                 *norm("generator_predictions.LayerNorm", "head/norm"),
@@ -78,6 +78,7 @@ ARCHITECTURES = [
         classes={
             "base": "ElectraModel",
             "masked_lm": "ElectraForMaskedLM",
+            "causal_lm": "ElectraForCausalLM",
             "pretraining": "ElectraForPreTraining",
             "sequence_classification": "ElectraForSequenceClassification",
             "token_classification": "ElectraForTokenClassification",

@@ -49,7 +49,7 @@ def weights(config: TransformerConfig, head: str) -> list[Rule]:
     """The table."""
     return [
         *bert.embedding_weights("roberta", aliases=bert.tied_names(config, "lm_head.decoder.weight")),
-        *bert.layer_weights("roberta"),
+        *bert.layer_weights(config, "roberta"),
         *head_weights(head, "roberta"),
     ]
 
