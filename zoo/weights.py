@@ -217,6 +217,15 @@ def linear(theirs: str, ours: str, transform: Transform = LINEAR, **options: Any
     ]
 
 
+def fused_linear(theirs: str, ours: Sequence[str], transform: Transform = LINEAR) -> list[Rule]:
+    """The rows of a linear map whose outputs are those of several: one after another, or by heads (FUSED_HEADS)."""
+    by_heads = transform is FUSED_HEADS
+    return [
+        rule(f"{theirs}.weight", [f"{path}/kernel" for path in ours], transform if by_heads else fused(transform)),
+        rule(f"{theirs}.bias", [f"{path}/bias" for path in ours], FUSED_HEADS_VECTOR if by_heads else FUSED_VECTOR),
+    ]
+
+
 def norm(theirs: str, ours: str, **options: Any) -> list[Rule]:
     """The rows of a norm, scale and bias."""
     return [

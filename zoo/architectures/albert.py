@@ -5,6 +5,7 @@ from typing import Any
 
 from zoo.architectures import bert
 from zoo.architectures.architecture import Architecture, Fields
+from zoo.architectures.heads import label_weights
 from zoo.config import TransformerConfig
 from zoo.weights import LINEAR, LINEAR_OF_HEADS, Rule, linear, norm, rule
 
@@ -74,10 +75,8 @@ def _head_weights(head: str) -> list[Rule]:
             ]
         case "sequence_classification":
             return [*linear("albert.pooler", "head/pooler"), *linear("classifier", "head/logits")]
-        case "token_classification":
-            return linear("classifier", "head")
-        case "question_answering":
-            return linear("qa_outputs", "head")
+        case "token_classification" | "question_answering":
+            return label_weights(head)
         case _:
             return linear("albert.pooler", "head/projection")
 

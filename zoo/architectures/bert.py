@@ -3,6 +3,7 @@
 from typing import Any
 
 from zoo.architectures.architecture import Architecture, Fields, activation_name
+from zoo.architectures.heads import label_weights
 from zoo.config import (
     Activation,
     AttentionConfig,
@@ -197,10 +198,8 @@ def _head_weights(config: TransformerConfig, head: str) -> list[Rule]:
             ]
         case "sequence_classification":
             return [*linear("bert.pooler.dense", "head/pooler"), *linear("classifier", "head/logits")]
-        case "token_classification":
-            return linear("classifier", "head")
-        case "question_answering":
-            return linear("qa_outputs", "head")
+        case "token_classification" | "question_answering":
+            return label_weights(head)
         case _:
             return linear("bert.pooler.dense", "head/projection")
 

@@ -13,7 +13,7 @@ from zoo.config import (
     StackConfig,
     TransformerConfig,
 )
-from zoo.weights import FUSED_HEADS, FUSED_HEADS_VECTOR, LINEAR_OF_HEADS, Rule, linear, norm, rule
+from zoo.weights import FUSED_HEADS, LINEAR_OF_HEADS, Rule, fused_linear, linear, norm
 
 
 def config_from_hf(fields: Fields, head: str) -> TransformerConfig:
@@ -62,13 +62,11 @@ def weights(config: TransformerConfig, head: str) -> list[Rule]:
     """The table."""
     layer = "transformer.h.{layer}"
     projections = ["decoder/attention/query", "decoder/attention/key", "decoder/attention/value"]
-    fused = f"{layer}.self_attention.query_key_value"
     return [
         *decoder_head_weights(config, head, "transformer.word_embeddings", labels="classifier"),
         *norm("transformer.word_embeddings_layernorm", "embedder/norm"),
         *norm(f"{layer}.input_layernorm", "decoder/attention_input_norm"),
-        rule(f"{fused}.weight", [f"{name}/kernel" for name in projections], FUSED_HEADS),
-        rule(f"{fused}.bias", [f"{name}/bias" for name in projections], FUSED_HEADS_VECTOR),
+        *fused_linear(f"{layer}.self_attention.query_key_value", projections, FUSED_HEADS),
         *linear(f"{layer}.self_attention.dense", "decoder/attention/output", LINEAR_OF_HEADS),
         *norm(f"{layer}.post_attention_layernorm", "decoder/mlp_input_norm"),
         *linear(f"{layer}.mlp.dense_h_to_4h", "decoder/mlp/up"),

@@ -3,6 +3,7 @@
 from typing import Any
 
 from zoo.architectures.architecture import Architecture, Fields, activation_name
+from zoo.architectures.heads import label_weights
 from zoo.config import (
     AttentionConfig,
     ClassifierHead,
@@ -199,12 +200,8 @@ def _head_weights(head: str, tied: bool) -> list[Rule]:
             return _language_model_weights(tied)
         case "sequence_classification":
             return [*linear("pooler.dense", "head/pooler"), *linear("classifier", "head/logits")]
-        case "token_classification":
-            return linear("classifier", "head")
-        case "question_answering":
-            return linear("qa_outputs", "head")
         case _:
-            return []
+            return label_weights(head)
 
 
 def _language_model_weights(tied: bool) -> list[Rule]:

@@ -8,7 +8,7 @@ from zoo.architectures.architecture import Architecture, Fields
 from zoo.architectures.vit import TINY as VIT_TINY
 from zoo.architectures.vit import attention_rules, embedding_rules, patches_from_hf, stack_from_hf, stack_to_hf
 from zoo.config import ClassifierHead, EmbeddingConfig, EmbeddingHead, LearnedPositions, MlpConfig, TransformerConfig
-from zoo.weights import FUSED_VECTOR, Rule, fused, linear, norm, rule, unit_axes
+from zoo.weights import Rule, fused_linear, linear, norm, rule, unit_axes
 
 
 def config_from_hf(fields: Fields, head: str) -> TransformerConfig:
@@ -75,8 +75,7 @@ def weights(config: TransformerConfig, head: str) -> list[Rule]:
     layer = "dinov2.encoder.layer.{layer}"
     if config.output_stack.mlp.gated:
         mlp = [
-            rule(f"{layer}.mlp.weights_in.weight", ("encoder/mlp/gate/kernel", "encoder/mlp/up/kernel"), fused()),
-            rule(f"{layer}.mlp.weights_in.bias", ("encoder/mlp/gate/bias", "encoder/mlp/up/bias"), FUSED_VECTOR),
+            *fused_linear(f"{layer}.mlp.weights_in", ("encoder/mlp/gate", "encoder/mlp/up")),
             *linear(f"{layer}.mlp.weights_out", "encoder/mlp/down"),
         ]
     else:

@@ -4,6 +4,7 @@ from typing import Any
 
 from zoo.architectures import bert
 from zoo.architectures.architecture import Architecture, Fields
+from zoo.architectures.heads import label_weights
 from zoo.config import Head, TransformerConfig
 from zoo.weights import LINEAR, LINEAR_OF_HEADS, Rule, linear, norm, rule, table
 
@@ -73,12 +74,8 @@ def _head_weights(head: str) -> list[Rule]:
             ]
         case "sequence_classification":
             return [*linear("pre_classifier", "head/pooler"), *linear("classifier", "head/logits")]
-        case "token_classification":
-            return linear("classifier", "head")
-        case "question_answering":
-            return linear("qa_outputs", "head")
         case _:
-            return []
+            return label_weights(head)
 
 
 TINY = {

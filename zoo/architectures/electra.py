@@ -4,6 +4,7 @@ from typing import Any
 
 from zoo.architectures import bert
 from zoo.architectures.architecture import Architecture, Fields
+from zoo.architectures.heads import label_weights
 from zoo.config import Head, TokenHead, TransformerConfig
 from zoo.weights import LINEAR, Rule, linear, norm, rule
 
@@ -62,12 +63,8 @@ def _head_weights(head: str) -> list[Rule]:
             ]
         case "sequence_classification":
             return [*linear("classifier.dense", "head/pooler"), *linear("classifier.out_proj", "head/logits")]
-        case "token_classification":
-            return linear("classifier", "head")
-        case "question_answering":
-            return linear("qa_outputs", "head")
         case _:
-            return []
+            return label_weights(head)
 
 
 TINY = bert.TINY | {"vocab_size": 61, "embedding_size": 16}

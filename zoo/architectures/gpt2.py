@@ -13,7 +13,7 @@ from zoo.config import (
     StackConfig,
     TransformerConfig,
 )
-from zoo.weights import FUSED_VECTOR, INPUT_FIRST, INPUT_FIRST_OF_HEADS, Rule, fused, linear, norm, rule, table
+from zoo.weights import INPUT_FIRST, INPUT_FIRST_OF_HEADS, Rule, fused_linear, linear, norm, table
 
 SECOND_NAMES = {
     "n_embd": "hidden_size",
@@ -89,8 +89,7 @@ def weights(config: TransformerConfig, head: str) -> list[Rule]:
         *decoder_head_weights(config, head, "transformer.wte", labels="classifier"),
         *table("transformer.wpe", "embedder/position"),
         *norm(f"{layer}.ln_1", "decoder/attention_input_norm"),
-        rule(f"{layer}.attn.c_attn.weight", [f"{name}/kernel" for name in projections], fused(INPUT_FIRST)),
-        rule(f"{layer}.attn.c_attn.bias", [f"{name}/bias" for name in projections], FUSED_VECTOR),
+        *fused_linear(f"{layer}.attn.c_attn", projections, INPUT_FIRST),
         *linear(f"{layer}.attn.c_proj", "decoder/attention/output", INPUT_FIRST_OF_HEADS),
         *norm(f"{layer}.ln_2", "decoder/mlp_input_norm"),
         *linear(f"{layer}.mlp.c_fc", "decoder/mlp/up", INPUT_FIRST),

@@ -4,6 +4,7 @@ from typing import Any
 
 from zoo.architectures.architecture import Architecture, Fields, activation_name
 from zoo.architectures.heads import decoder_head, decoder_head_weights, head_to_hf
+from zoo.architectures.llama import shortest_period
 from zoo.config import (
     AttentionConfig,
     EmbeddingConfig,
@@ -62,8 +63,7 @@ def _pattern(fields: Fields) -> tuple[Span, ...]:
     ]
     if len(kinds) != fields["num_layers"]:
         raise ValueError(f"attention_types name {len(kinds)} layers and num_layers is {fields['num_layers']}")
-    size = next(n for n in range(1, len(kinds) + 1) if all(kinds[i] == kinds[i % n] for i in range(len(kinds))))
-    return tuple(kinds[:size])
+    return shortest_period(tuple(kinds))
 
 
 def config_to_hf(config: TransformerConfig) -> dict[str, Any]:

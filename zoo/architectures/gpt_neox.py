@@ -6,7 +6,7 @@ from zoo.architectures.architecture import Architecture, Fields, activation_name
 from zoo.architectures.heads import decoder_head, decoder_head_weights, head_to_hf
 from zoo.architectures.rotary import rotary_from_hf, rotary_to_hf
 from zoo.config import AttentionConfig, EmbeddingConfig, MlpConfig, NormConfig, StackConfig, TransformerConfig
-from zoo.weights import FUSED_HEADS, FUSED_HEADS_VECTOR, LINEAR_OF_HEADS, Rule, linear, norm, rule
+from zoo.weights import FUSED_HEADS, LINEAR_OF_HEADS, Rule, fused_linear, linear, norm
 
 
 def config_from_hf(fields: Fields, head: str) -> TransformerConfig:
@@ -73,12 +73,10 @@ def weights(config: TransformerConfig, head: str) -> list[Rule]:
     """The table."""
     layer = "gpt_neox.layers.{layer}"
     projections = ["decoder/attention/query", "decoder/attention/key", "decoder/attention/value"]
-    fused = f"{layer}.attention.query_key_value"
     return [
         *decoder_head_weights(config, head, "gpt_neox.embed_in", labels="classifier", logits="embed_out"),
         *norm(f"{layer}.input_layernorm", "decoder/attention_input_norm"),
-        rule(f"{fused}.weight", [f"{name}/kernel" for name in projections], FUSED_HEADS),
-        rule(f"{fused}.bias", [f"{name}/bias" for name in projections], FUSED_HEADS_VECTOR),
+        *fused_linear(f"{layer}.attention.query_key_value", projections, FUSED_HEADS),
         *linear(f"{layer}.attention.dense", "decoder/attention/output", LINEAR_OF_HEADS),
         *norm(f"{layer}.post_attention_layernorm", "decoder/mlp_input_norm"),
         *linear(f"{layer}.mlp.dense_h_to_4h", "decoder/mlp/up"),

@@ -34,6 +34,17 @@ def decoder_head(
             return None
 
 
+def label_weights(head: str) -> list[Rule]:
+    """The rows of the heads that label positions, by the names that nearly all files give them; none for others."""
+    match head:
+        case "token_classification":
+            return linear("classifier", "head")
+        case "question_answering":
+            return linear("qa_outputs", "head")
+        case _:
+            return []
+
+
 def decoder_head_weights(
     config: TransformerConfig, head: str, tokens: str, *, labels: str = "score", logits: str = "lm_head"
 ) -> list[Rule]:

@@ -15,7 +15,7 @@ from zoo.config import (
     StackConfig,
     TransformerConfig,
 )
-from zoo.weights import FUSED_VECTOR, INPUT_FIRST, INPUT_FIRST_OF_HEADS, LINEAR, Rule, fused, linear, norm, rule, table
+from zoo.weights import INPUT_FIRST, INPUT_FIRST_OF_HEADS, LINEAR, Rule, fused_linear, linear, norm, rule, table
 
 
 def config_from_hf(fields: Fields, head: str) -> TransformerConfig:
@@ -92,8 +92,7 @@ def weights(config: TransformerConfig, head: str) -> list[Rule]:
     return [
         *table("transformer.wte", "embedder/token"),
         *table("transformer.wpe", "embedder/position"),
-        rule(f"{layer}.attn.c_attn.weight", [f"{name}/kernel" for name in inputs], fused(INPUT_FIRST)),
-        rule(f"{layer}.attn.c_attn.bias", [f"{name}/bias" for name in inputs], FUSED_VECTOR),
+        *fused_linear(f"{layer}.attn.c_attn", inputs, INPUT_FIRST),
         *linear(f"{layer}.attn.c_proj", "decoder/attention/output", INPUT_FIRST_OF_HEADS),
         *norm(f"{layer}.ln_1", "decoder/attention_input_norm"),
         *norm(f"{layer}.ln_2", "decoder/mlp_input_norm"),

@@ -19,12 +19,11 @@ from zoo.config import (
     TransformerConfig,
 )
 from zoo.weights import (
-    FUSED_VECTOR,
     INPUT_FIRST,
     INPUT_FIRST_OF_HEADS,
     LINEAR,
     Rule,
-    fused,
+    fused_linear,
     linear,
     norm,
     rule,
@@ -81,8 +80,7 @@ def _gpt2_weights(decoding: Decoding) -> list[Rule]:
         *gpt2.weights(_as_gpt2(decoding), "causal_lm"),
         *norm(f"{layer}.ln_cross_attn", f"{ours}_input_norm"),
         *linear(f"{layer}.crossattention.q_attn", f"{ours}/query", INPUT_FIRST),
-        rule(f"{layer}.crossattention.c_attn.weight", [f"{name}/kernel" for name in memory], fused(INPUT_FIRST)),
-        rule(f"{layer}.crossattention.c_attn.bias", [f"{name}/bias" for name in memory], FUSED_VECTOR),
+        *fused_linear(f"{layer}.crossattention.c_attn", memory, INPUT_FIRST),
         *linear(f"{layer}.crossattention.c_proj", f"{ours}/output", INPUT_FIRST_OF_HEADS),
     ]
 

@@ -3,6 +3,8 @@
 from typing import Any
 
 from zoo.architectures.architecture import Architecture, Fields, activation_name
+from zoo.architectures.llama import shortest_period
+from zoo.architectures.rotary import LayerType, rotary_from_hf
 from zoo.config import (
     AttentionConfig,
     ClassifierHead,
@@ -18,7 +20,7 @@ from zoo.config import (
     TokenHead,
     TransformerConfig,
 )
-from zoo.weights import FUSED_VECTOR, LINEAR_OF_HEADS, Rule, fused, linear, norm, rule, table
+from zoo.weights import LINEAR_OF_HEADS, Rule, fused_linear, linear, norm, table
 
 SPANS: dict[str, Span] = {"full_attention": "global", "sliding_attention": "local"}
 
@@ -68,15 +70,14 @@ def _pattern(fields: Fields, num_layers: int) -> tuple[Span, ...]:
     every = fields.get("global_attn_every_n_layers", 3)
     default = ["sliding_attention" if index % every else "full_attention" for index in range(num_layers)]
     spans: tuple[Span, ...] = tuple(SPANS[name] for name in fields.get("layer_types", default)[:num_layers])
-    repeats = (spans[:n] for n in range(1, num_layers) if all(a == b for a, b in zip(spans, spans[n:], strict=False)))
-    return next(repeats, spans)
+    return shortest_period(spans)
 
 
-def _rotary(fields: Fields, layer_type: str, old_name: str, default: float) -> RotaryConfig:
+def _rotary(fields: Fields, layer_type: LayerType, old_name: str, default: float) -> RotaryConfig:
     fields.expect(rope_scaling=None)
-    parameters = fields.fields("rope_parameters").fields(layer_type)
-    parameters.expect(rope_type="default")
-    return RotaryConfig(base=parameters.get("rope_theta", fields.get(old_name, default)))
+    fields.fields("rope_parameters").fields(layer_type).expect(rope_type="default")
+    size, length = fields["hidden_size"] // fields["num_attention_heads"], fields.get("max_position_embeddings", 8192)
+    return rotary_from_hf(fields, size, max_length=length, base=default, layer_type=layer_type, base_field=old_name)
 
 
 def _head(fields: Fields, head: str, norms: NormConfig) -> Head | None:
@@ -149,18 +150,14 @@ def weights(config: TransformerConfig, head: str) -> list[Rule]:
     """The table."""
     layer, pooled = "model.layers.{layer}", isinstance(config.head, ClassifierHead)
     tied = isinstance(config.head, LanguageModelHead) and config.head.tied
-    attention = [f"encoder/attention/{name}" for name in ("query", "key", "value")]
-    mlp = [f"encoder/mlp/{name}" for name in ("gate", "up")]
     return [
         *table("model.embeddings.tok_embeddings", "embedder/token", aliases=("decoder.weight",) if tied else ()),
         *norm("model.embeddings.norm", "embedder/norm"),
         *norm(f"{layer}.attn_norm", "encoder/attention_input_norm", first=1),
-        rule(f"{layer}.attn.Wqkv.weight", [f"{path}/kernel" for path in attention], fused()),
-        rule(f"{layer}.attn.Wqkv.bias", [f"{path}/bias" for path in attention], FUSED_VECTOR),
+        *fused_linear(f"{layer}.attn.Wqkv", [f"encoder/attention/{name}" for name in ("query", "key", "value")]),
         *linear(f"{layer}.attn.Wo", "encoder/attention/output", LINEAR_OF_HEADS),
         *norm(f"{layer}.mlp_norm", "encoder/mlp_input_norm"),
-        rule(f"{layer}.mlp.Wi.weight", [f"{path}/kernel" for path in mlp], fused()),
-        rule(f"{layer}.mlp.Wi.bias", [f"{path}/bias" for path in mlp], FUSED_VECTOR),
+        *fused_linear(f"{layer}.mlp.Wi", ("encoder/mlp/gate", "encoder/mlp/up")),
         *linear(f"{layer}.mlp.Wo", "encoder/mlp/down"),
         *norm("model.final_norm", "encoder/final_norm"),
         *linear("head.dense", "head/pooler" if pooled else "head/transform"),

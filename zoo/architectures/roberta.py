@@ -8,6 +8,7 @@ from typing import Any
 
 from zoo.architectures import bert
 from zoo.architectures.architecture import Architecture, Fields
+from zoo.architectures.heads import label_weights
 from zoo.config import LearnedPositions, TransformerConfig
 from zoo.weights import LINEAR, Rule, linear, norm, rule
 
@@ -66,10 +67,8 @@ def head_weights(head: str, prefix: str) -> list[Rule]:
             ]
         case "sequence_classification":
             return [*linear("classifier.dense", "head/pooler"), *linear("classifier.out_proj", "head/logits")]
-        case "token_classification":
-            return linear("classifier", "head")
-        case "question_answering":
-            return linear("qa_outputs", "head")
+        case "token_classification" | "question_answering":
+            return label_weights(head)
         case _:
             return linear(f"{prefix}.pooler.dense", "head/projection")
 

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from zoo.architectures.architecture import ACTIVATIONS, Architecture, Fields, activation_name, shift_right
+from zoo.architectures.heads import label_weights
 from zoo.config import (
     AttentionConfig,
     ClassifierHead,
@@ -179,12 +180,8 @@ def _head_weights(head: str) -> list[Rule]:
                 *linear("classification_head.dense", "head/pooler"),
                 *linear("classification_head.out_proj", "head/logits"),
             ]
-        case "token_classification":
-            return linear("classifier", "head")
-        case "question_answering":
-            return linear("qa_outputs", "head")
         case _:
-            return []
+            return label_weights(head)
 
 
 TINY = {
