@@ -1,7 +1,9 @@
 """evaluate.py on pretrained checkpoints: an answer for each kind of head, and one clear line for what does not fit."""
 
+import io
 import json
 import sys
+import wave
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+import zoo
 from zoo import cli
 
 sys.path.append(str(Path(__file__).parent / "parity"))
@@ -45,6 +48,10 @@ ANSWERS = {
     "gpt2-causal_lm": (["--prompt", "the cat", "--max-new-tokens", "4", "--temperature", "0"], "the cat", 1),
     "llama-causal_lm": (["--prompt", "a dog", "--max-new-tokens", "4", "--num-beams", "2"], "a dog", 1),
     "vit-image_classification": (["--image", "picture.png"], " %  a", 3),
+    "clip-base": (["--image", "picture.png", "--candidates", "a cat", "a dog"], " %  a dog", 2),
+    "t5-seq2seq_lm": (["--prompt", "the cat sat", "--num-beams", "2", "--max-new-tokens", "4"], "sat", 1),
+    "bart-seq2seq_lm": (["--prompt", "the cat sat"], "(the model wrote nothing)", 1),
+    "whisper-seq2seq_lm": (["--audio", "speech.wav", "--max-new-tokens", "4"], "", 1),
 }
 
 
@@ -52,11 +59,44 @@ ANSWERS = {
 def test_each_head_answers(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Image.fromarray(np.arange(30 * 40 * 3, dtype=np.uint8).reshape(30, 40, 3)).save("picture.png")
+    with wave.open("speech.wav", "wb") as file:
+        file.setparams((2, 2, 380, 0, "NONE", ""))
+        file.writeframes(np.arange(-9000, 9000, 30, dtype="<i2").tobytes())
     folder = checkpoint(tmp_path / "model", *name.split("-"))
+    if name.startswith("whisper"):
+        sound = {"feature_size": 7, "sampling_rate": 380, "hop_length": 10, "chunk_length": 1}
+        (folder / "preprocessor_config.json").write_text(json.dumps(sound))
     arguments, expected, lines = ANSWERS[name]
     cli.evaluate([str(folder), *arguments])
     said = capsys.readouterr().out
     assert expected in said and len(said.strip().splitlines()) == lines, said
+
+
+def test_chat(tmp_path, monkeypatch, capsys):
+    """One message, and line by line, each answer in the light of all that was said."""
+    folder = checkpoint(tmp_path / "model", "llama", "causal_lm")
+    options = [str(folder), "--chat", "--max-new-tokens", "3", "--temperature", "0"]
+    with pytest.raises(SystemExit):
+        cli.evaluate([*options, "--prompt", "the cat"])
+    assert "this checkpoint has no chat template" in capsys.readouterr().err
+    template = "{% for m in messages %}{{ ('where ' if m.role == 'user' else 'is ') ~ m.content }} {% endfor %}sat"
+    (folder / "chat_template.jinja").write_text(template)
+    cli.evaluate([*options, "--prompt", "the cat"])
+    answer = capsys.readouterr().out.strip()
+    monkeypatch.setattr(sys, "stdin", io.StringIO("the cat\non a mat\n\n"))
+    cli.evaluate(options)
+    _, first, second = capsys.readouterr().out.strip().splitlines()
+    assert first == answer and second
+    bundle = zoo.load(folder)
+    text = f"where the cat is {first} where on a mat sat"
+    ids = bundle.tokenizer([text], add_special_tokens=False)["input_ids"]
+    expected = bundle.generate(ids, max_new_tokens=3, do_sample=False).sequences[0, ids.shape[1] :]
+    assert bundle.tokenizer.decode(expected) == second
+
+
+def test_help_for_a_model_that_nothing_is_asked(tmp_path, capsys):
+    cli.evaluate([str(checkpoint(tmp_path / "model", "clip_vision_model", "base"))])
+    assert "call zoo.load" in capsys.readouterr().out
 
 
 MISTAKES = {

@@ -133,15 +133,17 @@ class Evaluation:
     context: str | None = None
     """The text that holds the answer to the prompt."""
     candidates: tuple[str, ...] = ()
-    """Texts to rank by their similarity to the prompt."""
+    """Texts to rank by their similarity to the prompt or to the image."""
     image: str | None = None
-    """A picture to classify or to describe."""
+    """A picture to classify, to describe, or to match with candidates."""
+    audio: str | None = None
+    """A WAV file of speech to write down."""
     source_language: str | None = None
     """The prompt's, as the tokenizer spells it, for models of many languages."""
     target_language: str | None = None
     """To translate into, as the tokenizer spells it."""
     chat: bool = False
-    """Put the prompt as a user's message into the checkpoint's chat template."""
+    """Put the prompt into the checkpoint's chat template; without a prompt, chat line by line."""
     max_new_tokens: int | None = None
     """Tokens to write at the most; a checkpoint's own number, else 200."""
     num_beams: int | None = None
@@ -169,7 +171,8 @@ class Evaluation:
 
 RUN_ONLY = ("step",)
 CHECKPOINT_ONLY = (
-    "pair", "context", "candidates", "image", "source_language", "target_language", "chat", "num_beams", "head",
+    "pair", "context", "candidates", "image", "audio", "source_language", "target_language", "chat", "num_beams",
+    "head",
 )  # fmt: skip
 """Options of `Evaluation` that the other kind of model has no use for."""
 

@@ -4,7 +4,7 @@ Masks are filled, texts continued, chats answered, sources translated or summari
 answers found in a context, and texts ranked by similarity.
 """
 
-import json
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,9 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 from zoo.bundle import Bundle
-from zoo.config import EmbeddingHead, LanguageModelHead, LearnedPositions, TransformerConfig
+from zoo.config import DualConfig, EmbeddingHead, LanguageModelHead, LearnedPositions, TransformerConfig
+from zoo.data.audio import AudioFeatures
 from zoo.generation_config import stored_options
-from zoo.recipes.pictures import read_picture
+from zoo.recipes.pictures import open_picture, stretch
+from zoo.recipes.speech import read_wave
 from zoo.training.state import count_parameters
 
 MASK = "<mask>"
@@ -34,9 +36,13 @@ def ask(bundle: Bundle, wanted: Any, console: Console) -> None:
     Raises:
         ValueError: an option that this model's head cannot use, or none where it needs one.
     """
-    if wanted.prompt is None and wanted.image is None:
+    if not any(getattr(wanted, name) for name in _EXAMPLES):
         return describe(bundle, console)
     answer, uses = _way(bundle)
+    if wanted.chat and wanted.prompt is None and "chat" in uses:
+        return converse(bundle, wanted, console)
+    if wanted.chat and answer is continue_text and "chat" not in uses:
+        raise ValueError("this checkpoint has no chat template; give --prompt without --chat, and it is continued")
     needs = [name for name in _EXAMPLES if name != "prompt" and getattr(wanted, name)]
     unused = next((name for name in needs if name not in uses), None)
     if unused is not None:
@@ -54,7 +60,7 @@ def describe(bundle: Bundle, console: Console) -> None:
     origin = bundle.origin
     assert origin is not None  # a pretrained checkpoint has one
     console.print(
-        f"{origin.folder}: {origin.architecture.classes[origin.head]}, {bundle.config.family}, "
+        f"{origin.folder}: {_kind(bundle)}, {getattr(bundle.config, 'family', 'two encoders')}, "
         f"{count_parameters(bundle.params):,} parameters",
         soft_wrap=True,
         highlight=False,
@@ -63,14 +69,19 @@ def describe(bundle: Bundle, console: Console) -> None:
         if names:
             more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
             console.print(f"{said}: {', '.join(names[:SHOWN])}{more}", soft_wrap=True, highlight=False)
-    _, uses = _way(bundle)
-    shown = " ".join(f"{_flag(name)} {_EXAMPLES[name]}".strip() for name in uses)
-    console.print(Text(f"next  {shown}"), soft_wrap=True)
+    try:
+        _, uses = _way(bundle)
+    except ValueError as error:
+        return console.print(Text(str(error)), soft_wrap=True)
+    shown = [f"{_flag(name)} {_EXAMPLES[name]}".strip() for name in uses]
+    shown = [f"[{said}]" if name in OPTIONAL else said for name, said in zip(uses, shown, strict=True)]
+    console.print(Text(f"next  {' '.join(shown)}"), soft_wrap=True)
 
 
 _EXAMPLES = {
     "prompt": '"..."',
     "image": "FILE",
+    "audio": "FILE.wav",
     "context": '"..."',
     "candidates": '"..." "..."',
     "chat": "",
@@ -95,7 +106,10 @@ def _way(bundle: Bundle) -> tuple[Callable[[Bundle, Any, Console], None], tuple[
     """How this model answers, and the options that it reads."""
     config, origin = bundle.config, bundle.origin
     assert origin is not None
-    head, sees = origin.head, getattr(getattr(config, "embedding", None), "patches", None) is not None
+    embedding = getattr(config, "embedding", None)
+    head, sees = origin.head, getattr(embedding, "patches", None) is not None
+    if isinstance(config, DualConfig):
+        return match_picture, ("image", "candidates")
     if head == "question_answering":
         return find_answer, ("prompt", "context")
     if head == "token_classification":
@@ -106,7 +120,10 @@ def _way(bundle: Bundle) -> tuple[Callable[[Bundle, Any, Console], None], tuple[
         if config.decoder is None:
             return fill_masks, ("prompt",)
         if config.encoder is None:
-            return continue_text, ("prompt", "chat")
+            chats = getattr(bundle.tokenizer, "chat_template", None) is not None
+            return continue_text, ("prompt", "chat") if chats else ("prompt",)
+        if embedding.audio is not None:
+            return rewrite, ("audio", "source_language")
         return (rewrite, ("image",)) if sees else (rewrite, ("prompt", "source_language", "target_language"))
     if not sees and isinstance(config, TransformerConfig):
         return rank_texts, ("prompt", "candidates")
@@ -137,24 +154,43 @@ def fill_masks(bundle: Bundle, wanted: Any, console: Console) -> None:
 
 def continue_text(bundle: Bundle, wanted: Any, console: Console) -> None:
     """The prompt and its continuation, or the answer to it, printed as it comes."""
-    tokenizer = bundle.tokenizer
     if wanted.chat:
-        text = tokenizer.apply_chat_template([{"role": "user", "content": wanted.prompt}])
-        batch = tokenizer([text], padding_side="left", add_special_tokens=False)
-    else:
-        batch = tokenizer([wanted.prompt], padding_side="left")
-        # A token that ends a text would end the continuation before it begins.
-        while batch["input_ids"].shape[1] > 1 and batch["input_ids"][0, -1] == tokenizer.eos_id:
-            batch = {name: value[:, :-1] for name, value in batch.items()}
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    options = _options(bundle, wanted, inputs["input_ids"].shape[1])
+        write(bundle, wanted, console, _chat(bundle, [{"role": "user", "content": wanted.prompt}]), 0)
+        return
+    batch = bundle.tokenizer([wanted.prompt], padding_side="left")
+    # A token that ends a text would end the continuation before it begins.
+    while batch["input_ids"].shape[1] > 1 and batch["input_ids"][0, -1] == bundle.tokenizer.eos_id:
+        batch = {name: value[:, :-1] for name, value in batch.items()}
+    write(bundle, wanted, console, batch, batch["input_ids"].shape[1])
+
+
+def converse(bundle: Bundle, wanted: Any, console: Console) -> None:
+    """A chat: a line of standard input is a message, and each is answered in the light of all before."""
+    messages: list[dict[str, str]] = []
+    console.print(Text("a message a line; an empty one ends the chat", style="dim"))
+    while line := console.input("> ").strip() if sys.stdin.isatty() else sys.stdin.readline().strip():
+        messages.append({"role": "user", "content": line})
+        answer = write(bundle, wanted, console, _chat(bundle, messages), 0)
+        messages.append({"role": "assistant", "content": answer})
+
+
+def _chat(bundle: Bundle, messages: list[dict[str, str]]) -> dict[str, np.ndarray]:
+    """The ids of a conversation, where the model's answer begins."""
+    text = bundle.tokenizer.apply_chat_template(messages)
+    return bundle.tokenizer([text], padding_side="left", add_special_tokens=False)
+
+
+def write(bundle: Bundle, wanted: Any, console: Console, batch: dict[str, np.ndarray], num_shown: int) -> str:
+    """Continue ids, print the last `num_shown` of them and what follows, as it comes; returns the printed text."""
+    tokenizer, inputs = bundle.tokenizer, {name: batch[name] for name in ("input_ids", "attention_mask")}
+    length = inputs["input_ids"].shape[1]
+    options = _options(bundle, wanted, length)
     if _beams(bundle, options) > 1:
         written = np.asarray(bundle.generate(**inputs, **options).sequences)[0]
-        kept = inputs["input_ids"].shape[1] if wanted.chat else 0
-        console.print(Text(tokenizer.decode(written[kept:])), soft_wrap=True)
-        return
-    before = [] if wanted.chat else inputs["input_ids"][0].tolist()
-    shown, ids = "", list(before)
+        text = tokenizer.decode(written[length - num_shown :])
+        console.print(_said(text), soft_wrap=True)
+        return text
+    shown, ids = "", inputs["input_ids"][0, length - num_shown :].tolist()
     for token in bundle.stream(**inputs, **options):
         ids.append(int(token[0]))
         text = tokenizer.decode(ids)
@@ -163,12 +199,20 @@ def continue_text(bundle: Bundle, wanted: Any, console: Console) -> None:
             console.out(text[len(shown) :], end="", highlight=False)
             shown = text
     console.out(tokenizer.decode(ids).removeprefix(shown), highlight=False)
+    return tokenizer.decode(ids)
+
+
+def _said(text: str) -> Text:
+    return Text(text.strip()) if text.strip() else Text("(the model wrote nothing)", style="dim")
 
 
 def rewrite(bundle: Bundle, wanted: Any, console: Console) -> None:
-    """What an encoder-decoder writes for a text or a picture."""
+    """What an encoder-decoder writes for a text, a picture or speech."""
     options = _options(bundle, wanted)
-    if wanted.image is not None:
+    if wanted.audio is not None:
+        told = {} if wanted.source_language is None else {"language": wanted.source_language}
+        generated = bundle.generate(input_features=_sound(bundle, wanted.audio, console), **told, **options)
+    elif wanted.image is not None:
         generated = bundle.generate(pixel_values=_pixels(bundle, wanted.image), **options)
     else:
         tokenizer = bundle.tokenizer
@@ -177,7 +221,7 @@ def rewrite(bundle: Bundle, wanted: Any, console: Console) -> None:
         batch = tokenizer([wanted.prompt])
         generated = bundle.generate(**{name: batch[name] for name in ("input_ids", "attention_mask")}, **options)
     for row in np.asarray(generated.sequences):
-        console.print(Text(bundle.tokenizer.decode(row).strip()), soft_wrap=True)
+        console.print(_said(bundle.tokenizer.decode(row)), soft_wrap=True)
 
 
 def classify_text(bundle: Bundle, wanted: Any, console: Console) -> None:
@@ -189,6 +233,16 @@ def classify_text(bundle: Bundle, wanted: Any, console: Console) -> None:
 def classify_picture(bundle: Bundle, wanted: Any, console: Console) -> None:
     """The likeliest classes of a picture."""
     _show_classes(bundle, bundle(pixel_values=_pixels(bundle, wanted.image)).logits, console)
+
+
+def match_picture(bundle: Bundle, wanted: Any, console: Console) -> None:
+    """The candidates by how well they describe a picture, as shares among them."""
+    batch = bundle.tokenizer(list(wanted.candidates))
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    scores = np.asarray(bundle(**inputs, pixel_values=_pixels(bundle, wanted.image)).logits_per_image)[0]
+    shares = np.asarray(jax.nn.sigmoid(scores) if bundle.config.bias else jax.nn.softmax(scores))
+    best = np.argsort(-shares)
+    console.print(_shares([wanted.candidates[place] for place in best], shares[best]))
 
 
 def label_tokens(bundle: Bundle, wanted: Any, console: Console) -> None:
@@ -294,12 +348,23 @@ def _language(bundle: Bundle, code: str) -> int:
 
 
 def _pixels(bundle: Bundle, path: str) -> np.ndarray:
+    """A picture as the checkpoint's own processor makes it; without one, stretched to the model's size."""
     origin = bundle.origin
     assert origin is not None
-    recipe = origin.folder / "preprocessor_config.json"
-    return read_picture(
-        path, json.loads(recipe.read_text()) if recipe.exists() else {}, bundle.config.embedding.patches.image_size
-    )
+    picture = open_picture(path)
+    if any((origin.folder / name).exists() for name in ("preprocessor_config.json", "processor_config.json")):
+        return bundle.processor(picture)["pixel_values"]
+    return stretch(picture, getattr(bundle.config, "image", bundle.config).embedding.patches.image_size)
+
+
+def _sound(bundle: Bundle, path: str, console: Console) -> np.ndarray:
+    """Speech in a WAV file as the model hears it."""
+    assert bundle.origin is not None
+    features = AudioFeatures.load(bundle.origin.folder)
+    samples = read_wave(path, features.sampling_rate)
+    if len(samples) > features.chunk_length * features.sampling_rate:
+        console.print(Text(f"(the first {features.chunk_length} seconds)", style="dim"))
+    return features(samples, features.sampling_rate)
 
 
 def _show_classes(bundle: Bundle, logits: Any, console: Console) -> None:
