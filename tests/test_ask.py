@@ -104,7 +104,7 @@ MISTAKES = {
     "nothing to fill": (["--prompt", "the cat"], "write <mask> where a token is missing"),
     "a run's option": (["--step", "3"], "--step is of no use here"),
     "misspelt": (["--promt", "the cat"], "did you mean --prompt?"),
-    "unknown head": (["--head", "causal_lm"], "head is 'causal_lm'"),
+    "unknown head": (["--head", "seq2seq_lm"], "head is 'seq2seq_lm'"),
     "wrong value": (["--prompt", "the", "--top-p", "2"], "top_p is 2"),
     "no beam": (["--num-beams", "0"], "num_beams is 0"),
 }
