@@ -15,6 +15,7 @@ import zoo
 import zoo.architectures
 import zoo.transformer
 import zoo.weights
+from zoo.formats.hub import COPIES, FILES
 from zoo.formats.safetensors import SafetensorsFile
 from zoo.weights import CheckpointError, flatten
 
@@ -129,3 +130,13 @@ def test_host_memory_stays_near_one_tensor(checkpoint):
     assert model > 15e6
     assert peak <= largest + 0.2 * model, f"{peak / 1e6:.1f} MB of {model / 1e6:.1f}"
     assert len(bundle.params["embedder"]["token"]["embedding"].sharding.device_set) == 8
+
+
+def test_of_a_repository_one_copy_is_fetched():
+    utils = pytest.importorskip("huggingface_hub.utils")
+    read = ["config.json", "model-00001-of-00002.safetensors", "1_Pooling/config.json", "2_Dense/model.safetensors"]
+    read += ["tokenizer.model", "chat_template.jinja", "flax_model.msgpack", "merges.txt", "source.spm"]
+    unread = ["consolidated.00.safetensors", "original/model.safetensors", "onnx/config.json", "pytorch_model.bin"]
+    unread += ["modeling_custom.py", "original/params.json"]
+    found = utils.filter_repo_objects(read + unread, allow_patterns=FILES, ignore_patterns=COPIES)
+    assert list(found) == read

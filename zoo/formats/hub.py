@@ -9,6 +9,8 @@ FILES = (
     "*/model.safetensors",
 )  # fmt: skip
 """What a checkpoint's folder may be read for; pickles and code are not even fetched."""
+COPIES = ("original/*", "metal/*", "onnx/*", "openvino/*", "consolidated*.safetensors")
+"""The same weights in the layouts of other programs, as large again."""
 
 
 def download(name: str, revision: str | None) -> Path:
@@ -17,7 +19,8 @@ def download(name: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
+        patterns = {"allow_patterns": list(FILES), "ignore_patterns": list(COPIES)}
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, **patterns))
     except HFValidationError:
         raise CheckpointError(f"{name!r} is neither a folder, nor a file, nor a name on the hub") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
