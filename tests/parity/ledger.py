@@ -29,6 +29,7 @@ that they are what the library computes.
 - **outputs**: the largest absolute error of logits, hidden states and pooled vectors in float32, divided by a tenth of
   the largest value where that is above 10; over a plain, a padded and a long batch, at positions that are not padding.
   At most 1e-4, and the argmax of logits is equal everywhere.
+- **states after each layer** of base models: compared where torch is, by `tests/parity/test_hidden_states.py`, to 1e-4.
 - **gradient**: of a random combination of the main output, by every tensor of the checkpoint, as norm and two random
   projections, relative to the largest. At most 1e-3.
 - **generated**: greedy and beam sequences (3 beams, length penalty 2, no bigram twice) from a padded batch are equal
