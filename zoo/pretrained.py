@@ -6,7 +6,7 @@ checkpoint is run, and no pickle is opened.
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +212,7 @@ def _build(
         prefix=architecture.prefix,
         other_prefixes=tuple(architecture.other_prefixes.values()),
         ignored=architecture.ignored,
-        other_heads=_rows_of_all_heads(architecture, fields),
+        other_heads=lambda: _all_heads(architecture, fields, make),
         head_may_be_fresh=head_given,
     )
     params = _initialise(model, imported.params, imported.fresh)
@@ -354,15 +354,16 @@ def _translate(architecture: Architecture, fields: Fields, head: str) -> ModelCo
         raise CheckpointError(f"{fields.origin} does not describe a {architecture.model_type}: {error}") from None
 
 
-def _rows_of_all_heads(architecture: Architecture, fields: Fields):
-    rows = []
+def _all_heads(
+    architecture: Architecture, fields: Fields, make: Callable[..., Any]
+) -> Iterator[tuple[Sequence[Rule], dict]]:
+    """The weight map and the parameters' shapes with each head."""
     for head in architecture.classes:
         try:
             config = _translate(architecture, fields, head)
+            yield architecture.weights(config, head), _shapes(make(config), fields)
         except CheckpointError:  # of that head alone: the one asked for was translated before
             continue
-        rows += architecture.weights(config, head)
-    return rows
 
 
 def _initialise(model: Transformer, params: dict, fresh: tuple[str, ...]) -> dict:

@@ -12,7 +12,7 @@ File formats are in `zoo.formats`, the tables in `zoo.architectures`.
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -282,6 +282,10 @@ def unflatten(leaves: Mapping[str, Any]) -> dict:
     return tree
 
 
+def _shapes(model: Any) -> dict[str, Shape]:
+    return {path: tuple(leaf.shape) for path, leaf in flatten(model).items()}
+
+
 def _items(rule: Rule, shapes: Mapping[str, Shape]) -> Iterator[_Item]:
     """Every application of a rule to a model of these parameter shapes; none where it lacks the parameters."""
     if not all(path in shapes for path in rule.ours):
@@ -347,7 +351,7 @@ def import_params(
     prefix: str = "",
     other_prefixes: Sequence[str] = (),
     ignored: Sequence[str] = (),
-    other_heads: Sequence[Rule] = (),
+    other_heads: Callable[[], Iterable[tuple[Sequence[Rule], Any]]] = tuple,
     head_may_be_fresh: bool = False,
 ) -> Imported:
     """Read a checkpoint into the parameters of a model.
@@ -361,14 +365,14 @@ def import_params(
         prefix: of the base model's names in files with a head; files of a base model may lack it.
         other_prefixes: what stands for it in the files of some heads.
         ignored: patterns of tensors that carry no parameter (position ids, masks).
-        other_heads: rows of the architecture's other heads, whose tensors may be left out where the model has no
-            such parameters.
+        other_heads: tables and parameters' shapes of the architecture with each head, made where tensors are left
+            over: those of another head may be.
         head_may_be_fresh: whether parameters under `head/` may be missing.
 
     Raises:
         CheckpointError: tensors missing, left over, of another shape, or tied and yet different.
     """
-    shapes = {path: tuple(leaf.shape) for path, leaf in flatten(model).items()}
+    shapes = _shapes(model)
     placed = {path: SingleDeviceSharding(jax.devices()[0]) for path in shapes}
     placed |= {} if shardings is None else flatten(shardings)
     for row in rules:
@@ -385,7 +389,9 @@ def import_params(
     missing, fresh = _missing(items, names.found, head_may_be_fresh)
     unused = set(names.found) - wanted
     unused = {name for name in unused if not any(re.search(pattern, name) for pattern in ignored)}
-    left_out = {name for name in unused if _of_another_head(name, other_heads, prefix, shapes)}
+    left_out: set[str] = set()
+    for rows, other in other_heads() if unused else ():
+        left_out |= _of_another_head(unused, rows, prefix, _shapes(other))
     if missing or unused - left_out:
         found = [f"it lacks {_shorten(missing)}"] if missing else []
         if unused - left_out:
@@ -415,16 +421,17 @@ def _pattern(name: str) -> str:
     return "".join(r"\d+" if index % 2 else re.escape(part) for index, part in enumerate(_INDEX.split(name)))
 
 
-def _of_another_head(name: str, rules: Sequence[Rule], prefix: str, shapes: Mapping[str, Shape]) -> bool:
-    """Whether the table knows the name, as a tensor of a head, of a stack that the model lacks, or as a copy."""
-    names = (name, prefix + name, name.removeprefix(prefix))
-
-    def matches(patterns: Sequence[str]) -> bool:
-        return any(re.fullmatch(_pattern(pattern), known) for pattern in patterns for known in names)
-
-    own = [row for row in rules if matches(row.theirs)]
-    known = bool(own) or any(matches(row.aliases) for row in rules)
-    return known and all(path.startswith("head/") or path not in shapes for row in own for path in row.ours)
+def _of_another_head(unused: set[str], rules: Sequence[Rule], prefix: str, shapes: Mapping[str, Shape]) -> set[str]:
+    """Which names are tensors, or copies, of a model with these parameters, or of a head that the table knows."""
+    heads = [row for row in rules if all(path.startswith("head/") for path in row.ours)]
+    patterns = [re.compile(_pattern(name)) for row in heads for name in (*row.theirs, *row.aliases)]
+    known = {name for row in rules for item in _items(row, shapes) for name in (*item.names, *row.aliases)}
+    return {
+        name
+        for name in unused
+        for full in (name, prefix + name, name.removeprefix(prefix))
+        if full in known or any(pattern.fullmatch(full) for pattern in patterns)
+    }
 
 
 def _missing(items: list[_Item], found: Mapping[str, str], head_may_be_fresh: bool) -> tuple[list[str], set[str]]:

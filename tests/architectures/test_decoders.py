@@ -65,6 +65,12 @@ def test_a_tied_file_may_hold_the_table_twice(make):
         zoo.load(make("qwen2-causal_lm", change=differ))
 
 
+def test_biases_and_layers_that_the_config_does_not_tell_of_are_refused(make):
+    for fields in ({"attention_bias": False}, {"num_hidden_layers": 2, "layer_types": "absent"}):
+        with pytest.raises(zoo.CheckpointError, match=r"no use for model\.layers\.\d\.self_attn"):
+            zoo.load(make("llama-causal_lm", fields))
+
+
 def test_an_answering_head_on_a_language_model(make):
     """Files of Llama's answering head call the base model `transformer`; others do not."""
     bundle = zoo.load(make("llama-causal_lm"), head="question_answering")
