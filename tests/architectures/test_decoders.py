@@ -66,8 +66,8 @@ def test_a_tied_file_may_hold_the_table_twice(make):
 
 
 def test_biases_and_layers_that_the_config_does_not_tell_of_are_refused(make):
-    for fields in ({"attention_bias": False}, {"num_hidden_layers": 2, "layer_types": "absent"}):
-        with pytest.raises(zoo.CheckpointError, match=r"no use for model\.layers\.\d\.self_attn"):
+    for fields in ({"attention_bias": False}, {"num_hidden_layers": 1, "layer_types": "absent"}):
+        with pytest.raises(zoo.CheckpointError, match=r"no use for model\.layers\.\d\."):
             zoo.load(make("llama-causal_lm", fields))
 
 
