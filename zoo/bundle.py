@@ -24,6 +24,9 @@ from zoo.transformer import Output, Transformer
 if TYPE_CHECKING:
     from zoo.data.images import ImageProcessor
 
+OWN = "model.json"
+"""The file that a folder in zoo's own layout is known by."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:

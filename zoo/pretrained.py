@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from zoo.architectures import Architecture, Fields, find_architecture, list_architectures
 from zoo.architectures.architecture import merge_fields
-from zoo.bundle import Bundle, Origin
+from zoo.bundle import OWN, Bundle, Origin
 from zoo.config import DualConfig, ModelConfig, TransformerConfig
 from zoo.dual import DualEncoder
 from zoo.formats.folder import open_weights
@@ -54,7 +54,7 @@ def load(
 
     Args:
         name: a checkpoint folder in the layout of transformers or sentence-transformers, a GGUF file, a run folder of
-            `train.py`, or a name on the hub.
+            `train.py`, what `save` wrote, or a name on the hub.
         head: "base", "masked_lm", "causal_lm", "sequence_classification", ...; None is what config.json says. A head
             that the checkpoint lacks is initialised, and named in `bundle.origin.fresh`.
         dtype: of activations and products; None is float32, or the run's own.
@@ -73,6 +73,8 @@ def load(
         return _load_gguf(folder, head, dtype, param_dtype, mesh, layers)
     if (folder / "run.json").exists():
         return _load_run(folder, step, dtype)
+    if (folder / OWN).exists():
+        return _load_own(folder, head, dtype, param_dtype, mesh, layers)
     if not folder.exists():
         folder = download(str(name), revision)
     return _load_pretrained(folder, head, dtype, param_dtype, mesh, layers)
@@ -88,6 +90,43 @@ def _load_run(folder: Path, step: int | None, dtype: Any) -> Bundle:
     dtype = jnp.dtype(record["compute_dtype"] if dtype is None else dtype)
     model = Transformer(config, dtype=dtype, layers=record["layers"])
     return Bundle(model=model, params=params, config=config, tokenizer=tokenizer, step=step)
+
+
+def _load_own(folder: Path, head: str | None, dtype, param_dtype, mesh: Mesh | None, layers) -> Bundle:
+    """A folder that `save` wrote in zoo's own layout."""
+    from zoo.data import Tokenizer
+
+    file = folder / OWN
+    record = Fields(read_json(file), str(file))
+    kinds = {kind.__name__: kind for kind in (TransformerConfig, DualConfig)}
+    if record["kind"] not in kinds:
+        raise CheckpointError(f"{file}: kind is {record['kind']!r}; zoo has {', '.join(kinds)}")
+    saved = record.get("head")
+    if head not in (None, saved):
+        raise ValueError(
+            f"head is {head!r} and {folder} was saved with {saved!r}; save it with layout='transformers', "
+            "where heads can be changed"
+        )
+    config = from_dict(kinds[record["kind"]], record["config"], str(file))
+    origin, tokenizer = None, None
+    if saved is not None:
+        fields = Fields(read_json(folder / "config.json"), str(folder / "config.json"))
+        generation = folder / "generation_config.json"
+        origin = Origin(
+            architecture=_find(fields),
+            head=saved,
+            fields=fields.values,
+            generation=read_json(generation) if generation.exists() else {},
+            folder=folder,
+        )
+        tokenizer = load_tokenizer(folder, fields.values)
+    elif (folder / "tokenizer.model").exists():
+        tokenizer = Tokenizer.load(folder / "tokenizer.model")
+    params, _ = load_params(folder, mesh=mesh)
+    make = DualEncoder if isinstance(config, DualConfig) else Transformer
+    model = make(config, dtype=jnp.dtype(dtype or record["compute_dtype"]), layers=layers or record["layers"])
+    params = jax.tree.map(lambda leaf: leaf.astype(param_dtype), params)
+    return Bundle(model=model, params=params, config=config, tokenizer=tokenizer, origin=origin)
 
 
 def _load_pretrained(folder: Path, head: str | None, dtype, param_dtype, mesh: Mesh | None, layers) -> Bundle:

@@ -1,40 +1,105 @@
-"""`save`: a bundle as a folder that transformers opens."""
+"""`save`: a bundle as a folder that transformers opens, or in zoo's own layout."""
 
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 
+import zoo
 from zoo.architectures.architecture import keep_activation_names, merge_fields
 from zoo.architectures.fitting import find_fitting
-from zoo.bundle import Bundle, Origin
+from zoo.bundle import OWN, Bundle, Origin
 from zoo.config import ModelConfig
 from zoo.formats.safetensors import write_folder
 from zoo.sentences import write_modules
+from zoo.serialization import as_dict
 from zoo.tokenization import PretrainedTokenizer
+from zoo.training.card import parameter_table
+from zoo.training.checkpoint import list_steps, save_params
+from zoo.training.state import count_parameters
 from zoo.weights import export_params
 
 _ROLES = ("pad", "bos", "eos")
 
 
-def save(bundle: Bundle, folder: str | Path, *, max_shard_bytes: int = 5_000_000_000) -> Path:
-    """Write a folder that transformers and `load` open: config.json, safetensors, tokenizer files.
+def save(
+    bundle: Bundle,
+    folder: str | Path,
+    *,
+    layout: Literal["transformers", "zoo"] = "transformers",
+    max_shard_bytes: int = 5_000_000_000,
+) -> Path:
+    """Write a folder that `load` opens: weights, configuration, tokenizer, and a model card where there is none.
 
     Args:
-        bundle: what `load` gave, with parameters of any training since. A model that zoo trained from scratch is
-            written as the architecture that describes it exactly.
+        bundle: what `load` gave, with parameters of any training since.
         folder: made where it is missing.
-        max_shard_bytes: more than this goes into several files with an index.
+        layout: "transformers" is config.json and safetensors, which transformers opens; a model that zoo trained from
+            scratch is written as the architecture that describes it exactly. "zoo" is model.json and parameters by
+            their own paths in an Orbax checkpoint: for any model, and restored shard by shard.
+        max_shard_bytes: more than this goes into several safetensors files with an index.
 
     Raises:
         CheckpointError: a model that no architecture of the reference describes; the message names the nearest one,
             and what it has otherwise.
+        ValueError: another layout, or a folder of sentence-transformers in zoo's.
     """
+    if layout not in ("transformers", "zoo"):
+        raise ValueError(f"layout is {layout!r}; choose 'transformers' or 'zoo'")
     folder = Path(folder)
+    if layout == "zoo":
+        return _save_own(bundle, folder)
     origin = bundle.origin or _fitting_origin(bundle, folder)
     folder.mkdir(parents=True, exist_ok=True)
+    _write_fields(bundle, origin, folder)
+    architecture = origin.architecture
+    entries = export_params(architecture.weights(bundle.config, origin.head), bundle.params)
+    entries = ((architecture.name_in_file(name, origin.head), *rest) for name, *rest in entries)
+    if origin.modules is not None:
+        write_modules(origin.modules, folder, entries, max_shard_bytes)
+    else:
+        write_folder(folder, entries, max_shard_bytes)
+    if bundle.tokenizer is not None:
+        _as_pretrained(bundle.tokenizer, bundle.config).save(folder)
+    _write_card(bundle, origin, folder, layout)
+    return folder
+
+
+def _save_own(bundle: Bundle, folder: Path) -> Path:
+    from zoo.data.tokenizer import Tokenizer
+
+    origin, tokenizer = bundle.origin, bundle.tokenizer
+    if origin is not None and origin.modules is not None:
+        raise ValueError(
+            "layout is 'zoo', and what follows a transformer of sentences is in files of its own; leave it out"
+        )
+    if list_steps(folder):
+        raise ValueError(f"{folder} has a checkpoint; choose another folder, or remove that one")
+    folder.mkdir(parents=True, exist_ok=True)
+    if origin is not None:
+        _write_fields(bundle, origin, folder)
+    record = {
+        "kind": type(bundle.config).__name__,
+        "config": as_dict(bundle.config),
+        "head": None if origin is None else origin.head,
+        "compute_dtype": str(jnp.dtype(bundle.model.dtype)),
+        "layers": bundle.model.layers,
+    }
+    (folder / OWN).write_text(json.dumps(record, indent=2) + "\n")
+    if isinstance(tokenizer, Tokenizer):
+        tokenizer.save(folder / "tokenizer.model")
+    elif tokenizer is not None:
+        tokenizer.save(folder)
+    save_params(folder, bundle.params)
+    _write_card(bundle, origin, folder, "zoo")
+    return folder
+
+
+def _write_fields(bundle: Bundle, origin: Origin, folder: Path) -> None:
+    """config.json, and what generation and images need."""
     architecture = origin.architecture
     fields = keep_activation_names(architecture.config_to_hf(bundle.config), origin.fields)
     fields = merge_fields(origin.fields, fields)
@@ -45,18 +110,33 @@ def save(bundle: Bundle, folder: str | Path, *, max_shard_bytes: int = 5_000_000
     (folder / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
     if origin.generation:
         (folder / "generation_config.json").write_text(json.dumps(origin.generation, indent=2) + "\n")
-    entries = export_params(architecture.weights(bundle.config, origin.head), bundle.params)
-    entries = ((architecture.name_in_file(name, origin.head), *rest) for name, *rest in entries)
-    if origin.modules is not None:
-        write_modules(origin.modules, folder, entries, max_shard_bytes)
-    else:
-        write_folder(folder, entries, max_shard_bytes)
-    if bundle.tokenizer is not None:
-        _as_pretrained(bundle.tokenizer, bundle.config).save(folder)
     processor = origin.folder / "preprocessor_config.json"
     if processor.exists() and processor.parent.resolve() != folder.resolve():
         shutil.copyfile(processor, folder / processor.name)
-    return folder
+
+
+def _write_card(bundle: Bundle, origin: Origin | None, folder: Path, layout: str) -> None:
+    """README.md: what the folder holds and how to open it. One that is there already is somebody's own words."""
+    path = folder / "README.md"
+    if path.exists():
+        return
+    opened = ["import zoo", "", 'bundle = zoo.load("...")    # the path of this folder']
+    if layout == "transformers":
+        name = origin.architecture.classes[origin.head]
+        kind = f"A `{name}` ({origin.architecture.model_type})"
+        opened += ["", f"from transformers import {name}", "", f'model = {name}.from_pretrained("...")']
+    else:
+        kind = f"A {getattr(bundle.config, 'family', 'dual encoder')} transformer in zoo's own layout (`{OWN}`, Orbax)"
+    dtype = next(iter(jax.tree.leaves(bundle.params))).dtype
+    library = "transformers" if layout == "transformers" else "zoo"
+    sections = [
+        f"---\nlibrary_name: {library}\ntags: [zoo, jax, flax]\n---",
+        f"# {folder.resolve().name}",
+        f"{kind} with {count_parameters(bundle.params):,} parameters in {dtype}, written by zoo {zoo.__version__}.",
+        "```python\n" + "\n".join(opened) + "\n```",
+        "\n".join(parameter_table(bundle.params)),
+    ]
+    path.write_text("\n\n".join(sections) + "\n")
 
 
 def _fitting_origin(bundle: Bundle, folder: Path) -> Origin:

@@ -5,12 +5,15 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+import small
+from jax.sharding import AxisType
 from models import CONFIGS, build, inputs
 
 import zoo
 from zoo.bundle import Bundle
 from zoo.data import Tokenizer, TokenizerConfig
 from zoo.data.tokenizer import train_tokenizer
+from zoo.formats.safetensors import SafetensorsFile
 from zoo.recipes.tiny import bert_tiny, gpt_tiny, translate_dates
 from zoo.transformer import Transformer, example_inputs
 from zoo.weights import CheckpointError
@@ -82,3 +85,38 @@ def test_what_no_architecture_describes_is_said(recipe, message, tmp_path):
     with pytest.raises(CheckpointError, match=message):
         zoo.save(made(recipe().model), tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
+
+
+def same(a: Bundle, b: Bundle) -> bool:
+    return a.config == b.config and all(map(np.array_equal, jax.tree.leaves(a.params), jax.tree.leaves(b.params)))
+
+
+def test_zoo_s_own_layout_takes_any_model(tmp_path):
+    bundle = made(bert_tiny().model)
+    folder = zoo.save(bundle, tmp_path / "own", layout="zoo")
+    again = zoo.load(folder)
+    assert same(again, bundle) and again.tokenizer == bundle.tokenizer and again.origin is None
+    assert "library_name: zoo" in (folder / "README.md").read_text()
+    with pytest.raises(ValueError, match="has a checkpoint; choose another folder"):
+        zoo.save(bundle, folder, layout="zoo")
+    with pytest.raises(ValueError, match="layout is 'torch'"):
+        zoo.save(bundle, folder, layout="torch")
+
+
+@pytest.mark.parametrize("case", ["gpt2-causal_lm", "clip-base"])
+def test_a_checkpoint_there_and_back_through_zoo_s_own_layout(case, tmp_path):
+    model_type, head = case.split("-")
+    fields, shapes, _ = small.read_recorded(model_type, head)
+    bundle = zoo.load(small.write_folder(tmp_path / "first", fields, shapes))
+    own = zoo.load(
+        zoo.save(bundle, tmp_path / "own", layout="zoo"), mesh=jax.make_mesh((8,), ("fsdp",), (AxisType.Auto,))
+    )
+    assert same(own, bundle) and own.origin.head == head
+    assert any(leaf.sharding.num_devices == 8 and not leaf.is_fully_replicated for leaf in jax.tree.leaves(own.params))
+    zoo.save(own, tmp_path / "last")
+    first, last = (SafetensorsFile(tmp_path / name / "model.safetensors") for name in ("first", "last"))
+    assert all(np.array_equal(first.read(name), last.read(name)) for name in first.shapes)
+    card = (tmp_path / "last" / "README.md").read_text()
+    assert fields["architectures"][0] in card and "library_name: transformers" in card
+    with pytest.raises(ValueError, match=r"head is 'poem' .* layout='transformers'"):
+        zoo.load(tmp_path / "own", head="poem")

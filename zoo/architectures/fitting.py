@@ -66,7 +66,9 @@ def find_fitting(config: ModelConfig, params: Any, ids: Mapping[str, int]) -> Fi
             if nearest is None or distance < nearest[0]:
                 nearest = (distance, f"{name}, differs in {', '.join(text for text, _ in found)}")
     reason = "" if nearest is None else f": the nearest, {nearest[1]}"
-    raise CheckpointError(f"no architecture that zoo knows of the reference describes this model{reason}")
+    raise CheckpointError(
+        f"no architecture that zoo knows of the reference describes this model{reason}; layout='zoo' saves any"
+    )
 
 
 def _write(architecture: Architecture, head: str, config: ModelConfig, ids: Mapping[str, int]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def write_card(folder: str | Path, params: Params, resolved: dict[str, Any], des
         "```\npython evaluate.py .    # with the path of this folder\n```",
         '```python\nfrom zoo.training.checkpoint import load_params\n\nparams, step = load_params(".")\n```',
         "## Parameters",
-        "\n".join(_parameters(params)),
+        "\n".join(parameter_table(params)),
         "## Configuration",
         "```\n" + "\n".join(_settings(as_json(resolved))) + "\n```",
         "## Files",
@@ -73,7 +73,8 @@ def _results(rows: list[dict[str, str]]) -> Iterator[str]:
             yield f"| {name.replace('_', ' ')} | {float(value):.4g} |"
 
 
-def _parameters(params: Params) -> Iterator[str]:
+def parameter_table(params: Params) -> Iterator[str]:
+    """Lines of a table of the parts' numbers of parameters."""
     yield "| part | parameters |"
     yield "|---|---|"
     for name, part in params.items():

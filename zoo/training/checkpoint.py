@@ -134,6 +134,10 @@ class Checkpoints:
         )
         self._manager.save(step, args=items, force=True)
 
+    def save_params(self, params: Params) -> None:
+        """Write parameters alone, as those of step 0, in the background."""
+        self._manager.save(0, args=ocp.args.Composite(params=ocp.args.StandardSave(params)), force=True)
+
     def wait(self) -> None:
         """Wait until the save under way is committed; raise what went wrong with it."""
         self._manager.wait_until_finished()
@@ -208,3 +212,9 @@ def load_params(folder: str | Path, step: int | None = None, mesh: Mesh | None =
     with Checkpoints(folder) as checkpoints:
         mesh = make_mesh(MeshConfig(), jax.devices()[:1]) if mesh is None else mesh
         return checkpoints.restore_params(step, mesh), step
+
+
+def save_params(folder: str | Path, params: Params) -> None:
+    """Write parameters alone, as the checkpoint of step 0, for `load_params`."""
+    with clear_disk_errors(Path(folder)), Checkpoints(folder, keep=1) as checkpoints:
+        checkpoints.save_params(params)
