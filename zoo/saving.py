@@ -45,11 +45,15 @@ def save(
     Raises:
         CheckpointError: a model that no architecture of the reference describes; the message names the nearest one,
             and what it has otherwise.
-        ValueError: another layout, or a folder of sentence-transformers in zoo's.
+        ValueError: another layout, a folder of sentence-transformers in zoo's, or a folder that holds a run, or zoo's
+            layout, already.
     """
     if layout not in ("transformers", "zoo"):
         raise ValueError(f"layout is {layout!r}; choose 'transformers' or 'zoo'")
     folder = Path(folder)
+    for name in ("run.json", OWN):
+        if (folder / name).exists():
+            raise ValueError(f"{folder} has a {name}, and `load` would read that; choose another folder")
     if layout == "zoo":
         return _save_own(bundle, folder)
     origin = bundle.origin or _fitting_origin(bundle, folder)
@@ -77,7 +81,7 @@ def _save_own(bundle: Bundle, folder: Path) -> Path:
             "layout is 'zoo', and what follows a transformer of sentences is in files of its own; leave it out"
         )
     if list_steps(folder):
-        raise ValueError(f"{folder} has a checkpoint; choose another folder, or remove that one")
+        raise ValueError(f"{folder} has checkpoints; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     if origin is not None:
         _write_fields(bundle, origin, folder)

@@ -97,8 +97,9 @@ def test_zoo_s_own_layout_takes_any_model(tmp_path):
     again = zoo.load(folder)
     assert same(again, bundle) and again.tokenizer == bundle.tokenizer and again.origin is None
     assert "library_name: zoo" in (folder / "README.md").read_text()
-    with pytest.raises(ValueError, match="has a checkpoint; choose another folder"):
-        zoo.save(bundle, folder, layout="zoo")
+    for layout in ("zoo", "transformers"):
+        with pytest.raises(ValueError, match=r"has a model\.json, .*; choose another folder"):
+            zoo.save(bundle, folder, layout=layout)
     with pytest.raises(ValueError, match="layout is 'torch'"):
         zoo.save(bundle, folder, layout="torch")
 
