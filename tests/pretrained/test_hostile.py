@@ -37,7 +37,7 @@ def refused(folder, message: str | None = None) -> str:
 
 
 def quickly(folder):
-    """What `zoo.load` gives, or a refusal within a second of CPU; once in three where a long run collects its garbage."""
+    """What `zoo.load` gives, or a refusal within a second of CPU; thrice, for a long run collects garbage at times."""
     for _ in range(3):
         start = time.process_time()
         try:
