@@ -127,10 +127,10 @@ def _write_card(bundle: Bundle, origin: Origin | None, folder: Path, layout: str
     opened = ["import zoo", "", 'bundle = zoo.load("...")    # the path of this folder']
     if layout == "transformers":
         name = origin.architecture.classes[origin.head]
-        kind = f"A `{name}` ({origin.architecture.model_type})"
+        kind = f"`{name}` ({origin.architecture.model_type})"
         opened += ["", f"from transformers import {name}", "", f'model = {name}.from_pretrained("...")']
     else:
-        kind = f"A {getattr(bundle.config, 'family', 'dual encoder')} transformer in zoo's own layout (`{OWN}`, Orbax)"
+        kind = f"`{bundle.config.__class__.__name__}` in zoo's own layout (`{OWN}`, Orbax)"
     dtype = next(iter(jax.tree.leaves(bundle.params))).dtype
     library = "transformers" if layout == "transformers" else "zoo"
     sections = [
