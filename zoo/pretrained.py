@@ -6,7 +6,7 @@ checkpoint is run, and no pickle is opened.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,20 +111,20 @@ def _load_own(folder: Path, head: str | None, dtype, param_dtype, mesh: Mesh | N
     origin, tokenizer = None, None
     if saved is not None:
         fields = Fields(read_json(folder / "config.json"), str(folder / "config.json"))
-        generation = folder / "generation_config.json"
         origin = Origin(
             architecture=_find(fields),
             head=saved,
             fields=fields.values,
-            generation=read_json(generation) if generation.exists() else {},
+            generation=_generation_fields(folder),
             folder=folder,
         )
         tokenizer = load_tokenizer(folder, fields.values)
     elif (folder / "tokenizer.model").exists():
         tokenizer = Tokenizer.load(folder / "tokenizer.model")
     params, _ = load_params(folder, mesh=mesh)
-    make = DualEncoder if isinstance(config, DualConfig) else Transformer
-    model = make(config, dtype=jnp.dtype(dtype or record["compute_dtype"]), layers=layers or record["layers"])
+    model = _module(config)(
+        config, dtype=jnp.dtype(dtype or record["compute_dtype"]), layers=layers or record["layers"]
+    )
     params = jax.tree.map(lambda leaf: leaf.astype(param_dtype), params)
     return Bundle(model=model, params=params, config=config, tokenizer=tokenizer, origin=origin)
 
@@ -135,7 +135,6 @@ def _load_pretrained(folder: Path, head: str | None, dtype, param_dtype, mesh: M
     if modules is not None:
         return _load_sentences(modules, head, dtype, param_dtype, mesh, layers)
     fields = Fields(read_json(folder / "config.json"), str(folder / "config.json"))
-    generation = folder / "generation_config.json"
     whole, fields = fields, _language_part(fields)
     inside = fields is not whole
     architecture = _find(fields)
@@ -148,13 +147,23 @@ def _load_pretrained(folder: Path, head: str | None, dtype, param_dtype, mesh: M
         architecture=architecture,
         head=_choose_head(architecture, fields, head),
         fields=fields.values,
-        generation=read_json(generation) if generation.exists() else {},
+        generation=_generation_fields(folder),
         folder=folder,
     )
     tensors = _unpacked(open_weights(folder), whole)
     tensors = LanguagePart(tensors) if inside else tensors
     tokenizer = load_tokenizer(folder, fields.values)
     return _build(origin, tensors, fields, tokenizer, dtype, param_dtype, mesh, layers, head_given)
+
+
+def _generation_fields(folder: Path) -> dict[str, Any]:
+    """generation_config.json; nothing where there is none."""
+    file = folder / "generation_config.json"
+    return read_json(file) if file.exists() else {}
+
+
+def _module(config: ModelConfig) -> type[Transformer] | type[DualEncoder]:
+    return DualEncoder if isinstance(config, DualConfig) else Transformer
 
 
 def _language_part(fields: Fields) -> Fields:
@@ -239,8 +248,7 @@ def _build(
     _check_tokenizer(tokenizer, config.embedding.vocab_size, fields.origin)
     if head == "base" and not head_given and not _has_head(architecture.weights(config, head), tensors, architecture):
         config = dataclasses.replace(config, head=None)
-    make = DualEncoder if isinstance(config, DualConfig) else Transformer
-    model = make(config, dtype=jnp.dtype(dtype or jnp.float32), layers=layers or "unrolled")
+    model = _module(config)(config, dtype=jnp.dtype(dtype or jnp.float32), layers=layers or "unrolled")
     shapes = _shapes(model, fields)
     imported = import_params(
         architecture.weights(config, head),
@@ -251,7 +259,7 @@ def _build(
         prefix=architecture.prefix,
         other_prefixes=tuple(architecture.other_prefixes.values()),
         ignored=architecture.ignored,
-        other_heads=lambda: _all_heads(architecture, fields, make),
+        other_heads=lambda: _all_heads(architecture, fields),
         head_may_be_fresh=head_given,
     )
     params = _initialise(model, imported.params, imported.fresh)
@@ -393,14 +401,12 @@ def _translate(architecture: Architecture, fields: Fields, head: str) -> ModelCo
         raise CheckpointError(f"{fields.origin} does not describe a {architecture.model_type}: {error}") from None
 
 
-def _all_heads(
-    architecture: Architecture, fields: Fields, make: Callable[..., Any]
-) -> Iterator[tuple[Sequence[Rule], dict]]:
+def _all_heads(architecture: Architecture, fields: Fields) -> Iterator[tuple[Sequence[Rule], dict]]:
     """The weight map and the parameters' shapes with each head."""
     for head in architecture.classes:
         try:
             config = _translate(architecture, fields, head)
-            yield architecture.weights(config, head), _shapes(make(config), fields)
+            yield architecture.weights(config, head), _shapes(_module(config)(config), fields)
         except CheckpointError:  # of that head alone: the one asked for was translated before
             continue
 

@@ -47,7 +47,10 @@ class Cache:
 
     def append(self, fresh: KeysValues, segment_ids: Int[Array, "B T"]) -> "Cache":
         """Write the keys and values [L, B, T, K, H] of T new positions, all layers at once."""
-        write = lambda old, new: lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), self.length, 2)  # noqa: E731
+
+        def write(old, new):
+            return lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), self.length, 2)
+
         return self.replace(
             layers=jax.tree.map(write, self.layers, fresh),
             segment_ids=lax.dynamic_update_slice_in_dim(self.segment_ids, segment_ids, self.length, 1),
@@ -231,8 +234,7 @@ class Stack(nn.Module):
         config = self.config
         attention = Attention(config.cross_attention, config.width, self.dtype, parent=None)
         parameters = self.variables["params"]["cross_attention"]
-        project = lambda layer: attention.apply({"params": layer}, memory, method="keys_values")  # noqa: E731
-        stacked = jax.vmap(project)(parameters)
+        stacked = jax.vmap(lambda layer: attention.apply({"params": layer}, memory, method="keys_values"))(parameters)
         repeats = config.num_layers // config.unique_layers
         return jax.tree.map(lambda leaf: jnp.repeat(leaf, repeats, axis=0), stacked)
 
@@ -254,9 +256,13 @@ class Stack(nn.Module):
         # Jitted, so that it is traced once for all names.
         make = jax.jit(lambda rng: block.init(rng, x, one)["params"])
         names = jax.eval_shape(make, jax.random.key(0))
-        split = lambda rng: jax.random.split(rng, self.config.unique_layers)  # noqa: E731
+
+        def draw(rng, name):
+            keys = jax.random.split(rng, self.config.unique_layers)
+            return lax.map(lambda key: make(key)[name], keys)
+
         # One call a name: under jit, what a name does not need is dropped.
-        return {name: self.param(name, lambda rng, n=name: lax.map(lambda r: make(r)[n], split(rng))) for name in names}
+        return {name: self.param(name, draw, name) for name in names}
 
     def _run(
         self,

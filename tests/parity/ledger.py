@@ -9,6 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+# As a script it stands in tests/parity: the tests' own modules and this checkout's zoo come first.
 sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:3]]
 import conftest  # noqa: E402, F401, I001  programs compiled in haste, as in the tests: before JAX is imported
 
