@@ -390,8 +390,10 @@ def import_params(
     unused = set(names.found) - wanted
     unused = {name for name in unused if not any(re.search(pattern, name) for pattern in ignored)}
     left_out: set[str] = set()
-    for rows, other in other_heads() if unused else ():
-        left_out |= _of_another_head(unused, rows, prefix, _shapes(other))
+    others = iter(other_heads())
+    while not missing and left_out != unused and (other := next(others, None)):
+        rows, model_of_other = other
+        left_out |= _of_another_head(unused, rows, prefix, _shapes(model_of_other))
     if missing or unused - left_out:
         found = [f"it lacks {_shorten(missing)}"] if missing else []
         if unused - left_out:

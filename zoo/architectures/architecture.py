@@ -49,8 +49,10 @@ class Fields:
         return self.values[name]
 
     def get(self, name: str, default: Any = None) -> Any:
-        """A field, or the reference's default where it is absent or null."""
+        """A field, or the reference's default where it is absent or null; what is true or false must be just that."""
         value = self.values.get(name)
+        if value is not None and isinstance(default, bool) and value not in (True, False):
+            raise CheckpointError(f"{self.origin}: {name} is {value!r}; it must be true or false")
         return default if value is None else value
 
     def nullable(self, name: str, default: Any) -> Any:

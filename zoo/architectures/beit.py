@@ -5,7 +5,7 @@ from typing import Any
 
 from zoo.architectures.architecture import Architecture, Fields
 from zoo.architectures.vit import TINY as VIT_TINY
-from zoo.architectures.vit import attention_rules, embedding_rules, patches_from_hf, stack_from_hf, stack_to_hf
+from zoo.architectures.vit import attention_rules, embedding_rules, image_encoder_to_hf, patches_from_hf, stack_from_hf
 from zoo.config import (
     ClassifierHead,
     EmbeddingConfig,
@@ -66,7 +66,7 @@ def config_to_hf(config: TransformerConfig) -> dict[str, Any]:
     stack = config.output_stack
     bias = stack.position_bias
     visual_tokens = {"vocab_size": config.head.num_classes} if isinstance(config.head, TokenHead) else {}
-    return stack_to_hf(config) | {
+    return image_encoder_to_hf(config) | {
         "use_mask_token": config.embedding.patches.mask_token,
         "use_absolute_position_embeddings": config.embedding.positions is not None,
         "use_relative_position_bias": bias is not None and bias.per_layer,

@@ -118,26 +118,29 @@ def encoder_head(fields: Fields, head: str, transform: Activation, pooler: Activ
 
 def config_to_hf(config: TransformerConfig) -> dict[str, Any]:
     """Write a BertConfig."""
-    stack, embedding = config.output_stack, config.embedding
+    embedding = config.embedding
     tied = {"tie_word_embeddings": config.head.tied} if isinstance(config.head, LanguageModelHead) else {}
     decodes = {"is_decoder": True} if config.encoder is None else {}
-    return (
-        tied
-        | decodes
-        | {
-            "vocab_size": embedding.vocab_size,
-            "hidden_size": stack.width,
-            "num_hidden_layers": stack.num_layers,
-            "num_attention_heads": stack.attention.num_heads,
-            "intermediate_size": stack.mlp.hidden_size,
-            "hidden_act": activation_name(stack.mlp.activation),
-            "hidden_dropout_prob": stack.dropout,
-            "attention_probs_dropout_prob": stack.attention.dropout,
-            "max_position_embeddings": embedding.positions.max_length,
-            "type_vocab_size": embedding.num_token_types,
-            "layer_norm_eps": stack.norm.epsilon,
-        }
-    )
+    texts = {
+        "vocab_size": embedding.vocab_size,
+        "max_position_embeddings": embedding.positions.max_length,
+        "type_vocab_size": embedding.num_token_types,
+    }
+    return tied | decodes | texts | stack_to_hf(config.output_stack)
+
+
+def stack_to_hf(stack: StackConfig) -> dict[str, Any]:
+    """The fields that BERT's descendants share, of texts and of images."""
+    return {
+        "hidden_size": stack.width,
+        "num_hidden_layers": stack.num_layers,
+        "num_attention_heads": stack.attention.num_heads,
+        "intermediate_size": stack.mlp.hidden_size,
+        "hidden_act": activation_name(stack.mlp.activation),
+        "hidden_dropout_prob": stack.dropout,
+        "attention_probs_dropout_prob": stack.attention.dropout,
+        "layer_norm_eps": stack.norm.epsilon,
+    }
 
 
 def weights(config: TransformerConfig, head: str) -> list[Rule]:

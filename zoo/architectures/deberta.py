@@ -3,6 +3,7 @@
 from typing import Any
 
 from zoo.architectures.architecture import Architecture, Fields, activation_name
+from zoo.architectures.bert import stack_to_hf
 from zoo.architectures.heads import label_weights
 from zoo.config import (
     AttentionConfig,
@@ -118,19 +119,11 @@ def _head(fields: Fields, head: str) -> Head | None:
 def config_to_hf(config: TransformerConfig) -> dict[str, Any]:
     """Write a DebertaV2Config."""
     stack, embedding = config.output_stack, config.embedding
-    fields = {
+    fields = stack_to_hf(stack) | {
         "vocab_size": embedding.vocab_size,
         "embedding_size": embedding.width,
-        "hidden_size": stack.width,
-        "num_hidden_layers": stack.num_layers,
-        "num_attention_heads": stack.attention.num_heads,
-        "intermediate_size": stack.mlp.hidden_size,
-        "hidden_act": activation_name(stack.mlp.activation),
-        "hidden_dropout_prob": stack.dropout,
-        "attention_probs_dropout_prob": stack.attention.dropout,
         "position_biased_input": embedding.positions is not None,
         "type_vocab_size": embedding.num_token_types,
-        "layer_norm_eps": stack.norm.epsilon,
         "relative_attention": stack.attention.disentangled is not None,
     }
     if embedding.positions is not None:

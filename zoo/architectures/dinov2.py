@@ -6,7 +6,7 @@ from typing import Any
 
 from zoo.architectures.architecture import Architecture, Fields
 from zoo.architectures.vit import TINY as VIT_TINY
-from zoo.architectures.vit import attention_rules, embedding_rules, patches_from_hf, stack_from_hf, stack_to_hf
+from zoo.architectures.vit import attention_rules, embedding_rules, image_encoder_to_hf, patches_from_hf, stack_from_hf
 from zoo.config import ClassifierHead, EmbeddingConfig, EmbeddingHead, LearnedPositions, MlpConfig, TransformerConfig
 from zoo.weights import Rule, fused_linear, linear, norm, rule, unit_axes
 
@@ -51,7 +51,7 @@ def _gated_size(width: int, ratio: float) -> int:
 def config_to_hf(config: TransformerConfig) -> dict[str, Any]:
     """Write a Dinov2Config."""
     stack = config.output_stack
-    fields = stack_to_hf(config) | {
+    fields = image_encoder_to_hf(config) | {
         "qkv_bias": "query" in stack.attention.biases,
         "hidden_dropout_prob": config.embedding.dropout,
         "layerscale_value": stack.layer_scale,

@@ -7,6 +7,7 @@ import functools
 from typing import Any
 
 from zoo.architectures.architecture import Architecture, Fields, activation_name
+from zoo.architectures.bert import stack_to_hf
 from zoo.config import (
     AttentionConfig,
     BiasSlot,
@@ -96,25 +97,17 @@ def _head(fields: Fields, head: str, width: int) -> Head:
 
 def config_to_hf(config: TransformerConfig) -> dict[str, Any]:
     """Write a ViTConfig."""
-    fields = stack_to_hf(config) | {"qkv_bias": "query" in config.output_stack.attention.biases}
+    fields = image_encoder_to_hf(config) | {"qkv_bias": "query" in config.output_stack.attention.biases}
     if isinstance(config.head, EmbeddingHead) and config.head.activation is not None:
         fields["pooler_output_size"] = config.head.projection
         fields["pooler_act"] = activation_name(config.head.activation)
     return fields
 
 
-def stack_to_hf(config: TransformerConfig) -> dict[str, Any]:
+def image_encoder_to_hf(config: TransformerConfig) -> dict[str, Any]:
     """The fields that image encoders share."""
-    stack, patch = config.output_stack, config.embedding.patches
-    return {
-        "hidden_size": stack.width,
-        "num_hidden_layers": stack.num_layers,
-        "num_attention_heads": stack.attention.num_heads,
-        "intermediate_size": stack.mlp.hidden_size,
-        "hidden_act": activation_name(stack.mlp.activation),
-        "hidden_dropout_prob": stack.dropout,
-        "attention_probs_dropout_prob": stack.attention.dropout,
-        "layer_norm_eps": stack.norm.epsilon,
+    patch = config.embedding.patches
+    return stack_to_hf(config.output_stack) | {
         "image_size": patch.image_size,
         "patch_size": patch.patch_size,
         "num_channels": patch.num_channels,
