@@ -225,6 +225,10 @@ def test_evaluate_names_a_folder_without_a_run(capsys, tmp_path):
         cli.evaluate([str(tmp_path)])
     assert stop.value.code == 1
     assert "is not a run folder" in capsys.readouterr().err
+    (tmp_path / "model.json").write_text("{}")
+    with pytest.raises(SystemExit):
+        cli.evaluate([str(tmp_path)])
+    assert "use zoo.load" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", RECIPES)

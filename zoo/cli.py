@@ -194,6 +194,11 @@ def evaluate(arguments: Sequence[str]) -> None:
             raise ValueError(f"unknown option {unknown[0]}{_nearest(unknown[0], names)}; evaluate.py --help lists all")
         folder = Path(wanted.model)
         is_run = folder.is_dir() and not (folder / "config.json").exists()
+        if is_run and (folder / "model.json").exists():
+            raise ValueError(
+                f"{folder} holds a model in zoo's own layout, which says neither its task nor its data: use zoo.load, "
+                "or evaluate the run that it comes from"
+            )
         for name in CHECKPOINT_ONLY if is_run else RUN_ONLY:
             if getattr(wanted, name) not in (None, (), False):
                 kind = "a run of train.py" if is_run else "a pretrained checkpoint"

@@ -11,13 +11,13 @@ from pathlib import Path
 
 # As a script it stands in tests/parity: the tests' own modules and this checkout's zoo come first.
 sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:3]]
-import conftest  # noqa: E402, F401, I001  programs compiled in haste, as in the tests: before JAX is imported
+import conftest  # noqa: F401, I001  programs compiled in haste, as in the tests: before JAX is imported
 
-import jax  # noqa: E402
-import small  # noqa: E402
+import jax
+import small
 
-import zoo  # noqa: E402
-from zoo.architectures import find_architecture  # noqa: E402
+import zoo
+from zoo.architectures import find_architecture
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "parity.md"
 TOP = """# Parity with the reference

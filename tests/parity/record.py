@@ -11,9 +11,9 @@ from pathlib import Path
 # As a script it stands in tests/parity: the tests' own modules and this checkout's zoo come first.
 sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:3]]
 
-import numpy as np  # noqa: E402
-import reference  # noqa: E402
-import small  # noqa: E402
+import numpy as np
+import reference
+import small
 
 
 def record(model_type: str, head: str) -> Path:

@@ -14,11 +14,11 @@ from flax import struct
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from transformers.modeling_outputs import CausalLMOutput  # noqa: E402
+from transformers.modeling_outputs import CausalLMOutput
 
-from zoo.generate import generate, stream  # noqa: E402
-from zoo.generation_config import read_config  # noqa: E402
-from zoo.logits import History, process  # noqa: E402
+from zoo.generate import generate, stream
+from zoo.generation_config import read_config
+from zoo.logits import History, process
 
 VOCAB = 23
 TABLES = np.random.default_rng(0).normal(size=(2, VOCAB, VOCAB)).astype(np.float32) * 1.5

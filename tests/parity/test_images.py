@@ -11,10 +11,10 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 Image = pytest.importorskip("PIL.Image")
 
-import reference  # noqa: E402
+import reference
 
-import zoo  # noqa: E402
-from zoo.data.images import ImageProcessor  # noqa: E402
+import zoo
+from zoo.data.images import ImageProcessor
 
 
 @pytest.mark.parametrize("height_and_width", [(24, 24), (13, 22)])

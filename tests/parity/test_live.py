@@ -7,9 +7,9 @@ pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 # It imports torch.
-import reference  # noqa: E402
+import reference
 
-import zoo  # noqa: E402
+import zoo
 
 
 @pytest.mark.parametrize(("model_type", "head"), small.CASES)
