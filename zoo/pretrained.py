@@ -4,9 +4,11 @@ It takes a folder in the layout of transformers, a name on the hub, or a run tha
 checkpoint is run, and no pickle is opened.
 """
 
+import contextlib
 import dataclasses
+import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -401,14 +403,15 @@ def _translate(architecture: Architecture, fields: Fields, head: str) -> ModelCo
         raise CheckpointError(f"{fields.origin} does not describe a {architecture.model_type}: {error}") from None
 
 
-def _all_heads(architecture: Architecture, fields: Fields) -> Iterator[tuple[Sequence[Rule], dict]]:
-    """The weight map and the parameters' shapes with each head."""
+def _all_heads(
+    architecture: Architecture, fields: Fields
+) -> Iterator[tuple[Sequence[Rule], Callable[[], dict[str, Any]]]]:
+    """The weight map with each head, and what makes the parameters' shapes."""
     for head in architecture.classes:
-        try:
+        # Another head's may fail: the one that was asked for was translated before.
+        with contextlib.suppress(CheckpointError):
             config = _translate(architecture, fields, head)
-            yield architecture.weights(config, head), _shapes(_module(config)(config), fields)
-        except CheckpointError:  # of that head alone: the one asked for was translated before
-            continue
+            yield architecture.weights(config, head), functools.partial(_shapes, _module(config)(config), fields)
 
 
 def _initialise(model: Transformer, params: dict, fresh: tuple[str, ...]) -> dict:

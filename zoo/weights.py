@@ -351,7 +351,7 @@ def import_params(
     prefix: str = "",
     other_prefixes: Sequence[str] = (),
     ignored: Sequence[str] = (),
-    other_heads: Callable[[], Iterable[tuple[Sequence[Rule], Any]]] = tuple,
+    other_heads: Callable[[], Iterable[tuple[Sequence[Rule], Callable[[], Any]]]] = tuple,
     head_may_be_fresh: bool = False,
 ) -> Imported:
     """Read a checkpoint into the parameters of a model.
@@ -365,8 +365,8 @@ def import_params(
         prefix: of the base model's names in files with a head; files of a base model may lack it.
         other_prefixes: what stands for it in the files of some heads.
         ignored: patterns of tensors that carry no parameter (position ids, masks).
-        other_heads: tables and parameters' shapes of the architecture with each head, made where tensors are left
-            over: those of another head may be.
+        other_heads: tables of the architecture with each head, and what makes the parameters' shapes; asked for where
+            tensors are left over, for those of another head may be.
         head_may_be_fresh: whether parameters under `head/` may be missing.
 
     Raises:
@@ -392,8 +392,7 @@ def import_params(
     left_out: set[str] = set()
     others = iter(other_heads())
     while not missing and left_out != unused and (other := next(others, None)):
-        rows, model_of_other = other
-        left_out |= _of_another_head(unused, rows, prefix, _shapes(model_of_other))
+        left_out |= _of_another_head(unused, *other, prefix)
     if missing or unused - left_out:
         found = [f"it lacks {_shorten(missing)}"] if missing else []
         if unused - left_out:
@@ -423,17 +422,28 @@ def _pattern(name: str) -> str:
     return "".join(r"\d+" if index % 2 else re.escape(part) for index, part in enumerate(_INDEX.split(name)))
 
 
-def _of_another_head(unused: set[str], rules: Sequence[Rule], prefix: str, shapes: Mapping[str, Shape]) -> set[str]:
+def _of_another_head(unused: set[str], rules: Sequence[Rule], make_shapes: Callable[[], Any], prefix: str) -> set[str]:
     """Which names are tensors, or copies, of a model with these parameters, or of a head that the table knows."""
-    heads = [row for row in rules if all(path.startswith("head/") for path in row.ours)]
-    patterns = [re.compile(_pattern(name)) for row in heads for name in (*row.theirs, *row.aliases)]
+
+    def matching(rows: Iterable[Rule]) -> set[str]:
+        patterns = [re.compile(_pattern(name)) for row in rows for name in (*row.theirs, *row.aliases)]
+        return {name for name in unused if any(p.fullmatch(n) for p in patterns for n in _spellings(name, prefix))}
+
+    of_head = matching(row for row in rules if all(path.startswith("head/") for path in row.ours))
+    possible = matching(rules) - of_head
+    if not possible:  # tracing a model for its shapes takes a tenth of a second
+        return of_head
+    try:
+        shapes = _shapes(make_shapes())
+    except CheckpointError:  # of that head alone
+        return of_head
     known = {name for row in rules for item in _items(row, shapes) for name in (*item.names, *row.aliases)}
-    return {
-        name
-        for name in unused
-        for full in (name, prefix + name, name.removeprefix(prefix))
-        if full in known or any(pattern.fullmatch(full) for pattern in patterns)
-    }
+    return of_head | {name for name in possible if not known.isdisjoint(_spellings(name, prefix))}
+
+
+def _spellings(name: str, prefix: str) -> tuple[str, str, str]:
+    """A tensor's name, and with the base model's prefix and without."""
+    return name, prefix + name, name.removeprefix(prefix)
 
 
 def _missing(items: list[_Item], found: Mapping[str, str], head_may_be_fresh: bool) -> tuple[list[str], set[str]]:
