@@ -16,10 +16,11 @@ import jinja2.sandbox
 from jinja2 import ext, nodes, visitor
 
 MAX_WORK = 200_000
-"""Passes, calls, and 64ths of the characters and items that they return, and one more for each that a chat has."""
+"""Passes, calls as ten of them, and 64ths of the characters and items that they return, and one more for each that a chat has."""
 MAX_ARGUMENT = 1_000_000
 """The largest number that a function or a filter takes, as a column's width or a range's end."""
 _MAX_BITS = 10_000
+_MAX_DEPTH = 20
 _WIDE = re.compile(r"\d{5}|\*|\{[^{}]*:[^{}]*\{")
 """In a format: a width of five digits, or one that is an argument."""
 
@@ -88,7 +89,8 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return "".join([self.charge(part) for part in parts])
 
     def call(self, context, function, /, *arguments, **named):
-        """Every call comes here."""
+        """Every call comes here; it takes as long as ten passes."""
+        self.work += 9
         self.charge()
         _check(getattr(function, "__self__", None), arguments, named)
         return self.charge(super().call(context, function, *arguments, **named))
@@ -137,8 +139,14 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
 class _Paying(visitor.NodeTransformer):
     """Makes loops pay for their passes, and `~` for what it joins: the sandbox is asked about neither."""
 
+    depth = 0
+
     def visit_For(self, node: nodes.For) -> nodes.For:
+        self.depth += 1
+        if self.depth > _MAX_DEPTH:  # Python's own limit, which Jinja comes to only after a second
+            raise _RefusedError(f"the chat template has more than {_MAX_DEPTH} loops within one another")
         self.generic_visit(node)
+        self.depth -= 1
         node.iter = _filter(node.iter, "passes")
         return node
 
