@@ -16,7 +16,7 @@ import jinja2.sandbox
 from jinja2 import ext, nodes, visitor
 
 MAX_WORK = 200_000
-"""Passes, calls as ten of them, and 64ths of the characters and items that they return, and one more for each that a chat has."""
+"""Passes, calls as ten of them, 64ths of the characters and items that they return; one more for each of a chat."""
 MAX_ARGUMENT = 1_000_000
 """The largest number that a function or a filter takes, as a column's width or a range's end."""
 _MAX_BITS = 10_000
