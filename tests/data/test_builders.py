@@ -9,8 +9,10 @@ import sys
 import time
 from collections import Counter
 
+import pytest
+
 from zoo.data import DataConfig, open_dataset
-from zoo.data.builders import dates, stdlib
+from zoo.data.builders import dates, phrases, stdlib
 
 BUILD = """
 from zoo.data import DataConfig, open_dataset
@@ -175,3 +177,47 @@ class TestPreparation:
         open_dataset(DataConfig(name="zoo_dates", directory=str(tmp_path)))
         assert not old.exists()
         assert young.exists()
+
+
+class TestPhrases:
+    @staticmethod
+    def few(monkeypatch):
+        monkeypatch.setattr(phrases, "KINDS", {kind: (draw, 60) for kind, (draw, _) in phrases.KINDS.items()})
+        phrases.list_expressions.cache_clear()
+        return {split: list(phrases.write_pairs(split)) for split in ("train", "validation")}
+
+    def test_no_held_out_text_is_in_train(self, monkeypatch):
+        splits = self.few(monkeypatch)
+        texts = {
+            split: {text for pair in pairs for text in (pair["source"][7:], pair["target"])}
+            for split, pairs in splits.items()
+        }
+        assert len(splits["validation"]) > 30 and not texts["train"] & texts["validation"]
+
+    def test_all_kinds_between_all_languages(self, monkeypatch):
+        train = self.few(monkeypatch)["train"]
+        assert {pair["kind"] for pair in train} == set(phrases.KINDS)
+        directions = {(pair["source_language"], pair["target_language"]) for pair in train}
+        assert len(directions) == len(phrases.LANGUAGES) * (len(phrases.LANGUAGES) - 1)
+        for pair in train:
+            assert pair["source"].startswith(f">>{pair['target_language']}<< ")
+            assert pair["target"] and "\u00a0" not in pair["target"] and "\u202f" not in pair["target"]
+
+    def test_draws_repeat(self, monkeypatch):
+        assert self.few(monkeypatch) == self.few(monkeypatch)
+
+    def test_the_set_opens(self, monkeypatch, tmp_path):
+        splits = self.few(monkeypatch)
+        dataset = open_dataset(DataConfig(name="zoo_phrases", directory=str(tmp_path)))
+        assert {split: examples(dataset.split(split)) for split in splits} == splits
+
+
+def test_digits(tmp_path):
+    pytest.importorskip("sklearn")
+    dataset = open_dataset(DataConfig(name="zoo_digits", directory=str(tmp_path)))
+    train, validation = (examples(dataset.split(split)) for split in ("train", "validation"))
+    assert len(train) + len(validation) == 1797 and 300 < len(validation) < 420
+    assert dataset.classes("label") == tuple("0123456789")
+    assert train[0]["image"].shape == (8, 8, 1) and train[0]["image"].dtype == "uint8"
+    assert {int(example["label"]) for example in validation} == set(range(10))
+    assert not {e["image"].tobytes() for e in train} & {e["image"].tobytes() for e in validation}

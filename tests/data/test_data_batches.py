@@ -231,6 +231,17 @@ class TestScored:
         assert all(map(equal, *passes))
 
 
+def unpack(row):
+    """The pairs of a packed row, which start anew at position 0."""
+    for segment in range(1, row["inputs_segment_ids"].max() + 1):
+        pair = []
+        for name in ("inputs", "targets"):
+            mine = row[f"{name}_segment_ids"] == segment
+            assert row[f"{name}_positions"][mine].tolist() == [*range(mine.sum())]
+            pair.append(row[name][mine])
+        yield tuple(pair)
+
+
 class TestPairs:
     options: ClassVar = {"source_length": 12, "target_length": 8, "batch_size": B}
 
@@ -241,26 +252,28 @@ class TestPairs:
         for pair, row in zip(pairs, rows[:53], strict=True):
             source = [*tokenizer.encode(pair["source"]), tokenizer.eos_id]
             target = [tokenizer.bos_id, *tokenizer.encode(pair["target"]), tokenizer.eos_id]
-            assert row["input_ids"].tolist() == source + [0] * (12 - len(source))
-            assert row["input_segment_ids"].tolist() == [1] * len(source) + [0] * (12 - len(source))
-            assert row["target_ids"].tolist() == target + [0] * (9 - len(target))
-            assert row["target_segment_ids"].tolist() == [1] * len(target) + [0] * (9 - len(target))
+            for name, tokens, length in (("inputs", source, 12), ("targets", target, 9)):
+                padding = [0] * (length - len(tokens))
+                assert row[name].tolist() == tokens + padding
+                assert row[f"{name}_segment_ids"].tolist() == [1] * len(tokens) + padding
+                assert row[f"{name}_positions"].tolist() == [*range(len(tokens)), *padding]
         assert not any(value.any() for row in rows[53:] for value in row.values())
 
     def test_shapes(self, pairs, tokenizer):
         for seed in (None, 3):
             batch = next(iter(pair_batches(pairs, tokenizer, seed=seed, **self.options)))
             assert {name: (value.shape, value.dtype) for name, value in batch.items()} == {
-                "input_ids": ((B, 12), np.int32),
-                "input_segment_ids": ((B, 12), np.int32),
-                "target_ids": ((B, 9), np.int32),
-                "target_segment_ids": ((B, 9), np.int32),
+                f"{name}{ending}": ((B, length), np.int32)
+                for name, length in (("inputs", 12), ("targets", 9))
+                for ending in ("", "_segment_ids", "_positions")
             }
 
     def test_epochs_are_shuffled_and_complete(self, pairs, tokenizer):
         batches = pair_batches(pairs, tokenizer, seed=3, **self.options)
-        rows = rows_of(next(batches) for _ in range(2 * 53 // B + 1))
-        texts = [tokenizer.decode(row["input_ids"]) for row in rows]
+        found = [pair for row in rows_of(next(batches) for _ in range(2 * 53 // B + 1)) for pair in unpack(row)]
+        targets = {pair["source"]: pair["target"] for pair in pairs}
+        assert all(tokenizer.decode(target) == targets[tokenizer.decode(source)] for source, target in found)
+        texts = [tokenizer.decode(source) for source, _ in found]
         first, second = texts[:53], texts[53:106]
         assert sorted(first) == sorted(second) == sorted(pair["source"] for pair in pairs)
         assert first != second != [pair["source"] for pair in pairs]
@@ -278,10 +291,10 @@ class TestPairs:
     def test_what_is_too_long_loses_its_end_but_keeps_eos(self, tokenizer):
         pairs = [{"source": "0123456789" * 3, "target": "9876543210" * 3}]
         (batch,) = pair_batches(pairs, tokenizer, seed=None, **{**self.options, "batch_size": 1})
-        inputs, targets = batch["input_ids"][0], batch["target_ids"][0]
+        inputs, targets = batch["inputs"][0], batch["targets"][0]
         assert inputs.tolist() == [*tokenizer.encode("01234567890"), tokenizer.eos_id]
         assert targets.tolist() == [tokenizer.bos_id, *tokenizer.encode("9876543"), tokenizer.eos_id]
-        assert batch["input_segment_ids"].all() and batch["target_segment_ids"].all()
+        assert batch["inputs_segment_ids"].all() and batch["targets_segment_ids"].all()
 
     @pytest.mark.parametrize("count", [1, 2, 3])
     def test_processes_share_the_pass(self, pairs, tokenizer, count):
@@ -290,15 +303,15 @@ class TestPairs:
             for i in range(count)
         ]
         assert {len(batches) for batches in dealt} == {-(-53 // (count * B))}
-        rows = [row for batches in dealt for row in rows_of(batches) if row["input_ids"].any()]
-        assert sorted(tokenizer.decode(row["input_ids"]) for row in rows) == sorted(p["source"] for p in pairs)
+        rows = [row for batches in dealt for row in rows_of(batches) if row["inputs"].any()]
+        assert sorted(tokenizer.decode(row["inputs"]) for row in rows) == sorted(p["source"] for p in pairs)
 
     def test_processes_train_on_disjoint_pairs(self, pairs, tokenizer):
         seen = []
         for index in range(2):
             batches = pair_batches(pairs, tokenizer, seed=3, process_index=index, process_count=2, **self.options)
             rows = rows_of(next(batches) for _ in range(14))
-            seen.append({tokenizer.decode(row["input_ids"]) for row in rows})
+            seen.append({tokenizer.decode(source) for row in rows for source, _ in unpack(row)})
         assert not seen[0] & seen[1]
         assert len(seen[0] | seen[1]) == 53
 

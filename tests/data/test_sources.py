@@ -161,9 +161,7 @@ class TestFiles:
             assert sorted((e["de"], e["en"]) for e in found) == sorted(pairs)
             options = {"source_length": 12, "target_length": 12, "batch_size": 2, "seed": None}
             batch = next(pair_batches(dataset.split("train"), tokenizer, source_key="de", target_key="en", **options))
-            assert tokenizer.decode(batch["input_ids"][0]).replace("in", "out") == tokenizer.decode(
-                batch["target_ids"][0]
-            )
+            assert tokenizer.decode(batch["inputs"][0]).replace("in", "out") == tokenizer.decode(batch["targets"][0])
 
     def test_a_folder_is_a_document_a_file(self, tmp_path, tokenizer):
         texts = {f"part/{i}.txt": f"file {i}\n" for i in range(30)}

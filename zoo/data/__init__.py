@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from zoo.data.baselines import ngram_bits_per_byte, unigram_cross_entropy, xz_bits_per_byte
-    from zoo.data.batches import packed_batches, pair_batches, scored_windows
+    from zoo.data.batches import image_batches, packed_batches, pair_batches, scored_windows
     from zoo.data.config import DataConfig, TokenizerConfig
-    from zoo.data.sources import Dataset, open_dataset
+    from zoo.data.sources import Dataset, open_dataset, read_texts
     from zoo.data.tokenizer import Tokenizer, fit_tokenizer, train_tokenizer
 
 _HOME = {
@@ -24,10 +24,12 @@ _HOME = {
     "Tokenizer": "tokenizer",
     "TokenizerConfig": "config",
     "fit_tokenizer": "tokenizer",
+    "image_batches": "batches",
     "ngram_bits_per_byte": "baselines",
     "open_dataset": "sources",
     "packed_batches": "batches",
     "pair_batches": "batches",
+    "read_texts": "sources",
     "scored_windows": "batches",
     "train_tokenizer": "tokenizer",
     "unigram_cross_entropy": "baselines",
@@ -39,10 +41,12 @@ __all__ = [
     "Tokenizer",
     "TokenizerConfig",
     "fit_tokenizer",
+    "image_batches",
     "ngram_bits_per_byte",
     "open_dataset",
     "packed_batches",
     "pair_batches",
+    "read_texts",
     "scored_windows",
     "train_tokenizer",
     "unigram_cross_entropy",

@@ -6,7 +6,8 @@ is a dict of arrays of one fixed shape. A document is bos, its tokens, eos.
 Moving batches to devices is left to training; one thread at a time may drive an iterator, whichever it is.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import grain
 import numpy as np
@@ -15,6 +16,9 @@ from zoo.data.sources import Source, read_field
 from zoo.data.tokenizer import Tokenizer
 
 Batch = dict[str, np.ndarray]
+
+# No threads of grain's own: training drives the iterator from one.
+_OWN_THREAD = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 
 # Rows are shuffled within this many batches, and at least this many tokens: neighbours in a long document then land far
 # apart. With 64 batches of the tiny GPT, which hold a few dozen files, its loss fell within each window and jumped by
@@ -265,48 +269,81 @@ def pair_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """Sequence-to-sequence batches: endless and newly shuffled each epoch by `seed`, or one ordered pass if
-    None.
+    """Sequence-to-sequence batches: endless, newly shuffled each epoch by `seed` and packed, or one ordered pass of
+    a pair a row if None.
 
-    Yields int32 "input_ids" and "input_segment_ids" [B, S] (tokens, eos), "target_ids" and
-    "target_segment_ids" [B, T + 1] (bos, tokens, eos); segment ids are 1, and 0 on padding. An input over S
-    or a target over T tokens, eos included, loses its end but keeps eos. In the one pass the last batch is
-    padded with blank rows, and each of several processes gets the same number of batches. The endless one is
-    a grain.DatasetIterator.
+    Yields int32 "inputs" [B, S] (tokens, eos) and "targets" [B, T + 1] (bos, tokens, eos), each with "_segment_ids",
+    which count a row's pairs from 1 and are 0 on padding, and "_positions", which restart with each. Pairs of one id
+    belong together. An input over S or a target over T tokens, eos included, loses its end but keeps eos. In the one
+    pass the last batch is padded with blank rows, and each of several processes gets the same number of batches. The
+    endless one is a grain.DatasetIterator.
     """
     _check_positive(source_length=source_length, target_length=target_length, batch_size=batch_size)
     _check_process(process_index, process_count, len(source))
     pairs = TokenizedFields(source, tokenizer, (source_key, target_key))
+    lengths = {"inputs": source_length, "targets": target_length + 1}
+
+    def make_pair(index: int) -> Batch:
+        inputs, targets = pairs[index]
+        return {"inputs": _cut(inputs[1:], source_length), "targets": _cut(targets, target_length + 1)}
+
+    if seed is None:
+        blank = {name: np.zeros_like(value) for name, value in _pad(make_pair(0), lengths).items()}
+        rows = (_pad(make_pair(index), lengths) for index in range(len(source)))
+        return _deal_batches(rows, blank, batch_size, process_index, process_count)
+    indices = grain.MapDataset.range(process_index, len(source), process_count)
+    shuffled = indices.seed(seed).shuffle().repeat().map(make_pair).to_iter_dataset(_OWN_THREAD)
+    packed = grain.experimental.FirstFitPackIterDataset(
+        shuffled, length_struct=lengths, num_packing_bins=batch_size, shuffle_bins=False
+    )
+    return iter(packed.batch(batch_size))
+
+
+def image_batches(
+    source: Source,
+    process: Callable[[Any], np.ndarray],
+    *,
+    batch_size: int,
+    seed: int | None,
+    image_key: str = "image",
+    label_key: str = "label",
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """Pictures with their classes: endless, newly shuffled each epoch by `seed`, or one ordered pass if None.
+
+    `process` makes [C, height, width] of a picture. Yields float32 "pixel_values" [B, C, height,
+    width], int32 "labels" [B] and float32 "weights" [B], 0 for the blank rows that fill the last batch of the one pass.
+    """
+    _check_positive(batch_size=batch_size)
+    _check_process(process_index, process_count, len(source))
 
     def make_row(index: int) -> Batch:
-        inputs, targets = pairs[index]
-        input_ids, input_segment_ids = _pad(inputs[1:], source_length)
-        target_ids, target_segment_ids = _pad(targets, target_length + 1)
-        return {
-            "input_ids": input_ids,
-            "input_segment_ids": input_segment_ids,
-            "target_ids": target_ids,
-            "target_segment_ids": target_segment_ids,
-        }
+        example = source[index]
+        label = np.asarray(example[label_key], np.int32)
+        return {"pixel_values": process(example[image_key]), "labels": label, "weights": np.ones((), np.float32)}
 
     if seed is None:
         blank = {name: np.zeros_like(value) for name, value in make_row(0).items()}
-        rows = map(make_row, range(len(source)))
-        return _deal_batches(rows, blank, batch_size, process_index, process_count)
+        return _deal_batches(map(make_row, range(len(source))), blank, batch_size, process_index, process_count)
     indices = grain.MapDataset.range(process_index, len(source), process_count)
-    shuffled = indices.seed(seed).shuffle().repeat().map(make_row).batch(batch_size)
-    # No threads of grain's own: training drives the iterator from one.
-    return iter(shuffled.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
+    return iter(indices.seed(seed).shuffle().repeat().map(make_row).batch(batch_size).to_iter_dataset(_OWN_THREAD))
 
 
-def _pad(tokens: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """`tokens` in `length` places with zeros behind, and 1 where there is a token."""
-    padded, segment_ids = np.zeros(length, np.int32), np.zeros(length, np.int32)
-    kept = min(tokens.size, length)
-    padded[:kept] = tokens[:kept]
-    padded[kept - 1] = tokens[-1]
-    segment_ids[:kept] = 1
-    return padded, segment_ids
+def _cut(tokens: np.ndarray, length: int) -> np.ndarray:
+    """At most `length` tokens, the last of them still the last."""
+    return tokens if tokens.size <= length else np.append(tokens[: length - 1], tokens[-1])
+
+
+def _pad(fields: Batch, lengths: dict[str, int]) -> Batch:
+    """A row of one example: each field in its length, with segment ids and positions, zeros behind."""
+    row: Batch = {}
+    for name, tokens in fields.items():
+        padding = (0, lengths[name] - tokens.size)
+        row[name] = np.pad(tokens, padding)
+        row[f"{name}_segment_ids"] = np.pad(np.ones_like(tokens), padding)
+        row[f"{name}_positions"] = np.pad(np.arange(tokens.size, dtype=np.int32), padding)
+    return row
 
 
 def _deal_batches(

@@ -43,7 +43,7 @@ class DataConfig:
     name: str = "zoo_stdlib"
     """A TFDS name ("imdb_reviews", "wikipedia/20230601.en"), or an embedded set, built at first use:
     zoo_stdlib (the running Python's documentation and sources), zoo_dates (days in many languages, and as
-    ISO 8601)."""
+    ISO 8601), zoo_phrases (measures, money, days and places in eight languages), zoo_digits (scanned digits)."""
     path: str | None = None
     """Your own text instead of `name`: a .txt, .jsonl or .tsv file, a folder of text files (one document
     each), or a folder that holds train.* and validation.*."""
@@ -59,6 +59,10 @@ class DataConfig:
     """The field that holds the input, where pairs are read. The first column of a .tsv file."""
     target_key: str = "target"
     """The field that holds the output, where pairs are read. The second column of a .tsv file."""
+    image_key: str = "image"
+    """The field that holds a picture."""
+    label_key: str = "label"
+    """The field that holds a class's number."""
     validation_fraction: float = 0.05
     """The share of a local file's documents held out, chosen by a hash of their text."""
     tokenizer: TokenizerConfig = TokenizerConfig()
@@ -71,7 +75,15 @@ class DataConfig:
             raise ValueError(
                 f"data.validation_fraction={self.validation_fraction} must lie between 0 and 1, both excluded"
             )
-        for field in ("train_split", "validation_split", "text_key", "source_key", "target_key"):
+        for field in (
+            "train_split",
+            "validation_split",
+            "text_key",
+            "source_key",
+            "target_key",
+            "image_key",
+            "label_key",
+        ):
             if not getattr(self, field):
                 raise ValueError(f"data.{field} is empty; leave it out to get its default")
         if self.source_key == self.target_key:

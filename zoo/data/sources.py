@@ -34,12 +34,21 @@ class Dataset:
 
     name: str
     splits: Mapping[str, Source]
+    labels: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    """The names of the classes, by the field that holds a class's number."""
 
     def split(self, name: str) -> Source:
         """The documents of one split. ValueError with the known names for any other."""
         if name not in self.splits:
             raise ValueError(f"dataset {self.name!r} has no split {name!r}; it has {', '.join(self.splits)}")
         return self.splits[name]
+
+    def classes(self, key: str) -> tuple[str, ...]:
+        """The names of the classes that a field numbers. ValueError with the fields that have names."""
+        if key not in self.labels:
+            known = ", ".join(self.labels) or "none"
+            raise ValueError(f"dataset {self.name!r} has no classes in {key!r}; it has {known}: set data.label_key")
+        return self.labels[key]
 
 
 def open_dataset(config: DataConfig) -> Dataset:
@@ -57,7 +66,9 @@ def open_dataset(config: DataConfig) -> Dataset:
         builder = _find_prepared(config.name, _search_path(config))
     chosen = {"train": config.train_split, "validation": config.validation_split}
     splits = {name: _TfdsSource(builder, _check_split(builder, name, split)) for name, split in chosen.items()}
-    return Dataset(name=config.name, splits=splits)
+    features = builder.info.features.items()
+    labels = {name: tuple(feature.names) for name, feature in features if getattr(feature, "names", None)}
+    return Dataset(name=config.name, splits=splits, labels=labels)
 
 
 def data_directory(config: DataConfig) -> Path:
@@ -147,6 +158,11 @@ def read_field(example: dict[str, Any], key: str) -> str:
             "and data.target_key"
         )
     return value
+
+
+def read_texts(source: Source, key: str) -> list[str]:
+    """One field of every document."""
+    return [read_field(source[index], key) for index in range(len(source))]
 
 
 class _TfdsSource:

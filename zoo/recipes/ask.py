@@ -17,8 +17,8 @@ from rich.text import Text
 from zoo.bundle import Bundle
 from zoo.config import DualConfig, EmbeddingHead, LanguageModelHead, LearnedPositions, TransformerConfig
 from zoo.data.audio import AudioFeatures
+from zoo.data.pictures import open_picture, stretch
 from zoo.generation_config import stored_options
-from zoo.recipes.pictures import open_picture, stretch
 from zoo.recipes.speech import read_wave
 from zoo.training.state import count_parameters
 
