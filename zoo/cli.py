@@ -171,7 +171,7 @@ class Evaluation:
 
 RUN_ONLY = ("step",)
 CHECKPOINT_ONLY = (
-    "pair", "context", "candidates", "image", "audio", "source_language", "target_language", "chat", "num_beams",
+    "pair", "context", "candidates", "audio", "source_language", "target_language", "chat", "num_beams",
     "head",
 )  # fmt: skip
 """Options of `Evaluation` that the other kind of model has no use for."""
@@ -213,7 +213,7 @@ def _evaluate_run(wanted: Evaluation, console: Console) -> None:
     from zoo.recipes.job import answer, score
 
     run = Run.load(wanted.model)
-    if wanted.prompt is None:
+    if wanted.prompt is None and wanted.image is None:
         score(run, wanted.step, console)
     else:
         answer(run, wanted, console)

@@ -87,7 +87,8 @@ def _load_run(folder: Path, step: int | None, dtype: Any) -> Bundle:
 
     record = read_run(folder)
     config = from_dict(TransformerConfig, record["model"], f"{folder}/run.json")
-    tokenizer = Tokenizer.load(Path(folder) / "tokenizer.model")
+    path = folder / "tokenizer.model"
+    tokenizer = Tokenizer.load(path) if path.exists() else None  # pictures alone need none
     params, step = load_params(folder, step)
     dtype = jnp.dtype(record["compute_dtype"] if dtype is None else dtype)
     model = Transformer(config, dtype=dtype, layers=record["layers"])

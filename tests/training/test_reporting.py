@@ -67,7 +67,7 @@ def test_card_and_plot(run):
     rows = read_metrics(run / "metrics.csv")
     assert card.startswith("# count\n")
     assert f"| validation loss | {float(rows[-1]['validation_loss']):.4g} |" in card
-    assert f"| tokens scored in training | {int(rows[-1]['tokens']):,} |" in card
+    assert f"| targets scored in training | {int(rows[-1]['tokens']):,} |" in card
     assert "| **all** | **4,208** |" in card and "| decoder | 3,680 |" in card
     assert "learning_rate: 0.01" in card and "rows: [8, 2]" in card and "loss.png" in card
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")

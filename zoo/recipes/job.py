@@ -7,9 +7,10 @@ import jax
 from rich.console import Console
 
 from zoo.generate import Sampling
-from zoo.recipes.report import SAMPLE, show_next, show_results, show_sample
+from zoo.recipes.report import show_next, show_results, show_sample
 from zoo.recipes.run import Run, prepare
 from zoo.serialization import as_dict
+from zoo.tasks.report import FREE, Question
 from zoo.training.checkpoint import load_params
 from zoo.training.loop import check_folder, train
 from zoo.training.metrics import read_metrics
@@ -36,9 +37,9 @@ def train_and_report(run: Run, console: Console) -> None:
     prefix = "validation_"
     last = read_metrics(Path(run.folder) / "metrics.csv")[-1]
     results = {name.removeprefix(prefix): float(x) for name, x in last.items() if name.startswith(prefix)}
-    show_results(console, run, prepared, results, with_baselines=True)
-    show_sample(console, run, prepared, bind_apply(prepared.model), state.params)
-    show_next(console, run)
+    show_results(console, prepared, results, with_baselines=True)
+    show_sample(console, prepared, bind_apply(prepared.model), state.params)
+    show_next(console, run, prepared)
 
 
 def score(run: Run, step: int | None, console: Console) -> None:
@@ -48,25 +49,28 @@ def score(run: Run, step: int | None, console: Console) -> None:
     apply = bind_apply(prepared.model)
     console.print(f"{run.folder}, step {step}: {run.model.family}, {count_parameters(params):,} parameters")
     results = prepared.task.evaluate(apply, params)
-    show_results(console, run, prepared, results, with_baselines=False)
-    show_sample(console, run, prepared, apply, params)
+    show_results(console, prepared, results, with_baselines=False)
+    show_sample(console, prepared, apply, params)
 
 
 def answer(run: Run, wanted: Any, console: Console) -> None:
     """Print what a checkpoint makes of the prompt of a `zoo.cli.Evaluation`."""
     sampling = Sampling(
-        temperature=SAMPLE.temperature if wanted.temperature is None else wanted.temperature,
+        temperature=FREE.temperature if wanted.temperature is None else wanted.temperature,
         top_k=wanted.top_k,
-        top_p=SAMPLE.top_p if wanted.top_p is None else wanted.top_p,
+        top_p=FREE.top_p if wanted.top_p is None else wanted.top_p,
     )
     params, _ = load_params(run.folder, wanted.step)
     prepared = prepare(run)
-    text = prepared.task.respond(
-        bind_apply(prepared.model),
-        params,
-        wanted.prompt,
+    given = [name for name in ("prompt", "image") if getattr(wanted, name) is not None]
+    if given != [prepared.task.option]:
+        raise ValueError(f"{' and '.join(f'--{name}' for name in given)}: this run answers --{prepared.task.option}")
+    question = Question(
+        prompt=wanted.prompt or "",
+        image=wanted.image or "",
         max_new_tokens=wanted.max_new_tokens or 200,
         sampling=sampling,
         seed=wanted.seed,
     )
+    text = prepared.task.respond(bind_apply(prepared.model), params, question)
     console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -16,13 +16,14 @@ from zoo.config import LearnedPositions, TransformerConfig
 from zoo.data import DataConfig, Dataset, Tokenizer, fit_tokenizer, open_dataset
 from zoo.serialization import from_dict
 from zoo.tasks.causal_lm import CausalLMConfig
+from zoo.tasks.image_classification import ImageClassificationConfig
 from zoo.tasks.masked_lm import MaskedLMConfig
 from zoo.tasks.sequence_to_sequence import SequenceToSequenceConfig
 from zoo.training.config import MeshConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
 from zoo.training.run_record import read_run
 from zoo.transformer import Remat, Transformer
 
-TaskConfig = CausalLMConfig | MaskedLMConfig | SequenceToSequenceConfig
+TaskConfig = CausalLMConfig | MaskedLMConfig | SequenceToSequenceConfig | ImageClassificationConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,19 +63,13 @@ class Run:
                     "give both the same value"
                 )
             positions = embedding.positions
-            if isinstance(positions, LearnedPositions) and positions.max_length < self._length(name):
+            longest = self.task.longest()
+            need = longest[name] if self.model.decoder_embedding is not None else max(longest.values())
+            if isinstance(positions, LearnedPositions) and positions.max_length < need:
                 raise ValueError(
                     f"model.{name}.positions.max_length is {positions.max_length} and the task's rows are "
-                    f"{self._length(name)} long; give max_length at least that"
+                    f"{need} long; give max_length at least that"
                 )
-
-    def _length(self, name: str) -> int:
-        if isinstance(self.task, SequenceToSequenceConfig):
-            both = self.model.decoder_embedding is None
-            longest = max(self.task.source_length, self.task.target_length)
-            own = self.task.source_length if name == "embedding" else self.task.target_length
-            return longest if both else own
-        return self.task.sequence_length
 
     @classmethod
     def load(cls, folder: str | Path) -> "Run":
@@ -96,7 +91,8 @@ class Prepared:
     """What a run needs before its first step."""
 
     dataset: Dataset
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
+    """None for tasks without text."""
     model: Transformer
     task: Any
 
@@ -108,8 +104,13 @@ def prepare(run: Run) -> Prepared:
         ValueError, FileNotFoundError: data that is missing, empty or malformed, before anything compiles.
     """
     dataset = open_dataset(run.data)
-    pairs = isinstance(run.task, SequenceToSequenceConfig)
-    keys = (run.data.source_key, run.data.target_key) if pairs else (run.data.text_key,)
+    keys = run.task.text_keys(run.data)
+    tokenizer = _prepare_tokenizer(run, dataset, keys) if keys else None
+    task = run.task.bind(dataset, tokenizer, seed=run.training.seed, data=run.data)
+    return Prepared(dataset=dataset, tokenizer=tokenizer, model=run.make_model(), task=task)
+
+
+def _prepare_tokenizer(run: Run, dataset: Dataset, keys: tuple[str, ...]) -> Tokenizer:
     path = Path(run.folder) / "tokenizer.model"
     if path.exists():
         tokenizer = Tokenizer.load(path)
@@ -122,13 +123,7 @@ def prepare(run: Run) -> Prepared:
             f"{path} has {tokenizer.vocab_size} tokens and the model {run.model.target_vocab_size}; "
             "remove the folder to start anew, or use the vocabulary size it was made with"
         )
-    seed = run.training.seed
-    if isinstance(run.task, SequenceToSequenceConfig):
-        source_key, target_key = run.data.source_key, run.data.target_key
-        task = run.task.bind(dataset, tokenizer, seed=seed, source_key=source_key, target_key=target_key)
-    else:
-        task = run.task.bind(dataset, tokenizer, seed=seed, text_key=run.data.text_key)
-    return Prepared(dataset=dataset, tokenizer=tokenizer, model=run.make_model(), task=task)
+    return tokenizer
 
 
 def fast_dtype() -> Literal["float32", "bfloat16"]:

@@ -1,12 +1,16 @@
-"""Three runs for a laptop: one a family, minutes on two CPU cores, on data that every installation can make."""
+"""Runs for a laptop: at least one a family, minutes on two CPU cores, on data that every installation can make."""
+
+from dataclasses import replace
 
 from zoo.config import (
     AttentionConfig,
+    ClassifierHead,
     EmbeddingConfig,
     LanguageModelHead,
     LearnedPositions,
     MlpConfig,
     NormConfig,
+    PatchConfig,
     RelativeBiasConfig,
     RotaryConfig,
     StackConfig,
@@ -15,6 +19,7 @@ from zoo.config import (
 from zoo.data import DataConfig, TokenizerConfig
 from zoo.recipes.run import Run, fast_dtype, fast_layers
 from zoo.tasks.causal_lm import CausalLMConfig
+from zoo.tasks.image_classification import ImageClassificationConfig
 from zoo.tasks.masked_lm import MaskedLMConfig
 from zoo.tasks.sequence_to_sequence import SequenceToSequenceConfig
 from zoo.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
@@ -94,32 +99,9 @@ def translate_dates() -> Run:
 
     Measured on 2 virtual CPU cores, in 3:12 minutes: all of 2,242 held-out dates exact.
     """
-    vocab_size, width = 512, 128
-    attention = AttentionConfig(num_heads=4, head_size=32)
-    stack = StackConfig(
-        num_layers=2,
-        width=width,
-        attention=attention,
-        mlp=MlpConfig(hidden_size=4 * width, activation="relu"),
-        norm=_RMS,
-        position_bias=RelativeBiasConfig(),
-    )
+    vocab_size = 512
     return Run(
-        model=TransformerConfig(
-            embedding=EmbeddingConfig(width=width, vocab_size=vocab_size),
-            encoder=stack,
-            decoder=StackConfig(
-                num_layers=2,
-                width=width,
-                causal=True,
-                attention=attention,
-                cross_attention=attention,
-                mlp=stack.mlp,
-                norm=_RMS,
-                position_bias=RelativeBiasConfig(),
-            ),
-            head=LanguageModelHead(),
-        ),
+        model=_t5(vocab_size, width=128, num_layers=2),
         task=SequenceToSequenceConfig(source_length=32, target_length=12, batch_size=64),
         data=DataConfig(name="zoo_dates", tokenizer=TokenizerConfig(vocab_size=vocab_size)),
         optimizer=OptimizerConfig(name="muon", learning_rate=0.01, weight_decay=0.0),
@@ -128,4 +110,86 @@ def translate_dates() -> Run:
         compute_dtype="float32",
         layers=fast_layers(),
         folder="runs/translate-dates",
+    )
+
+
+def translate_tiny() -> Run:
+    """A T5 of eight languages: measures, money, days, places, from any language into any other, from Babel's data.
+
+    Measured on 2 virtual CPU cores with AMX, in nine minutes with scoring: BLEU 97.67, chrF 98.19 and 94.84 % exact on
+    5,022 held-out pairs, none of whose targets is in train. The nearest training source's target has BLEU 27.93.
+    """
+    vocab_size = 4096
+    return Run(
+        model=_t5(vocab_size, width=192, num_layers=3),
+        task=SequenceToSequenceConfig(
+            source_length=64,
+            target_length=64,
+            batch_size=32,
+            scores=("bleu", "chrf", "exact_match"),
+            baselines=("copy", "nearest"),
+        ),
+        data=DataConfig(name="zoo_phrases", tokenizer=TokenizerConfig(vocab_size=vocab_size, cross_words=False)),
+        optimizer=OptimizerConfig(name="muon", learning_rate=0.01, weight_decay=0.0),
+        schedule=ScheduleConfig(name="linear", warmup_steps=50, final_fraction=0.02),
+        training=TrainingConfig(num_steps=800, evaluate_every=800, checkpoint_every=400),
+        compute_dtype=fast_dtype(),
+        layers=fast_layers(),
+        folder="runs/translate-tiny",
+    )
+
+
+def vit_tiny() -> Run:
+    """A vision transformer that reads scanned digits of 8 by 8 pixels, from scratch, on 1,410 pictures.
+
+    Measured on 2 virtual CPU cores with AMX, in five and a half minutes: 99.22 % of 387 held-out pictures, where a
+    linear classifier of the pixels has 96.38 % and the three nearest neighbours 98.19 %.
+    """
+    width = 96
+    return Run(
+        model=TransformerConfig(
+            embedding=EmbeddingConfig(
+                width=width,
+                patches=PatchConfig(image_size=8, patch_size=2, num_channels=1),
+                positions=LearnedPositions(max_length=17),
+            ),
+            encoder=StackConfig(
+                num_layers=4,
+                width=width,
+                attention=AttentionConfig(num_heads=3, head_size=32, biases=("query", "key", "value", "output")),
+                mlp=MlpConfig(hidden_size=4 * width, activation="gelu", bias=True),
+                norm=NormConfig(),
+                dropout=0.1,
+            ),
+            head=ClassifierHead(num_classes=10),
+        ),
+        task=ImageClassificationConfig(
+            image_size=8, channels=1, batch_size=128, zoom=0.15, shift=0.1, label_smoothing=0.1
+        ),
+        data=DataConfig(name="zoo_digits"),
+        optimizer=OptimizerConfig(name="muon", learning_rate=0.01, weight_decay=0.1),
+        schedule=ScheduleConfig(name="cosine", warmup_steps=50, final_fraction=0.01),
+        training=TrainingConfig(num_steps=1500, evaluate_every=500, checkpoint_every=500),
+        compute_dtype=fast_dtype(),
+        layers=fast_layers(),
+        folder="runs/vit-tiny",
+    )
+
+
+def _t5(vocab_size: int, *, width: int, num_layers: int) -> TransformerConfig:
+    """An encoder-decoder with relative positions and one table of tokens (Raffel et al. 2020)."""
+    attention = AttentionConfig(num_heads=width // 32, head_size=32)
+    encoder = StackConfig(
+        num_layers=num_layers,
+        width=width,
+        attention=attention,
+        mlp=MlpConfig(hidden_size=4 * width, activation="relu"),
+        norm=_RMS,
+        position_bias=RelativeBiasConfig(),
+    )
+    return TransformerConfig(
+        embedding=EmbeddingConfig(width=width, vocab_size=vocab_size),
+        encoder=encoder,
+        decoder=replace(encoder, causal=True, cross_attention=attention),
+        head=LanguageModelHead(),
     )

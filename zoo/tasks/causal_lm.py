@@ -1,16 +1,28 @@
 """Next-token prediction over packed documents (GPT): the loss, and held-out bits per byte."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
 
-from zoo.data import Dataset, Tokenizer, packed_batches, scored_windows
-from zoo.generate import Sampling, generate
+from zoo.data import (
+    DataConfig,
+    Dataset,
+    Tokenizer,
+    ngram_bits_per_byte,
+    packed_batches,
+    read_texts,
+    scored_windows,
+    xz_bits_per_byte,
+)
+from zoo.generate import generate
 from zoo.tasks.losses import cross_entropy, score_split
+from zoo.tasks.report import Figure, Question, loss_figures
+
+_PROMPT = 'class Shelf:\n    """A shelf of books."""\n\n    def __init__(self'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +41,17 @@ class CausalLMConfig:
         if not 0 < self.stride <= self.sequence_length:
             raise ValueError(f"stride is {self.stride}; give 1 to sequence_length ({self.sequence_length})")
 
-    def bind(self, dataset: Dataset, tokenizer: Tokenizer, *, seed: int, text_key: str) -> "CausalLM":
+    def text_keys(self, data: DataConfig) -> tuple[str, ...]:
+        """The fields that it reads."""
+        return (data.text_key,)
+
+    def longest(self) -> dict[str, int]:
+        """Positions that each embedding needs."""
+        return {"embedding": self.sequence_length}
+
+    def bind(self, dataset: Dataset, tokenizer: Tokenizer, *, seed: int, data: DataConfig) -> "CausalLM":
         """The task on a dataset."""
-        return CausalLM(self, dataset, tokenizer, seed, text_key)
+        return CausalLM(self, dataset, tokenizer, seed, data.text_key)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +63,9 @@ class CausalLM:
     tokenizer: Tokenizer
     seed: int
     text_key: str
+
+    option: ClassVar[str] = "prompt"
+    example: ClassVar[str] = "def "
 
     def batches(self, split: str):
         """Packed rows, endless and shuffled, for "train"; otherwise windows that score every token once."""
@@ -83,16 +106,34 @@ class CausalLM:
             "bytes": float(num_bytes),
         }
 
-    def respond(self, apply, params, prompt: str, *, max_new_tokens: int, sampling: Sampling, seed: int) -> str:
-        """`prompt` and its continuation, up to the end of a document."""
-        ids = np.array([[self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]], np.int32)
+    def figures(self, results: Mapping[str, float]) -> Iterator[Figure]:
+        """Loss, perplexity, accuracy and bits per byte."""
+        yield from loss_figures(results)
+        note = f"on {results['bytes']:,.0f} bytes of text"
+        yield Figure(name="bits per byte", value=f"{results['bits_per_byte']:.4f}", note=note)
+
+    def baselines(self) -> Iterator[Figure]:
+        """A byte model that counts, and a compressor."""
+        train, heldout = (read_texts(self.dataset.split(split), self.text_key) for split in ("train", "validation"))
+        note = "bits per byte: interpolated Kneser-Ney, same training split"
+        yield Figure(name="5-gram", value=f"{ngram_bits_per_byte(train, heldout):.4f}", note=note)
+        note = "bits per byte: of the held-out text alone, for scale"
+        yield Figure(name="xz -9", value=f"{xz_bits_per_byte(heldout):.4f}", note=note)
+
+    def samples(self, apply, params) -> Iterator[tuple[str, str]]:
+        """How the model goes on from the beginning of a class."""
+        yield _PROMPT, self.respond(apply, params, Question(prompt=_PROMPT))
+
+    def respond(self, apply, params, question: Question) -> str:
+        """The prompt and its continuation, up to the end of a document."""
+        ids = np.array([[self.tokenizer.bos_id, *self.tokenizer.encode(question.prompt)]], np.int32)
         generated = generate(
             apply,
             params,
             ids,
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
-            seed=seed,
+            max_new_tokens=question.max_new_tokens,
+            sampling=question.sampling,
+            seed=question.seed,
             eos_token_id=self.tokenizer.eos_id,
             pad_token_id=self.tokenizer.pad_id,
         )

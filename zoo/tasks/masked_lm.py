@@ -1,21 +1,24 @@
 """Masked-token prediction (BERT, Devlin et al. 2019): hide 15 % of the tokens, predict them from both sides."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from zoo.data import Dataset, Tokenizer, packed_batches, scored_windows
-from zoo.generate import Sampling
+from zoo.data import DataConfig, Dataset, Tokenizer, packed_batches, read_texts, scored_windows, unigram_cross_entropy
+from zoo.generate import GREEDY
 from zoo.tasks.losses import cross_entropy, score_split
+from zoo.tasks.report import Figure, Question, loss_figures
 
 MASK = "<mask>"
 """What a prompt writes where a token is hidden."""
+
+_PROMPT = "import os\n\ndef read(path):\n    <mask> open(path) as file:\n        return file.read<mask>\n"
 
 EVALUATION_SEED = 1
 """The held-out tokens that are hidden are the same in every evaluation."""
@@ -36,9 +39,17 @@ class MaskedLMConfig:
         if not 0 < self.mask_rate < 1:
             raise ValueError(f"mask_rate is {self.mask_rate}; give a share between 0 and 1, 0.15 in BERT")
 
-    def bind(self, dataset: Dataset, tokenizer: Tokenizer, *, seed: int, text_key: str) -> "MaskedLM":
+    def text_keys(self, data: DataConfig) -> tuple[str, ...]:
+        """The fields that it reads."""
+        return (data.text_key,)
+
+    def longest(self) -> dict[str, int]:
+        """Positions that each embedding needs."""
+        return {"embedding": self.sequence_length}
+
+    def bind(self, dataset: Dataset, tokenizer: Tokenizer, *, seed: int, data: DataConfig) -> "MaskedLM":
         """The task on a dataset."""
-        return MaskedLM(self, dataset, tokenizer, seed, text_key)
+        return MaskedLM(self, dataset, tokenizer, seed, data.text_key)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +61,9 @@ class MaskedLM:
     tokenizer: Tokenizer
     seed: int
     text_key: str
+
+    option: ClassVar[str] = "prompt"
+    example: ClassVar[str] = f"import {MASK}"
 
     def batches(self, split: str):
         """Packed rows, endless and shuffled, for "train"; otherwise each held-out token once."""
@@ -89,9 +103,29 @@ class MaskedLM:
             "tokens": scored["weight"],
         }
 
-    def respond(self, apply, params, prompt: str, *, max_new_tokens: int, sampling: Sampling, seed: int) -> str:
-        """`prompt` with each `<mask>` filled by one token; the sampling chooses it, a number of tokens has no use."""
-        del max_new_tokens
+    def figures(self, results: Mapping[str, float]) -> Iterator[Figure]:
+        """Loss, perplexity and accuracy."""
+        return loss_figures(results, per="hidden token")
+
+    def baselines(self) -> Iterator[Figure]:
+        """What the tokens' frequencies alone tell."""
+        ids = [
+            np.concatenate(
+                [self.tokenizer.encode(text) for text in read_texts(self.dataset.split(split), self.text_key)]
+            )
+            for split in ("train", "validation")
+        ]
+        nats = unigram_cross_entropy(*ids, self.tokenizer.vocab_size)
+        note = "nats per token: the training split's token frequencies"
+        yield Figure(name="unigram", value=f"{nats:.4f}", note=note)
+
+    def samples(self, apply, params) -> Iterator[tuple[str, str]]:
+        """A function with two gaps, filled."""
+        yield _PROMPT, self.respond(apply, params, Question(prompt=_PROMPT, sampling=GREEDY))
+
+    def respond(self, apply, params, question: Question) -> str:
+        """The prompt with each `<mask>` filled by one token; the sampling chooses it, a number of tokens has no use."""
+        prompt = question.prompt
         parts = [self.tokenizer.encode(part) for part in prompt.split(MASK)]
         if len(parts) == 1:
             raise ValueError(f"the prompt {prompt!r} has nothing to fill; write {MASK} where a token is missing")
@@ -107,7 +141,8 @@ class MaskedLM:
         logits = apply(params, input_ids=row[None]).logits[0]
         special = [self.tokenizer.pad_id, self.tokenizer.bos_id, self.tokenizer.eos_id,
                    self.tokenizer.unk_id, self.tokenizer.mask_id]  # fmt: skip
-        chosen = sampling.choose(logits.at[:, np.array(special)].set(-jnp.inf), jax.random.key(seed))
+        known = logits.at[:, np.array(special)].set(-jnp.inf)
+        chosen = question.sampling.choose(known, jax.random.key(question.seed))
         return self.tokenizer.decode(np.where(row == self.tokenizer.mask_id, np.asarray(chosen), row))
 
     def _hide(self, tokens: Int[Array, "B T"], candidates: Bool[Array, "B T"], rng: Array):

@@ -1,16 +1,23 @@
-"""One sequence from another (translation, dates): teacher-forced loss, and exact match of greedy decoding."""
+"""One text from another (translation, summarization, dates): teacher-forced loss, and scores of what greedy decoding
+or a beam writes.
+"""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
 
-from zoo.data import Dataset, Tokenizer, pair_batches
-from zoo.generate import GREEDY, Sampling, generate
+from zoo.data import DataConfig, Dataset, Tokenizer, pair_batches, read_texts
+from zoo.generate import GREEDY, generate
 from zoo.tasks.losses import cross_entropy, score_split
+from zoo.tasks.pair_baselines import PairBaseline, write_baseline
+from zoo.tasks.report import Figure, Question, loss_figures
+from zoo.tasks.text_scores import TextScore, check_scores, score_texts, signature
+
+_SHOWN = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,13 +29,30 @@ class SequenceToSequenceConfig:
     target_length: int = 32
     """Tokens of a target, T, its end token included; a longer target loses its end."""
     batch_size: int = 64
-    """Pairs a step over all devices, B."""
+    """Rows a step over all devices, B; short pairs share one in training."""
+    scores: tuple[TextScore, ...] = ("exact_match",)
+    """Of what the model writes for held-out sources, against their targets."""
+    baselines: tuple[PairBaseline, ...] = ()
+    """Simple ways of writing a target, scored beside the model."""
+    num_beams: int = 1
+    """Sequences to follow side by side when held-out sources are scored; 1 is greedy."""
 
-    def bind(
-        self, dataset: Dataset, tokenizer: Tokenizer, *, seed: int, source_key: str, target_key: str
-    ) -> "SequenceToSequence":
-        """The task on a dataset."""
-        return SequenceToSequence(self, dataset, tokenizer, seed, source_key, target_key)
+    def __post_init__(self):
+        if self.num_beams < 1:
+            raise ValueError(f"num_beams is {self.num_beams}; give at least 1, which is greedy")
+
+    def text_keys(self, data: DataConfig) -> tuple[str, ...]:
+        """The fields that it reads."""
+        return data.source_key, data.target_key
+
+    def longest(self) -> dict[str, int]:
+        """Positions that each embedding needs."""
+        return {"embedding": self.source_length, "decoder_embedding": self.target_length}
+
+    def bind(self, dataset: Dataset, tokenizer: Tokenizer, *, seed: int, data: DataConfig) -> "SequenceToSequence":
+        """The task on a dataset. ValueError for a score whose package is missing."""
+        check_scores(self.scores)
+        return SequenceToSequence(self, dataset, tokenizer, seed, data.source_key, data.target_key)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +66,10 @@ class SequenceToSequence:
     source_key: str
     target_key: str
 
+    option: ClassVar[str] = "prompt"
+
     def batches(self, split: str):
-        """Padded pairs, endless and shuffled, for "train"; otherwise one pass."""
+        """Packed pairs, endless and shuffled, for "train"; otherwise one pass, a pair a row."""
         source = self.dataset.split(split)
         return pair_batches(
             source,
@@ -58,56 +84,91 @@ class SequenceToSequence:
 
     def loss(self, apply, params, batch: Mapping[str, Any], rng=None):
         """Mean nats per target token, the end token included."""
-        target, segments = batch["target_ids"], batch["target_segment_ids"]
+        targets, segments = batch["targets"], batch["targets_segment_ids"]
         output = apply(
             params,
-            input_ids=batch["input_ids"],
-            attention_mask=batch["input_segment_ids"],
-            decoder_input_ids=target[:, :-1],
+            input_ids=batch["inputs"],
+            segment_ids=batch["inputs_segment_ids"],
+            position_ids=batch["inputs_positions"],
+            decoder_input_ids=targets[:, :-1],
+            decoder_segment_ids=segments[:, :-1],
+            decoder_position_ids=batch["targets_positions"][:, :-1],
             dropout_rng=rng,
         )
-        loss, metrics = cross_entropy(output.logits, target[:, 1:], (segments[:, 1:] > 0).astype(jnp.float32))
+        same = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
+        loss, metrics = cross_entropy(output.logits, targets[:, 1:], same.astype(jnp.float32))
         return loss + output.aux_loss, metrics
 
     def evaluate(self, apply, params) -> dict[str, float]:
-        """Held-out loss (nats per token) and the share of pairs whose greedy output is exactly the target."""
+        """Held-out loss (nats per token), and the scores of what the model writes against the whole targets."""
         scored = score_split(self.loss, apply, params, self.batches("validation"))
-        pairs = right = 0
+        written: list[str] = []
         for batch in self.batches("validation"):
-            real = batch["target_segment_ids"].any(-1)
-            written = self.translate(apply, params, batch["input_ids"], batch["input_segment_ids"])
-            wanted = [self.tokenizer.decode(row) for row in batch["target_ids"]]
-            right += sum(a == b for a, b, is_real in zip(written, wanted, real, strict=True) if is_real)
-            pairs += int(real.sum())
+            # The last batch is filled up with blank rows.
+            written += self.write(apply, params, batch["inputs"], batch["inputs_segment_ids"])
+        wanted = read_texts(self.dataset.split("validation"), self.target_key)
         return {
             "loss": scored["loss"],
             "perplexity": math.exp(min(scored["loss"], 700.0)),
             "accuracy": scored["accuracy"],
-            "exact_match": right / pairs,
-            "pairs": float(pairs),
+            **score_texts(self.config.scores, written[: len(wanted)], wanted),
+            "pairs": float(len(wanted)),
             "tokens": scored["weight"],
         }
 
-    def respond(self, apply, params, prompt: str, *, max_new_tokens: int, sampling: Sampling, seed: int) -> str:
+    def figures(self, results: Mapping[str, float]) -> Iterator[Figure]:
+        """Loss, and the scores with their signatures."""
+        yield from loss_figures(results)
+        how = "greedy decoding" if self.config.num_beams == 1 else f"{self.config.num_beams} beams"
+        for name in results:
+            if name not in ("loss", "perplexity", "accuracy", "pairs", "tokens"):
+                note = f"of {results['pairs']:,.0f} pairs, {how}; {signature(name)}"
+                yield Figure(name=name.replace("_", " "), value=f"{results[name]:.2f}", note=note)
+
+    def baselines(self) -> Iterator[Figure]:
+        """The scores of texts that were written without a model."""
+        train, heldout = self.dataset.split("train"), self.dataset.split("validation")
+        sources, wanted = read_texts(heldout, self.source_key), read_texts(heldout, self.target_key)
+        for name in self.config.baselines:
+            pairs = read_texts(train, self.source_key), read_texts(train, self.target_key)
+            written, how = write_baseline(name, sources, *pairs)
+            for score, value in score_texts(self.config.scores, written, wanted).items():
+                yield Figure(name=f"{name}: {score.replace('_', ' ')}", value=f"{value:.2f}", note=how)
+
+    @property
+    def example(self) -> str:
+        """A held-out source."""
+        return self.dataset.split("validation")[0][self.source_key]
+
+    def samples(self, apply, params) -> Iterator[tuple[str, str]]:
+        """Held-out sources from all over the split, and what the model writes."""
+        source = self.dataset.split("validation")
+        for place in np.linspace(0, len(source) - 1, _SHOWN).astype(int):
+            prompt = source[int(place)][self.source_key]
+            yield prompt, self.respond(apply, params, Question(prompt=prompt, sampling=GREEDY))
+
+    def respond(self, apply, params, question: Question) -> str:
         """The target that the model writes for one source."""
-        ids = np.array([[*self.tokenizer.encode(prompt), self.tokenizer.eos_id]], np.int32)
+        ids = np.array([[*self.tokenizer.encode(question.prompt), self.tokenizer.eos_id]], np.int32)
         if ids.shape[1] > self.config.source_length:
             raise ValueError(
                 f"the prompt has {ids.shape[1]} tokens and this model reads {self.config.source_length}; shorten it"
             )
-        options: dict[str, Any] = dict(max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
-        return self.translate(apply, params, ids, np.ones_like(ids), **options)[0]
+        options: dict[str, Any] = {"max_new_tokens": min(question.max_new_tokens, self.config.target_length)}
+        options |= {"sampling": question.sampling, "seed": question.seed, "num_beams": 1}
+        return self.write(apply, params, ids, np.ones_like(ids), **options)[0]
 
-    def translate(self, apply, params, input_ids: np.ndarray, attention_mask: np.ndarray, **options) -> list[str]:
-        """What the model writes for encoded sources [B, S], as text; greedy unless `options` say otherwise."""
+    def write(self, apply, params, input_ids: np.ndarray, attention_mask: np.ndarray, **options) -> list[str]:
+        """What the model writes for encoded sources [B, S], as text; as the configuration says, or `options`."""
         # A row without a source (padding of the last batch) still needs a token to attend to.
         attention_mask = np.maximum(attention_mask, ~attention_mask.any(-1, keepdims=True))
+        defaults = {"max_new_tokens": self.config.target_length, "num_beams": self.config.num_beams}
         generated = generate(
             apply,
             params,
             input_ids,
             attention_mask,
-            **({"max_new_tokens": self.config.target_length, "sampling": GREEDY} | options),
+            **(defaults | {"sampling": GREEDY} | options),
             eos_token_id=self.tokenizer.eos_id,
             pad_token_id=self.tokenizer.pad_id,
             decoder_start_token_id=self.tokenizer.bos_id,

@@ -65,9 +65,9 @@ def _results(rows: list[dict[str, str]]) -> Iterator[str]:
     yield "| | value |"
     yield "|---|---|"
     yield f"| steps | {int(last['step']):,} |"
-    yield f"| tokens scored in training | {int(last['tokens']):,} |"
+    yield f"| targets scored in training | {int(last['tokens']):,} |"
     if "loss" in last:
-        yield f"| training loss of the last step (nats per token) | {float(last['loss']):.4f} |"
+        yield f"| training loss of the last step (nats per target) | {float(last['loss']):.4f} |"
     for name, value in (evaluated[-1] if evaluated else {}).items():
         if name.startswith("validation_"):
             yield f"| {name.replace('_', ' ')} | {float(value):.4g} |"

@@ -156,10 +156,14 @@ class _Session:
         self.scalars = Scalars(self.folder, self.step, self.training.num_steps, self.training.tensorboard)
         flops, peak = 0.0, None
         if self.step < self.training.num_steps:
-            loss = lambda params, batch: self.task.loss(self.apply, params, batch, None)[0]  # noqa: E731
+
+            def loss(params, batch):
+                return self.task.loss(self.apply, params, batch, None)[0]
+
             flops = 3 * count_flops(loss, self.state.params, self.item[0])
             peak = peak_flops(jax.devices()[0], compute_dtype)
-        self.progress = Progress(self.training.num_steps, self.step, flops_per_step=flops, peak=peak)
+        unit = getattr(self.task, "unit", "tokens")
+        self.progress = Progress(self.training.num_steps, self.step, flops_per_step=flops, peak=peak, unit=unit)
         try:
             self.metrics.open(self.step)
             with self.progress:

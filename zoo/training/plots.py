@@ -34,7 +34,7 @@ def draw_loss(folder: str | Path, title: str = "") -> Path | None:
     figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
     axes = figure.subplots()
     _plot(axes, np.array(train), held_out)
-    axes.set(xlabel="step", ylabel="loss (nats per token)", title=title or folder.name)
+    axes.set(xlabel="step", ylabel="loss (nats per target)", title=title or folder.name)
     axes.legend(frameon=False, loc="lower left")
     path = folder / "loss.png"
     figure.savefig(path)

@@ -19,10 +19,12 @@ REFRESH_SECONDS = {True: 0.5, False: 10.0}  # in a terminal, elsewhere
 class Progress:
     """Use as a context manager around the steps. Only the first process of several speaks."""
 
-    def __init__(self, num_steps: int, step: int, *, flops_per_step: float = 0.0, peak: float | None = None):
-        """`flops_per_step` are the model's for the global batch, `peak` the FLOP/s of one device."""
+    def __init__(
+        self, num_steps: int, step: int, *, flops_per_step: float = 0.0, peak: float | None = None, unit: str = "tokens"
+    ):
+        """`flops_per_step` are the model's for the global batch, `peak` the FLOP/s of one device; `unit` is counted."""
         self._num_steps = num_steps
-        self._flops, self._peak = flops_per_step, peak
+        self._flops, self._peak, self._unit = flops_per_step, peak, unit
         self._devices = max(jax.sharding.get_abstract_mesh().size, 1)
         self._console = Console(stderr=True, quiet=jax.process_index() != 0, highlight=False)
         self._live = self._console.is_terminal
@@ -90,7 +92,7 @@ class Progress:
         parts = [
             f"loss {values['loss']:.4f}",
             f"{1e3 * speeds['step_seconds']:.1f} ms/step",
-            f"{speeds['tokens_per_second_per_device']:,.0f} tokens/s{per_device}",
+            f"{speeds['tokens_per_second_per_device']:,.0f} {self._unit}/s{per_device}",
         ]
         if "mfu" in speeds:
             parts.append(f"MFU {100 * speeds['mfu']:.1f} %")

@@ -49,7 +49,10 @@ class BatchIterator(Protocol):
 
 
 class Task(Protocol):
-    """How batches are made, what the loss is, and how well a model does on held-out data."""
+    """How batches are made, what the loss is, and how well a model does on held-out data.
+
+    One that has a `unit` says what its weights count, which are tokens otherwise.
+    """
 
     def batches(self, split: str) -> BatchIterator:
         """Return an endless, deterministic iterator for "train"; other splits are one finite pass."""

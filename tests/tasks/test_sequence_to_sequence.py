@@ -1,0 +1,93 @@
+"""Pairs packed into rows cost what they cost alone, and what is written is scored against whole targets."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from models import CONFIGS
+
+from zoo.data import DataConfig, Dataset, TokenizerConfig, fit_tokenizer
+from zoo.tasks.pair_baselines import write_baseline
+from zoo.tasks.sequence_to_sequence import SequenceToSequenceConfig
+from zoo.training.state import bind_apply
+from zoo.transformer import Transformer
+
+PAIRS = [{"source": f">>en<< {n} {'Hund' if n % 2 else 'Katzen'}", "target": f"{n} {'dog' if n % 2 else 'cats'}"}
+         for n in range(100, 140)]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def bound():
+    """The task on a few pairs, a small T5's forward pass, and its parameters."""
+    config = CONFIGS["t5"]
+    config = dataclasses.replace(config, embedding=dataclasses.replace(config.embedding, vocab_size=320))
+    tokenizer = fit_tokenizer(PAIRS, TokenizerConfig(vocab_size=320), keys=("source", "target"))
+    dataset = Dataset(name="pairs", splits={"train": PAIRS, "validation": PAIRS[:5]})
+    chosen = SequenceToSequenceConfig(source_length=64, target_length=40, batch_size=4, baselines=("copy",))
+    task = chosen.bind(dataset, tokenizer, seed=0, data=DataConfig(name="pairs"))
+    model = Transformer(config)
+    ids = jnp.ones((1, 4), jnp.int32)
+    params = model.init(jax.random.key(0), input_ids=ids, decoder_input_ids=ids)["params"]
+    return task, bind_apply(model), params
+
+
+def test_packed_pairs_cost_what_they_cost_alone(bound):
+    task, apply, params = bound
+    packed = next(task.batches("train"))
+    assert packed["inputs_segment_ids"].max() > 1
+    loss, metrics = task.loss(apply, params, packed)
+    total = count = 0.0
+    for row in range(4):
+        for segment in range(1, packed["inputs_segment_ids"][row].max() + 1):
+            alone = {}
+            for name in ("inputs", "targets"):
+                tokens = packed[name][row][packed[f"{name}_segment_ids"][row] == segment][None]
+                alone |= {name: tokens, f"{name}_segment_ids": np.ones_like(tokens)}
+                alone[f"{name}_positions"] = np.arange(tokens.shape[1], dtype=np.int32)[None]
+            nats, found = task.loss(apply, params, alone)
+            total, count = total + float(nats) * float(found["weight"]), count + float(found["weight"])
+    assert count == float(metrics["weight"])
+    assert float(loss) == pytest.approx(total / count, rel=1e-5)
+
+
+def test_every_held_out_pair_is_scored_once(bound, monkeypatch):
+    task, apply, params = bound
+    answers = {pair["source"]: pair["target"] for pair in PAIRS}
+
+    def write(self, apply, params, ids, mask, **options):
+        return [answers.get(self.tokenizer.decode(row), "blank") for row in ids]
+
+    monkeypatch.setattr(type(task), "write", write)
+    results = task.evaluate(apply, params)
+    assert results["exact_match"] == 100 and results["pairs"] == 5
+    answers[PAIRS[3]["source"]] = "wrong"
+    assert task.evaluate(apply, params)["exact_match"] == 80
+
+
+def test_the_model_writes_and_reports(bound):
+    task, apply, params = bound
+    results = task.evaluate(apply, params)
+    names = [figure.name for figure in task.figures(results)]
+    assert names == ["loss", "perplexity", "accuracy", "exact match"]
+    assert [(figure.name, figure.value) for figure in task.baselines()] == [("copy: exact match", "0.00")]
+    ((prompt, answer), *_) = task.samples(apply, params)
+    assert prompt == PAIRS[0]["source"] and isinstance(answer, str)
+
+
+def test_beams_of_one_are_greedy(bound):
+    task, apply, params = bound
+    batch = next(iter(task.batches("validation")))
+    asked = (apply, params, batch["inputs"], batch["inputs_segment_ids"])
+    assert task.write(*asked, num_beams=1) == task.write(*asked)
+    assert len(task.write(*asked, num_beams=3)) == 4
+
+
+def test_baselines():
+    pytest.importorskip("sklearn")
+    train = [">>en<< drei Hunde", ">>fr<< drei Hunde", ">>en<< zwei Katzen"]
+    targets = ["three dogs", "trois chiens", "two cats"]
+    asked = [">>fr<< vier Hunde", ">>en<< vier Katzen"]
+    assert write_baseline("copy", asked, train, targets)[0] == ["vier Hunde", "vier Katzen"]
+    assert write_baseline("nearest", asked, train, targets)[0] == ["trois chiens", "two cats"]
