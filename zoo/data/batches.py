@@ -6,6 +6,7 @@ is a dict of arrays of one fixed shape. A document is bos, its tokens, eos.
 Moving batches to devices is left to training; one thread at a time may drive an iterator, whichever it is.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -288,9 +289,8 @@ def pair_batches(
         return {"inputs": _cut(inputs[1:], source_length), "targets": _cut(targets, target_length + 1)}
 
     if seed is None:
-        blank = {name: np.zeros_like(value) for name, value in _pad(make_pair(0), lengths).items()}
         rows = (_pad(make_pair(index), lengths) for index in range(len(source)))
-        return _deal_batches(rows, blank, batch_size, process_index, process_count)
+        return _deal_rows(rows, batch_size, process_index, process_count)
     indices = grain.MapDataset.range(process_index, len(source), process_count)
     shuffled = indices.seed(seed).shuffle().repeat().map(make_pair).to_iter_dataset(_OWN_THREAD)
     packed = grain.experimental.FirstFitPackIterDataset(
@@ -324,8 +324,7 @@ def image_batches(
         return {"pixel_values": process(example[image_key]), "labels": label, "weights": np.ones((), np.float32)}
 
     if seed is None:
-        blank = {name: np.zeros_like(value) for name, value in make_row(0).items()}
-        return _deal_batches(map(make_row, range(len(source))), blank, batch_size, process_index, process_count)
+        return _deal_rows(map(make_row, range(len(source))), batch_size, process_index, process_count)
     indices = grain.MapDataset.range(process_index, len(source), process_count)
     return iter(indices.seed(seed).shuffle().repeat().map(make_row).batch(batch_size).to_iter_dataset(_OWN_THREAD))
 
@@ -344,6 +343,13 @@ def _pad(fields: Batch, lengths: dict[str, int]) -> Batch:
         row[f"{name}_segment_ids"] = np.pad(np.ones_like(tokens), padding)
         row[f"{name}_positions"] = np.pad(np.arange(tokens.size, dtype=np.int32), padding)
     return row
+
+
+def _deal_rows(rows: Iterator[Batch], batch_size: int, process_index: int, process_count: int) -> Iterator[Batch]:
+    """`_deal_batches` with blank rows of zeros; there is at least one row."""
+    first = next(rows)
+    blank = {name: np.zeros_like(value) for name, value in first.items()}
+    return _deal_batches(itertools.chain([first], rows), blank, batch_size, process_index, process_count)
 
 
 def _deal_batches(

@@ -10,10 +10,13 @@ The split is by day: a held-out day occurs in train in no locale at all.
 import datetime
 import hashlib
 from collections.abc import Iterator
+from typing import ClassVar
 
 import babel
 import tensorflow_datasets as tfds
 from babel.dates import format_date
+
+from zoo.data.builders.embedded import EmbeddedBuilder
 
 # Latin, Cyrillic and Greek letters, Han characters and kana.
 LOCALES = ("en", "de", "es", "fr", "it", "ja", "nl", "pl", "pt", "ru", "sv", "el")
@@ -39,26 +42,12 @@ def write_days(split: str) -> Iterator[dict[str, str]]:
             yield {"source": source, "target": day.isoformat(), "locale": locale}
 
 
-class ZooDates(tfds.core.GeneratorBasedBuilder):
+class ZooDates(EmbeddedBuilder):
     """Days in many languages and as ISO 8601: {"source", "target", "locale"}."""
 
     VERSION = tfds.core.Version(".".join([*babel.__version__.split("."), "0", "0"][:3]))
-    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="edition_1", version=VERSION)]  # noqa: RUF012
-    # TFDS looks beside the code for checksums of downloads, through a package that it does not require.
-    code_path = None
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        fields = ("source", "target", "locale")
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description=__doc__,
-            features=tfds.features.FeaturesDict({field: tfds.features.Text() for field in fields}),
-            disable_shuffling=True,
-        )
-
-    def _split_generators(self, dl_manager):
-        del dl_manager  # nothing is downloaded
-        return {split: self._generate_examples(split) for split in ("train", "validation")}
+    BUILDER_CONFIGS: ClassVar = [tfds.core.BuilderConfig(name="edition_1", version=VERSION)]
+    FEATURES: ClassVar = {field: tfds.features.Text() for field in ("source", "target", "locale")}
 
     def _generate_examples(self, split):
         yield from enumerate(write_days(split))

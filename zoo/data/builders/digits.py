@@ -5,9 +5,12 @@ The split is by a hash of the picture. The set holds no word of who wrote which,
 """
 
 import hashlib
+from typing import ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
+
+from zoo.data.builders.embedded import EmbeddedBuilder
 
 HELD_OUT = 0.2
 
@@ -17,28 +20,15 @@ def is_held_out(image: np.ndarray) -> bool:
     return int.from_bytes(hashlib.sha256(image.tobytes()).digest()[:4], "big") < HELD_OUT * 2**32
 
 
-class ZooDigits(tfds.core.GeneratorBasedBuilder):
+class ZooDigits(EmbeddedBuilder):
     """Scanned digits: {"image", "label"}."""
 
     VERSION = tfds.core.Version("1.0.0")
-    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="edition_1", version=VERSION)]  # noqa: RUF012
-    # TFDS looks beside the code for checksums of downloads, through a package that it does not require.
-    code_path = None
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description=__doc__,
-            features=tfds.features.FeaturesDict({
-                "image": tfds.features.Tensor(shape=(8, 8, 1), dtype=np.uint8),
-                "label": tfds.features.ClassLabel(names=list("0123456789")),
-            }),
-            disable_shuffling=True,
-        )  # fmt: skip
-
-    def _split_generators(self, dl_manager):
-        del dl_manager  # nothing is downloaded
-        return {split: self._generate_examples(split) for split in ("train", "validation")}
+    BUILDER_CONFIGS: ClassVar = [tfds.core.BuilderConfig(name="edition_1", version=VERSION)]
+    FEATURES: ClassVar = {
+        "image": tfds.features.Tensor(shape=(8, 8, 1), dtype=np.uint8),
+        "label": tfds.features.ClassLabel(names=list("0123456789")),
+    }
 
     def _generate_examples(self, split):
         from sklearn.datasets import load_digits

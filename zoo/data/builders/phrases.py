@@ -13,6 +13,7 @@ import functools
 import hashlib
 import random
 from collections.abc import Callable, Iterator, Mapping
+from typing import ClassVar
 
 import babel
 import tensorflow_datasets as tfds
@@ -21,6 +22,8 @@ from babel.dates import format_date, format_interval, format_timedelta
 from babel.lists import format_list
 from babel.numbers import format_currency
 from babel.units import format_unit
+
+from zoo.data.builders.embedded import EmbeddedBuilder
 
 LANGUAGES = ("en", "de", "es", "fr", "it", "nl", "pl", "ru")
 UNITS = (
@@ -159,26 +162,14 @@ def write_pairs(split: str) -> Iterator[dict[str, str]]:
             }
 
 
-class ZooPhrases(tfds.core.GeneratorBasedBuilder):
+class ZooPhrases(EmbeddedBuilder):
     """What locale data can say, between eight languages."""
 
     VERSION = tfds.core.Version(".".join([*babel.__version__.split("."), "0", "0"][:3]))
-    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="edition_1", version=VERSION)]  # noqa: RUF012
-    # TFDS looks beside the code for checksums of downloads, through a package that it does not require.
-    code_path = None
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        fields = ("source", "target", "source_language", "target_language", "kind")
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description=__doc__,
-            features=tfds.features.FeaturesDict({field: tfds.features.Text() for field in fields}),
-            disable_shuffling=True,
-        )
-
-    def _split_generators(self, dl_manager):
-        del dl_manager  # nothing is downloaded
-        return {split: self._generate_examples(split) for split in ("train", "validation")}
+    BUILDER_CONFIGS: ClassVar = [tfds.core.BuilderConfig(name="edition_1", version=VERSION)]
+    FEATURES: ClassVar = {
+        field: tfds.features.Text() for field in ("source", "target", "source_language", "target_language", "kind")
+    }
 
     def _generate_examples(self, split):
         yield from enumerate(write_pairs(split))

@@ -13,8 +13,11 @@ import sysconfig
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import tensorflow_datasets as tfds
+
+from zoo.data.builders.embedded import EmbeddedBuilder
 
 # The expected share of the files. Of the bytes it is 5 to 7 %, by the Python: 0.45 MB of 8.3 in 3.11.
 HELD_OUT = 0.07
@@ -79,25 +82,12 @@ def _read_topics() -> Iterator[dict[str, str]]:
             yield {"name": f"{TOPICS}:{topic}", "text": text}
 
 
-class ZooStdlib(tfds.core.GeneratorBasedBuilder):
+class ZooStdlib(EmbeddedBuilder):
     """The running Python's standard library: {"text", "name"}."""
 
     VERSION = tfds.core.Version(".".join(map(str, sys.version_info[:3])))
-    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="edition_1", version=VERSION)]  # noqa: RUF012
-    # TFDS looks beside the code for checksums of downloads, through a package that it does not require.
-    code_path = None
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description=__doc__,
-            features=tfds.features.FeaturesDict({"text": tfds.features.Text(), "name": tfds.features.Text()}),
-            disable_shuffling=True,
-        )
-
-    def _split_generators(self, dl_manager):
-        del dl_manager  # nothing is downloaded
-        return {split: self._generate_examples(split) for split in ("train", "validation")}
+    BUILDER_CONFIGS: ClassVar = [tfds.core.BuilderConfig(name="edition_1", version=VERSION)]
+    FEATURES: ClassVar = {field: tfds.features.Text() for field in ("text", "name")}
 
     def _generate_examples(self, split):
         library = Path(sysconfig.get_path("stdlib"))
