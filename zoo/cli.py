@@ -171,7 +171,7 @@ class Evaluation:
 
 RUN_ONLY = ("step",)
 CHECKPOINT_ONLY = (
-    "pair", "context", "candidates", "audio", "source_language", "target_language", "chat", "num_beams",
+    "context", "candidates", "audio", "source_language", "target_language", "chat", "num_beams",
     "head",
 )  # fmt: skip
 """Options of `Evaluation` that the other kind of model has no use for."""

@@ -104,5 +104,5 @@ def test_baselines_and_mistakes():
         ImageClassificationConfig(mixup=-1)
     with pytest.raises(ValueError, match=r"set data\.label_key"):
         ImageClassificationConfig().bind(
-            Dataset(name="x", splits={}), None, seed=0, data=DataConfig(name="x", label_key="kind")
+            Dataset(name="x", splits={"train": []}), None, seed=0, data=DataConfig(name="x", label_key="kind")
         )

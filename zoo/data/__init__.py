@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from zoo.data.baselines import ngram_bits_per_byte, unigram_cross_entropy, xz_bits_per_byte
-    from zoo.data.batches import image_batches, packed_batches, pair_batches, scored_windows
+    from zoo.data.batches import label_batches, packed_batches, pair_batches, scored_windows
     from zoo.data.config import DataConfig, TokenizerConfig
     from zoo.data.sources import Dataset, open_dataset, read_texts
     from zoo.data.tokenizer import Tokenizer, fit_tokenizer, train_tokenizer
@@ -24,7 +24,7 @@ _HOME = {
     "Tokenizer": "tokenizer",
     "TokenizerConfig": "config",
     "fit_tokenizer": "tokenizer",
-    "image_batches": "batches",
+    "label_batches": "batches",
     "ngram_bits_per_byte": "baselines",
     "open_dataset": "sources",
     "packed_batches": "batches",
@@ -41,7 +41,7 @@ __all__ = [
     "Tokenizer",
     "TokenizerConfig",
     "fit_tokenizer",
-    "image_batches",
+    "label_batches",
     "ngram_bits_per_byte",
     "open_dataset",
     "packed_batches",

@@ -7,7 +7,7 @@ Moving batches to devices is left to training; one thread at a time may drive an
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -299,29 +299,33 @@ def pair_batches(
     return iter(packed.batch(batch_size))
 
 
-def image_batches(
+def label_batches(
     source: Source,
-    process: Callable[[Any], np.ndarray],
+    encode: Callable[[dict[str, Any]], Batch],
     *,
+    classes: Sequence[str],
     batch_size: int,
     seed: int | None,
-    image_key: str = "image",
     label_key: str = "label",
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """Pictures with their classes: endless, newly shuffled each epoch by `seed`, or one ordered pass if None.
+    """Examples with their classes: endless, newly shuffled each epoch by `seed`, or one ordered pass if None.
 
-    `process` makes [C, height, width] of a picture. Yields float32 "pixel_values" [B, C, height,
-    width], int32 "labels" [B] and float32 "weights" [B], 0 for the blank rows that fill the last batch of the one pass.
+    `encode` makes a row's arrays of an example; labels are numbers, or names among `classes`. Yields what it makes,
+    int32 "labels" [B] and float32 "weights" [B], 0 for the blank rows that fill the last batch of the one pass.
     """
     _check_positive(batch_size=batch_size)
     _check_process(process_index, process_count, len(source))
+    numbers = {name: number for number, name in enumerate(classes)}
 
     def make_row(index: int) -> Batch:
         example = source[index]
-        label = np.asarray(example[label_key], np.int32)
-        return {"pixel_values": process(example[image_key]), "labels": label, "weights": np.ones((), np.float32)}
+        label = example[label_key]
+        number = numbers.get(label) if isinstance(label, str) else int(label)
+        if number is None or not 0 <= number < len(classes):
+            raise ValueError(f"example {index} has the {label_key} {label!r}; the classes are {', '.join(classes)}")
+        return encode(example) | {"labels": np.asarray(number, np.int32), "weights": np.ones((), np.float32)}
 
     if seed is None:
         return _deal_rows(map(make_row, range(len(source))), batch_size, process_index, process_count)

@@ -55,6 +55,8 @@ class DataConfig:
     """The TFDS split, or slice of one ("train[99%:]", "test"), to measure on."""
     text_key: str = "text"
     """The field that holds a document, where documents are read."""
+    pair_key: str | None = None
+    """The field that holds the second text, where pairs of texts are classified."""
     source_key: str = "source"
     """The field that holds the input, where pairs are read. The first column of a .tsv file."""
     target_key: str = "target"
@@ -62,7 +64,7 @@ class DataConfig:
     image_key: str = "image"
     """The field that holds a picture."""
     label_key: str = "label"
-    """The field that holds a class's number."""
+    """The field that holds a class, as a number or by name."""
     validation_fraction: float = 0.05
     """The share of a local file's documents held out, chosen by a hash of their text."""
     tokenizer: TokenizerConfig = TokenizerConfig()
@@ -75,15 +77,9 @@ class DataConfig:
             raise ValueError(
                 f"data.validation_fraction={self.validation_fraction} must lie between 0 and 1, both excluded"
             )
-        for field in (
-            "train_split",
-            "validation_split",
-            "text_key",
-            "source_key",
-            "target_key",
-            "image_key",
-            "label_key",
-        ):
+        keys = [field.name for field in dataclasses.fields(self) if field.name.endswith("_key")]
+        keys = [key for key in keys if getattr(self, key) is not None]
+        for field in ("train_split", "validation_split", *keys):
             if not getattr(self, field):
                 raise ValueError(f"data.{field} is empty; leave it out to get its default")
         if self.source_key == self.target_key:

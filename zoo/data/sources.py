@@ -17,6 +17,8 @@ from zoo.data.config import DataConfig
 from zoo.data.local import read_splits
 
 _HELD_BYTES = 1 << 27
+MAX_CLASSES = 1000
+"""Different words in a field that may be classes; where there are more, the field is a text."""
 _RANDOM_ACCESS = ("array_record", "parquet", "riegeli")
 
 
@@ -44,8 +46,15 @@ class Dataset:
         return self.splits[name]
 
     def classes(self, key: str) -> tuple[str, ...]:
-        """The names of the classes that a field numbers. ValueError with the fields that have names."""
+        """The names of the classes that a field numbers, or, sorted, those that it spells out in train.
+
+        ValueError with the fields that have names.
+        """
         if key not in self.labels:
+            train = self.split("train")
+            spelt = {train[index].get(key) for index in range(len(train))}
+            if 1 < len(spelt) <= MAX_CLASSES and all(isinstance(name, str) for name in spelt):
+                return tuple(sorted(spelt))
             known = ", ".join(self.labels) or "none"
             raise ValueError(f"dataset {self.name!r} has no classes in {key!r}; it has {known}: set data.label_key")
         return self.labels[key]

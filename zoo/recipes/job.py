@@ -67,6 +67,7 @@ def answer(run: Run, wanted: Any, console: Console) -> None:
         raise ValueError(f"{' and '.join(f'--{name}' for name in given)}: this run answers --{prepared.task.option}")
     question = Question(
         prompt=wanted.prompt or "",
+        pair=wanted.pair or "",
         image=wanted.image or "",
         max_new_tokens=wanted.max_new_tokens or 200,
         sampling=sampling,

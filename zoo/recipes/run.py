@@ -19,11 +19,14 @@ from zoo.tasks.causal_lm import CausalLMConfig
 from zoo.tasks.image_classification import ImageClassificationConfig
 from zoo.tasks.masked_lm import MaskedLMConfig
 from zoo.tasks.sequence_to_sequence import SequenceToSequenceConfig
+from zoo.tasks.text_classification import TextClassificationConfig
 from zoo.training.config import MeshConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
 from zoo.training.run_record import read_run
 from zoo.transformer import Remat, Transformer
 
-TaskConfig = CausalLMConfig | MaskedLMConfig | SequenceToSequenceConfig | ImageClassificationConfig
+TaskConfig = (
+    CausalLMConfig | MaskedLMConfig | SequenceToSequenceConfig | TextClassificationConfig | ImageClassificationConfig
+)
 
 
 @dataclass(frozen=True, kw_only=True)

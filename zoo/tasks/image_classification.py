@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from zoo.data import DataConfig, Dataset, Tokenizer, image_batches
+from zoo.data import DataConfig, Dataset, Tokenizer, label_batches
 from zoo.data.images import ImageProcessor
 from zoo.data.pictures import open_picture
 from zoo.tasks.losses import score_split
@@ -86,10 +86,10 @@ class ImageClassification:
 
     def batches(self, split: str):
         """Pictures and labels, endless and shuffled, for "train"; otherwise one pass."""
-        return image_batches(
+        return label_batches(
             self.dataset.split(split),
-            self._pixels,
-            image_key=self.image_key,
+            lambda example: {"pixel_values": self._pixels(example[self.image_key])},
+            classes=self.classes,
             label_key=self.label_key,
             batch_size=self.config.batch_size,
             seed=self.seed if split == "train" else None,

@@ -25,6 +25,8 @@ class Question:
     """What a trained model is asked, in the words of evaluate.py's options."""
 
     prompt: str = ""
+    pair: str = ""
+    """A second text beside it."""
     image: str = ""
     """A picture's path."""
     max_new_tokens: int = 200

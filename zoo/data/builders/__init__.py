@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 EMBEDDED = {
     "zoo_dates": ("zoo.data.builders.dates", "ZooDates"),
+    "zoo_docstrings": ("zoo.data.builders.docstrings", "ZooDocstrings"),
     "zoo_digits": ("zoo.data.builders.digits", "ZooDigits"),
     "zoo_phrases": ("zoo.data.builders.phrases", "ZooPhrases"),
     "zoo_stdlib": ("zoo.data.builders.stdlib", "ZooStdlib"),

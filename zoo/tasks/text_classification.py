@@ -1,0 +1,190 @@
+"""Which class a text, or a pair of texts, belongs to (GLUE, Wang et al. 2019): cross-entropy, accuracy, F1 and
+Matthews' correlation.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zoo.data import DataConfig, Dataset, Tokenizer, label_batches, read_texts
+from zoo.tasks.losses import score_split
+from zoo.tasks.report import Figure, Question
+
+_SHOWN = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextClassificationConfig:
+    """Tell the class of a text, or of a pair."""
+
+    sequence_length: int = 128
+    """Tokens a row, T, special ones included; the longer text of a pair loses its end first."""
+    batch_size: int = 32
+    """Rows a step over all devices, B."""
+    label_smoothing: float = 0.0
+    """Share of the target that all classes get alike (Szegedy et al. 2016)."""
+
+    def __post_init__(self):
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing is {self.label_smoothing}; give a share from 0 to below 1")
+
+    def text_keys(self, data: DataConfig) -> tuple[str, ...]:
+        """The fields that it reads."""
+        return (data.text_key,) if data.pair_key is None else (data.text_key, data.pair_key)
+
+    def longest(self) -> dict[str, int]:
+        """Positions that each embedding needs."""
+        return {"embedding": self.sequence_length}
+
+    def bind(self, dataset: Dataset, tokenizer: Tokenizer, *, seed: int, data: DataConfig) -> "TextClassification":
+        """The task on a dataset. ValueError if it has no classes."""
+        classes = dataset.classes(data.label_key)
+        return TextClassification(self, dataset, tokenizer, seed, self.text_keys(data), data.label_key, classes)
+
+
+@dataclass(frozen=True, eq=False)
+class TextClassification:
+    """`TextClassificationConfig` on a dataset: a `Task` as training sees it."""
+
+    config: TextClassificationConfig
+    dataset: Dataset
+    tokenizer: Tokenizer
+    seed: int
+    text_keys: tuple[str, ...]
+    label_key: str
+    classes: tuple[str, ...]
+
+    unit: ClassVar[str] = "texts"
+    option: ClassVar[str] = "prompt"
+
+    def batches(self, split: str):
+        """Rows with their classes, endless and shuffled, for "train"; otherwise one pass."""
+        return label_batches(
+            self.dataset.split(split),
+            self.encode,
+            classes=self.classes,
+            label_key=self.label_key,
+            batch_size=self.config.batch_size,
+            seed=self.seed if split == "train" else None,
+        )
+
+    def encode(self, example: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """A row of one text or two: begin, text, end (, text, end), padding; token types are 1 in the second."""
+        texts = [self.tokenizer.encode(example[key]) for key in self.text_keys]
+        room = self.config.sequence_length - 1 - len(texts)
+        while sum(map(len, texts)) > room:
+            max(texts, key=len).pop()
+        ids, types = [self.tokenizer.bos_id], [0]
+        for number, text in enumerate(texts):
+            ids += [*text, self.tokenizer.eos_id]
+            types += [number] * (len(text) + 1)
+        padding = (0, self.config.sequence_length - len(ids))
+        return {
+            "input_ids": np.pad(np.array(ids, np.int32), padding, constant_values=self.tokenizer.pad_id),
+            "attention_mask": np.pad(np.ones(len(ids), np.int32), padding),
+            "token_type_ids": np.pad(np.array(types, np.int32), padding),
+        }
+
+    def loss(self, apply, params, batch: Mapping[str, Any], rng=None):
+        """Mean nats per row."""
+        logits = self._logits(apply, params, batch, rng)
+        smoothing = 0.0 if rng is None else self.config.label_smoothing
+        targets = jax.nn.one_hot(batch["labels"], len(self.classes)) * (1 - smoothing) + smoothing / len(self.classes)
+        nats = -(targets * jax.nn.log_softmax(logits)).sum(-1)
+        weight = batch["weights"].sum()
+        count = jnp.maximum(weight, 1.0)
+        right = (logits.argmax(-1) == batch["labels"]) * batch["weights"]
+        return (nats * batch["weights"]).sum() / count, {"weight": weight, "accuracy": right.sum() / count}
+
+    def evaluate(self, apply, params) -> dict[str, float]:
+        """Held-out loss (nats per text); accuracy, macro F1 and Matthews' correlation, times 100."""
+        scored = score_split(self.loss, apply, params, self.batches("validation"))
+        forward = jax.jit(lambda params, batch: self._logits(apply, params, batch, None).argmax(-1))
+        guesses, wanted = [], []
+        for batch in self.batches("validation"):
+            real = batch["weights"] > 0
+            guesses += np.asarray(forward(params, batch))[real].tolist()
+            wanted += batch["labels"][real].tolist()
+        return {"loss": scored["loss"], **score_classes(guesses, wanted), "texts": scored["weight"]}
+
+    def figures(self, results: Mapping[str, float]) -> Iterator[Figure]:
+        """Loss and scores."""
+        chance = f"nats per text; chance has {math.log(len(self.classes)):.4f}"
+        yield Figure(name="loss", value=f"{results['loss']:.4f}", note=chance)
+        note = f"of {results['texts']:,.0f} texts in {len(self.classes)} classes"
+        yield Figure(name="accuracy", value=f"{results['accuracy']:.2f} %", note=note)
+        yield Figure(name="F1", value=f"{results['f1']:.2f}", note="mean over classes")
+        yield Figure(name="MCC", value=f"{results['mcc']:.2f}", note="Matthews' correlation, times 100")
+
+    def baselines(self) -> Iterator[Figure]:
+        """The commonest class, and a linear classifier of words."""
+        from sklearn.dummy import DummyClassifier
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+
+        words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
+        linear = make_pipeline(words, LogisticRegression(max_iter=1000, C=10))
+        (texts, labels), (asked, wanted) = self._texts("train"), self._texts("validation")
+        for name, model, how in (
+            ("commonest", DummyClassifier(), "accuracy of the commonest class"),
+            ("TF-IDF", linear, "accuracy of logistic regression on words and pairs of words, scikit-learn"),
+        ):
+            scores = score_classes(model.fit(texts, labels).predict(asked), wanted)
+            yield Figure(name=name, value=f"{scores['accuracy']:.2f} %", note=how)
+
+    def samples(self, apply, params) -> Iterator[tuple[str, str]]:
+        """Held-out texts and what the model takes them for."""
+        source = self.dataset.split("validation")
+        for place in np.linspace(0, len(source) - 1, _SHOWN).astype(int):
+            example = source[int(place)]
+            asked = " | ".join(example[key].split("\n")[0][:100] for key in self.text_keys)
+            yield f"{asked} ({self.name(example[self.label_key])})", self._answer(apply, params, example)
+
+    @property
+    def example(self) -> str:
+        """The first line of a held-out text."""
+        return self.dataset.split("validation")[0][self.text_keys[0]].split("\n")[0]
+
+    def respond(self, apply, params, question: Question) -> str:
+        """The likeliest classes of the prompt, with their probabilities; of the prompt and the pair's second text."""
+        given = (question.prompt, question.pair)[: len(self.text_keys)]
+        if not all(given):
+            raise ValueError("this run was trained on pairs; give --prompt and --pair")
+        return self._answer(apply, params, dict(zip(self.text_keys, given, strict=True)))
+
+    def name(self, label: Any) -> str:
+        """A label as a word."""
+        return label if isinstance(label, str) else self.classes[int(label)]
+
+    def _answer(self, apply, params, example: Mapping[str, Any]) -> str:
+        batch = {name: value[None] for name, value in self.encode(example).items()}
+        likely = np.asarray(jax.nn.softmax(self._logits(apply, params, batch, None)[0]))
+        return ", ".join(f"{self.classes[i]} ({100 * likely[i]:.1f} %)" for i in np.argsort(-likely)[:3])
+
+    def _logits(self, apply, params, batch: Mapping[str, Any], rng):
+        types = {"token_type_ids": batch["token_type_ids"]} if len(self.text_keys) > 1 else {}
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        return apply(params, **inputs, **types, dropout_rng=rng).logits
+
+    def _texts(self, split: str) -> tuple[list[str], list[int]]:
+        source = self.dataset.split(split)
+        columns = [read_texts(source, key) for key in self.text_keys]
+        names = [self.classes.index(self.name(source[index][self.label_key])) for index in range(len(source))]
+        return ["\n".join(texts) for texts in zip(*columns, strict=True)], names
+
+
+def score_classes(guesses: Any, wanted: Any) -> dict[str, float]:
+    """Accuracy, macro F1 and Matthews' correlation, times 100."""
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+    return {
+        "accuracy": 100 * float(accuracy_score(wanted, guesses)),
+        "f1": 100 * float(f1_score(wanted, guesses, average="macro")),
+        "mcc": 100 * float(matthews_corrcoef(wanted, guesses)),
+    }
