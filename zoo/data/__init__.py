@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from zoo.data.baselines import ngram_bits_per_byte, unigram_cross_entropy, xz_bits_per_byte
-    from zoo.data.batches import label_batches, packed_batches, pair_batches, scored_windows
+    from zoo.data.batches import label_batches, packed_batches, pair_batches, row_batches, scored_windows
     from zoo.data.config import DataConfig, TokenizerConfig
     from zoo.data.sources import Dataset, open_dataset, read_texts
     from zoo.data.tokenizer import Tokenizer, fit_tokenizer, train_tokenizer
@@ -30,6 +30,7 @@ _HOME = {
     "packed_batches": "batches",
     "pair_batches": "batches",
     "read_texts": "sources",
+    "row_batches": "batches",
     "scored_windows": "batches",
     "train_tokenizer": "tokenizer",
     "unigram_cross_entropy": "baselines",
@@ -47,6 +48,7 @@ __all__ = [
     "packed_batches",
     "pair_batches",
     "read_texts",
+    "row_batches",
     "scored_windows",
     "train_tokenizer",
     "unigram_cross_entropy",

@@ -17,6 +17,7 @@ from zoo.data.sources import Source, read_field
 from zoo.data.tokenizer import Tokenizer
 
 Batch = dict[str, np.ndarray]
+Encode = Callable[[dict[str, Any]], Batch]
 
 # No threads of grain's own: training drives the iterator from one.
 _OWN_THREAD = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
@@ -299,38 +300,40 @@ def pair_batches(
     return iter(packed.batch(batch_size))
 
 
-def label_batches(
-    source: Source,
-    encode: Callable[[dict[str, Any]], Batch],
-    *,
-    classes: Sequence[str],
-    batch_size: int,
-    seed: int | None,
-    label_key: str = "label",
-    process_index: int = 0,
-    process_count: int = 1,
+def row_batches(
+    source: Source, encode: Encode, *, batch_size: int, seed: int | None, process_index: int = 0, process_count: int = 1
 ) -> Iterator[Batch]:
-    """Examples with their classes: endless, newly shuffled each epoch by `seed`, or one ordered pass if None.
+    """Examples, one a row: endless, newly shuffled each epoch by `seed`, or one ordered pass if None.
 
-    `encode` makes a row's arrays of an example; labels are numbers, or names among `classes`. Yields what it makes,
-    int32 "labels" [B] and float32 "weights" [B], 0 for the blank rows that fill the last batch of the one pass.
+    Yields what `encode` makes of an example, and float32 "weights" [B], 0 for the blank rows that fill the last batch
+    of the one pass.
     """
     _check_positive(batch_size=batch_size)
     _check_process(process_index, process_count, len(source))
-    numbers = {name: number for number, name in enumerate(classes)}
 
     def make_row(index: int) -> Batch:
-        example = source[index]
-        label = example[label_key]
-        number = numbers.get(label) if isinstance(label, str) else int(label)
-        if number is None or not 0 <= number < len(classes):
-            raise ValueError(f"example {index} has the {label_key} {label!r}; the classes are {', '.join(classes)}")
-        return encode(example) | {"labels": np.asarray(number, np.int32), "weights": np.ones((), np.float32)}
+        return encode(source[index]) | {"weights": np.ones((), np.float32)}
 
     if seed is None:
         return _deal_rows(map(make_row, range(len(source))), batch_size, process_index, process_count)
     indices = grain.MapDataset.range(process_index, len(source), process_count)
     return iter(indices.seed(seed).shuffle().repeat().map(make_row).batch(batch_size).to_iter_dataset(_OWN_THREAD))
+
+
+def label_batches(
+    source: Source, encode: Encode, *, classes: Sequence[str], label_key: str = "label", **options: Any
+) -> Iterator[Batch]:
+    """`row_batches` of examples with their classes, int32 "labels" [B]; labels are numbers, or names of `classes`."""
+    numbers = {name: number for number, name in enumerate(classes)}
+
+    def label(example: dict[str, Any]) -> Batch:
+        given = example[label_key]
+        number = numbers.get(given) if isinstance(given, str) else int(given)
+        if number is None or not 0 <= number < len(classes):
+            raise ValueError(f"an example has the {label_key} {given!r}; the classes are {', '.join(classes)}")
+        return encode(example) | {"labels": np.asarray(number, np.int32)}
+
+    return row_batches(source, label, **options)
 
 
 def _cut(tokens: np.ndarray, length: int) -> np.ndarray:

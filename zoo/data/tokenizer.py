@@ -53,6 +53,28 @@ class Tokenizer:
         """The ids of `text`, without special tokens."""
         return self._processor.encode(_escape(text))
 
+    def encode_row(self, texts: Sequence[str], length: int) -> dict[str, np.ndarray]:
+        """What an encoder reads of a text, or of a pair: begin, text, end (, text, end), padding.
+
+        Returns:
+            int32 [length] "input_ids", "attention_mask", and "token_type_ids", which are 1 in the second text. The
+            longer text of a pair loses its end first.
+        """
+        encoded = [self.encode(text) for text in texts]
+        room = length - 1 - len(encoded)
+        while sum(map(len, encoded)) > room:
+            max(encoded, key=len).pop()
+        ids, types = [self.bos_id], [0]
+        for number, text in enumerate(encoded):
+            ids += [*text, self.eos_id]
+            types += [number] * (len(text) + 1)
+        padding = (0, length - len(ids))
+        return {
+            "input_ids": np.pad(np.array(ids, np.int32), padding, constant_values=self.pad_id),
+            "attention_mask": np.pad(np.ones(len(ids), np.int32), padding),
+            "token_type_ids": np.pad(np.array(types, np.int32), padding),
+        }
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; special tokens have none. ValueError for an id outside the vocabulary."""
         ids = np.asarray(ids if isinstance(ids, np.ndarray | list) else list(ids), np.int64).reshape(-1)

@@ -74,21 +74,8 @@ class TextClassification:
         )
 
     def encode(self, example: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """A row of one text or two: begin, text, end (, text, end), padding; token types are 1 in the second."""
-        texts = [self.tokenizer.encode(example[key]) for key in self.text_keys]
-        room = self.config.sequence_length - 1 - len(texts)
-        while sum(map(len, texts)) > room:
-            max(texts, key=len).pop()
-        ids, types = [self.tokenizer.bos_id], [0]
-        for number, text in enumerate(texts):
-            ids += [*text, self.tokenizer.eos_id]
-            types += [number] * (len(text) + 1)
-        padding = (0, self.config.sequence_length - len(ids))
-        return {
-            "input_ids": np.pad(np.array(ids, np.int32), padding, constant_values=self.tokenizer.pad_id),
-            "attention_mask": np.pad(np.ones(len(ids), np.int32), padding),
-            "token_type_ids": np.pad(np.array(types, np.int32), padding),
-        }
+        """A row of one text or two."""
+        return self.tokenizer.encode_row([example[key] for key in self.text_keys], self.config.sequence_length)
 
     def loss(self, apply, params, batch: Mapping[str, Any], rng=None):
         """Mean nats per row."""
