@@ -30,20 +30,21 @@ GOOGLE = """Returns the sum of things.
 
 
 def test_summary_and_prose():
-    found = describe(NUMPY)
+    found = describe(NUMPY, "clip(a)")
     assert found["summary"] == "Clip (limit) the values in an array."
     assert found["body"].split("\n") == [
         "Given an interval, values outside the interval are clipped to the interval edges.",
         "Equivalent to but faster than the ufuncs of the same name, as is well known.",
     ]
     assert found["text"].startswith("Clip (limit) the values\nin an array.\n\nGiven")
-    assert describe(GOOGLE)["body"] == "Longer words about that sum and what it is."
+    assert found["entry"].startswith("clip(a)\n\nGiven an interval") and found["summary"] not in found["entry"]
+    assert describe(GOOGLE, "total(x)")["body"] == "Longer words about that sum and what it is."
 
 
 def test_what_has_no_summary_is_left_out():
-    assert describe("Parameters\n----------\nx : int") is None
-    assert describe("Too short") is None
-    assert describe("") is None
+    assert describe("Parameters\n----------\nx : int", "f(x)") is None
+    assert describe("Too short", "f()") is None
+    assert describe("", "f()") is None
 
 
 def test_the_split_is_by_module():

@@ -90,4 +90,5 @@ def test_baselines():
     targets = ["three dogs", "trois chiens", "two cats"]
     asked = [">>fr<< vier Hunde", ">>en<< vier Katzen"]
     assert write_baseline("copy", asked, train, targets)[0] == ["vier Hunde", "vier Katzen"]
+    assert write_baseline("lead", ["one two three four"], train, ["a b", "a b c d"])[0] == ["one two three"]
     assert write_baseline("nearest", asked, train, targets)[0] == ["trois chiens", "two cats"]

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-PairBaseline = Literal["copy", "nearest"]
+PairBaseline = Literal["copy", "lead", "nearest"]
 
 _LANGUAGE = re.compile(r"^>>\w+<<\s*")
 """What names the language to write, before a source."""
@@ -19,11 +19,15 @@ def write_baseline(
 ) -> tuple[list[str], str]:
     """Texts for `sources`, and how they were made.
 
-    "copy" repeats the source; "nearest" gives the target of the training source that is most like it, by TF-IDF of one
-    to four letters, among those with the same language to write: a translation memory.
+    "copy" repeats the source; "lead" gives as many of its first words as training targets have on average; "nearest"
+    gives the target of the training source that is most like it, by TF-IDF of one to four letters, among those with the
+    same language to write: a translation memory.
     """
     if name == "copy":
         return [_LANGUAGE.sub("", source) for source in sources], "the source itself"
+    if name == "lead":
+        num_words = round(np.mean([len(target.split()) for target in train_targets]))
+        return [" ".join(source.split()[:num_words]) for source in sources], f"the source's first {num_words} words"
     written = [""] * len(sources)
     for language in {_language(source) for source in sources}:
         mine = [index for index, source in enumerate(train_sources) if _language(source) == language]

@@ -1,9 +1,10 @@
 """zoo_docstrings: what the packages that every installation of zoo has say of their functions and classes, in English:
-{"name", "package", "summary", "body", "text"}.
+{"name", "package", "summary", "body", "entry", "text"}.
 
-`summary` is a docstring's first paragraph, `body` the paragraphs of prose that follow, `text` the whole of it,
-dedented. Sources are parsed and never run. Left out: names that begin with an underscore, tests, vendored packages, and
-docstrings without a summary of a few words. A text that several names share counts once.
+`summary` is a docstring's first paragraph, `body` the paragraphs of prose that follow, `entry` the signature and all
+that follows the summary, `text` the whole docstring, dedented. Sources are parsed and never run. Left out: names that
+begin with an underscore, tests, vendored packages, and docstrings without a summary of a few words. A text that several
+names share counts once.
 
 The split is by module: what is held out comes from files that train has not seen.
 """
@@ -27,7 +28,7 @@ from zoo.data.builders.embedded import EmbeddedBuilder
 PACKAGES = ("jax", "numpy", "scipy", "matplotlib", "flax", "optax", "grain", "babel", "rich", "huggingface_hub")
 """Packages that zoo needs, by their import names; the standard library is beside them as "python"."""
 HELD_OUT = 0.1
-FIELDS = ("name", "package", "summary", "body", "text")
+FIELDS = ("name", "package", "summary", "body", "entry", "text")
 
 _SKIPPED = re.compile(r"(^|/)(_?tests?|testing|conftest|_vendor|vendored|externals?|idlelib|site-packages)(/|$)")
 _PROSE = re.compile(r"[A-Za-z][^\n]*[a-z][^\n]*[.:?!)`'\"]?\s*$")
@@ -63,16 +64,16 @@ def _read_documents() -> Iterator[tuple[str, dict[str, str]]]:
     seen: set[str] = set()
     for package in versions():
         for module, path in _modules(package):
-            for name, docstring in _docstrings(path):
-                document = describe(docstring)
+            for name, arguments, docstring in _docstrings(path):
+                document = describe(docstring, name + arguments)
                 if document is not None and document["text"] not in seen:
                     seen.add(document["text"])
                     dotted = module.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
                     yield module, {"name": f"{dotted}.{name}", "package": package, **document}
 
 
-def describe(docstring: str) -> dict[str, str] | None:
-    """A docstring's summary, prose and whole text; None without a summary of three words."""
+def describe(docstring: str, signature: str) -> dict[str, str] | None:
+    """A docstring's summary, prose, entry and whole text; None without a summary of three words."""
     text = inspect.cleandoc(docstring).strip()
     paragraphs = [part.strip() for part in re.split(r"\n\s*\n", text) if part.strip()]
     if not paragraphs or _SECTION.match(paragraphs[0]):
@@ -87,7 +88,8 @@ def describe(docstring: str) -> dict[str, str] | None:
         if paragraph.startswith(">>>") or not _PROSE.search(paragraph) or len(paragraph.split()) < 5:
             continue
         body.append(" ".join(paragraph.split()))
-    return {"summary": summary, "body": "\n".join(body), "text": text}
+    entry = "\n\n".join([signature, *paragraphs[1:]])
+    return {"summary": summary, "body": "\n".join(body), "entry": entry, "text": text}
 
 
 def _modules(package: str) -> Iterator[tuple[str, Path]]:
@@ -107,8 +109,8 @@ def _modules(package: str) -> Iterator[tuple[str, Path]]:
             yield module, path
 
 
-def _docstrings(path: Path) -> Iterator[tuple[str, str]]:
-    """Public functions, classes and methods of a file with their docstrings."""
+def _docstrings(path: Path) -> Iterator[tuple[str, str, str]]:
+    """Public functions, classes and methods of a file: names, arguments in parentheses, and docstrings."""
     try:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):
@@ -116,12 +118,13 @@ def _docstrings(path: Path) -> Iterator[tuple[str, str]]:
     yield from _inside(tree, "")
 
 
-def _inside(node: ast.AST, prefix: str) -> Iterator[tuple[str, str]]:
+def _inside(node: ast.AST, prefix: str) -> Iterator[tuple[str, str, str]]:
     for child in getattr(node, "body", ()):
         if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and not child.name.startswith("_"):
             docstring = ast.get_docstring(child, clean=False)
             if docstring:
-                yield prefix + child.name, docstring
+                arguments = "" if isinstance(child, ast.ClassDef) else f"({ast.unparse(child.args)})"
+                yield prefix + child.name, arguments, docstring
             if isinstance(child, ast.ClassDef):
                 yield from _inside(child, f"{prefix}{child.name}.")
 
@@ -133,7 +136,7 @@ class ZooDocstrings(EmbeddedBuilder):
     # Another release of any package makes another set.
     BUILDER_CONFIGS: ClassVar = [
         tfds.core.BuilderConfig(
-            name="edition_1_" + hashlib.sha256(repr(versions()).encode()).hexdigest()[:8], version=VERSION
+            name="edition_2_" + hashlib.sha256(repr(versions()).encode()).hexdigest()[:8], version=VERSION
         )
     ]
     FEATURES: ClassVar = {field: tfds.features.Text() for field in FIELDS}
