@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from zoo.architectures import Architecture
-from zoo.config import LanguageModelHead, LongRopeScaling
+from zoo.config import EmbeddingHead, LanguageModelHead, LongRopeScaling
 from zoo.decoder_prompt import decoder_prompt
 from zoo.dual import DualEncoder, DualOutput
 from zoo.generate import Generated, generate, stream
@@ -187,27 +187,44 @@ class Bundle:
     def embed(
         self, texts: str | Sequence[str], *, prompt: str | None = None, batch_size: int = 32
     ) -> Float[np.ndarray, "B D"]:
-        """Vectors of texts, of a checkpoint with the head "embedding".
+        """Vectors of texts, of a checkpoint with the head "embedding", or of a run that was trained to embed.
 
         Args:
-            texts: cut where they are longer than the checkpoint takes.
+            texts: cut where they are longer than the model takes.
             prompt: name of one of the checkpoint's prompts, to stand before each text; None is its default, if any.
             batch_size: texts at a time; they are sorted by length.
 
         Raises:
-            ValueError: a checkpoint that makes no vectors of texts, or has no such prompt.
+            ValueError: a model that makes no vectors of texts, or has no such prompt.
         """
-        modules = None if self.origin is None else self.origin.modules
-        if modules is None or self.tokenizer is None:
-            raise ValueError('this model makes no vectors of texts; load it with head="embedding", and a tokenizer')
-        whole = modules.prepare([texts] if isinstance(texts, str) else texts, prompt)
+        whole = self._prompted_texts([texts] if isinstance(texts, str) else list(texts), prompt)
         order = sorted(range(len(whole)), key=lambda place: len(whole[place]))
         vectors: dict[int, np.ndarray] = {}
         for start in range(0, len(order), batch_size):
             places = order[start : start + batch_size]
-            batch = self.tokenizer([whole[place] for place in places], truncation=True)
+            batch = self._text_batch([whole[place] for place in places])
             vectors |= zip(places, np.asarray(self(**batch).pooler_output), strict=True)
         return np.stack([vectors[place] for place in range(len(whole))])
+
+    def _prompted_texts(self, texts: list[str], prompt: str | None) -> list[str]:
+        modules = None if self.origin is None else self.origin.modules
+        if modules is not None and self.tokenizer is not None:
+            return modules.prepare(texts, prompt)
+        if self.origin is not None or not isinstance(getattr(self.config, "head", None), EmbeddingHead):
+            raise ValueError('this model makes no vectors of texts; load it with head="embedding", and a tokenizer')
+        if prompt is not None:
+            raise ValueError(f"{prompt!r} is no prompt of this model: a run of train.py has none")
+        return texts
+
+    def _text_batch(self, texts: list[str]) -> dict[str, np.ndarray]:
+        if self.origin is not None:
+            return self.tokenizer(texts, truncation=True)
+        length = 2 + max(len(self.tokenizer.encode(text)) for text in texts)
+        positions = self.config.embedding.positions
+        if positions is not None and positions.max_length is not None:
+            length = min(length, positions.max_length)
+        rows = [self.tokenizer.encode_row([text], length) for text in texts]
+        return {name: np.stack([row[name] for row in rows]) for name in ("input_ids", "attention_mask")}
 
     @functools.cached_property
     def processor(self) -> "ImageProcessor":

@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -133,7 +133,7 @@ class Evaluation:
     context: str | None = None
     """The text that holds the answer to the prompt."""
     candidates: tuple[str, ...] = ()
-    """Texts to rank by their similarity to the prompt or to the image."""
+    """Texts to rank by their similarity to the prompt or to the image; a file.txt stands for its lines."""
     image: str | None = None
     """A picture to classify, to describe, or to match with candidates."""
     audio: str | None = None
@@ -171,7 +171,7 @@ class Evaluation:
 
 RUN_ONLY = ("step",)
 CHECKPOINT_ONLY = (
-    "context", "candidates", "audio", "source_language", "target_language", "chat", "num_beams",
+    "context", "audio", "source_language", "target_language", "chat", "num_beams",
     "head",
 )  # fmt: skip
 """Options of `Evaluation` that the other kind of model has no use for."""
@@ -192,6 +192,7 @@ def evaluate(arguments: Sequence[str]) -> None:
         if unknown:
             names = [f"--{name.replace('_', '-')}" for name in Evaluation.__dataclass_fields__]
             raise ValueError(f"unknown option {unknown[0]}{_nearest(unknown[0], names)}; evaluate.py --help lists all")
+        wanted = replace(wanted, candidates=tuple(read_candidates(wanted.candidates)))
         folder = Path(wanted.model)
         is_run = folder.is_dir() and not (folder / "config.json").exists()
         if is_run and (folder / "model.json").exists():
@@ -207,6 +208,15 @@ def evaluate(arguments: Sequence[str]) -> None:
             _evaluate_run(wanted, console)
         else:
             _ask_checkpoint(wanted, console)
+
+
+def read_candidates(given: Iterable[str]) -> Iterator[str]:
+    """Texts, and the lines of the .txt files among them that are not blank. OSError for a file that is not there."""
+    for text in given:
+        if not text.endswith(".txt"):
+            yield text
+            continue
+        yield from filter(None, map(str.strip, Path(text).read_text(encoding="utf-8").splitlines()))
 
 
 def _evaluate_run(wanted: Evaluation, console: Console) -> None:

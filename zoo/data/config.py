@@ -43,7 +43,8 @@ class DataConfig:
     name: str = "zoo_stdlib"
     """A TFDS name ("imdb_reviews", "wikipedia/20230601.en"), or an embedded set, built at first use:
     zoo_stdlib (the running Python's documentation and sources), zoo_dates (days in many languages, and as
-    ISO 8601), zoo_phrases (measures, money, days and places in eight languages), zoo_digits (scanned digits)."""
+    ISO 8601), zoo_phrases (measures, money, days and places in eight languages), zoo_parallel
+    (the same, as pairs of one meaning), zoo_digits (scanned digits)."""
     path: str | None = None
     """Your own text instead of `name`: a .txt, .jsonl or .tsv file, a folder of text files (one document
     each), or a folder that holds train.* and validation.*."""

@@ -20,6 +20,7 @@ from zoo.data.audio import AudioFeatures
 from zoo.data.pictures import open_picture, stretch
 from zoo.generation_config import stored_options
 from zoo.recipes.speech import read_wave
+from zoo.tasks.retrieval import nearest
 from zoo.training.state import count_parameters
 
 MASK = "<mask>"
@@ -280,10 +281,9 @@ def find_answer(bundle: Bundle, wanted: Any, console: Console) -> None:
 def rank_texts(bundle: Bundle, wanted: Any, console: Console) -> None:
     """The candidates by the cosine of their vectors and the prompt's, most similar first."""
     (asked,), vectors = _vectors(bundle, [wanted.prompt], "query"), _vectors(bundle, wanted.candidates, *_DOCUMENT)
-    cosines = vectors @ asked
     table = _table()
-    for place in np.argsort(-cosines):
-        table.add_row(f"{cosines[place]:.4f}", Text(wanted.candidates[place]))
+    for place, cosine in nearest(asked, vectors):
+        table.add_row(f"{cosine:.4f}", Text(wanted.candidates[place]))
     console.print(table)
 
 

@@ -33,6 +33,7 @@ def train_and_report(run: Run, console: Console) -> None:
         training=run.training,
         resolved=resolved,
         compute_dtype=run.compute_dtype,
+        description=getattr(prepared.task, "description", ""),
     )
     prefix = "validation_"
     last = read_metrics(Path(run.folder) / "metrics.csv")[-1]
@@ -72,6 +73,9 @@ def answer(run: Run, wanted: Any, console: Console) -> None:
         max_new_tokens=wanted.max_new_tokens or 200,
         sampling=sampling,
         seed=wanted.seed,
+        candidates=wanted.candidates,
     )
+    if question.candidates and "candidates" not in getattr(prepared.task, "extras", ()):
+        raise ValueError("--candidates is of no use here: this run was not trained to search among texts")
     text = prepared.task.respond(bind_apply(prepared.model), params, question)
     console.print(text, markup=False, highlight=False, soft_wrap=True)

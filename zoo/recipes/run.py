@@ -18,6 +18,7 @@ from zoo.serialization import from_dict
 from zoo.tasks.causal_lm import CausalLMConfig
 from zoo.tasks.image_classification import ImageClassificationConfig
 from zoo.tasks.masked_lm import MaskedLMConfig
+from zoo.tasks.sentence_embedding import SentenceEmbeddingConfig
 from zoo.tasks.sequence_to_sequence import SequenceToSequenceConfig
 from zoo.tasks.text_classification import TextClassificationConfig
 from zoo.training.config import MeshConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
@@ -25,7 +26,12 @@ from zoo.training.run_record import read_run
 from zoo.transformer import Remat, Transformer
 
 TaskConfig = (
-    CausalLMConfig | MaskedLMConfig | SequenceToSequenceConfig | TextClassificationConfig | ImageClassificationConfig
+    CausalLMConfig
+    | MaskedLMConfig
+    | SequenceToSequenceConfig
+    | TextClassificationConfig
+    | ImageClassificationConfig
+    | SentenceEmbeddingConfig
 )
 
 

@@ -6,6 +6,7 @@ from zoo.config import (
     AttentionConfig,
     ClassifierHead,
     EmbeddingConfig,
+    EmbeddingHead,
     LanguageModelHead,
     LearnedPositions,
     MlpConfig,
@@ -21,6 +22,7 @@ from zoo.recipes.run import Run, fast_dtype, fast_layers
 from zoo.tasks.causal_lm import CausalLMConfig
 from zoo.tasks.image_classification import ImageClassificationConfig
 from zoo.tasks.masked_lm import MaskedLMConfig
+from zoo.tasks.sentence_embedding import SentenceEmbeddingConfig
 from zoo.tasks.sequence_to_sequence import SequenceToSequenceConfig
 from zoo.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
 
@@ -136,6 +138,37 @@ def translate_tiny() -> Run:
         compute_dtype=fast_dtype(),
         layers=fast_layers(),
         folder="runs/translate-tiny",
+    )
+
+
+def search_tiny() -> Run:
+    """A sentence encoder that finds what means the same in another of eight languages, from Babel's locale data.
+
+    Not yet measured.
+    """
+    vocab_size, width, length = 4096, 192, 32
+    return Run(
+        model=TransformerConfig(
+            embedding=EmbeddingConfig(
+                width=width, vocab_size=vocab_size, positions=LearnedPositions(max_length=length), norm=NormConfig()
+            ),
+            encoder=StackConfig(
+                num_layers=3,
+                width=width,
+                attention=AttentionConfig(num_heads=3, head_size=64, biases=("query", "key", "value", "output")),
+                mlp=MlpConfig(hidden_size=4 * width, activation="gelu", bias=True),
+                norm=NormConfig(),
+            ),
+            head=EmbeddingHead(pooling="mean"),
+        ),
+        task=SentenceEmbeddingConfig(source_length=length, target_length=length, batch_size=256),
+        data=DataConfig(name="zoo_parallel", tokenizer=TokenizerConfig(vocab_size=vocab_size, cross_words=False)),
+        optimizer=OptimizerConfig(name="adamw", learning_rate=2e-3, weight_decay=0.1),
+        schedule=ScheduleConfig(name="linear", warmup_steps=50, final_fraction=0.02),
+        training=TrainingConfig(num_steps=400, evaluate_every=400, checkpoint_every=200),
+        compute_dtype=fast_dtype(),
+        layers=fast_layers(),
+        folder="runs/search-tiny",
     )
 
 

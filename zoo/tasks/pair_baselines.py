@@ -1,11 +1,12 @@
 """Ways of writing a target without a model, that a model of pairs has to beat."""
 
-import importlib
 import re
 from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+
+from zoo.tasks.retrieval import tfidf
 
 PairBaseline = Literal["copy", "lead", "nearest"]
 
@@ -45,12 +46,6 @@ def _language(source: str) -> str:
 
 def nearest_texts(texts: Sequence[str], known: Sequence[str]) -> np.ndarray:
     """For each text the index of the most similar known one."""
-    try:
-        text_features = importlib.import_module("sklearn.feature_extraction.text")
-    except ModuleNotFoundError:
-        raise ValueError("this baseline needs scikit-learn: pip install scikit-learn") from None
-    vectorizer = text_features.TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 4), dtype=np.float32)
-    memory = vectorizer.fit_transform(known)
-    asked = vectorizer.transform(texts)
+    asked, memory = tfidf(texts, known, "letters")
     parts = [(asked[row : row + _ROWS] @ memory.T).argmax(1) for row in range(0, len(texts), _ROWS)]
     return np.concatenate([np.asarray(part).ravel() for part in parts])

@@ -32,6 +32,8 @@ class Question:
     max_new_tokens: int = 200
     sampling: Sampling = FREE
     seed: int = 0
+    candidates: tuple[str, ...] = ()
+    """Texts to search in."""
 
 
 class Reporting(Protocol):

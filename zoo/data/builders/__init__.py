@@ -25,6 +25,7 @@ EMBEDDED = {
     "zoo_dates": ("zoo.data.builders.dates", "ZooDates"),
     "zoo_docstrings": ("zoo.data.builders.docstrings", "ZooDocstrings"),
     "zoo_digits": ("zoo.data.builders.digits", "ZooDigits"),
+    "zoo_parallel": ("zoo.data.builders.parallel", "ZooParallel"),
     "zoo_phrases": ("zoo.data.builders.phrases", "ZooPhrases"),
     "zoo_stdlib": ("zoo.data.builders.stdlib", "ZooStdlib"),
 }

@@ -143,15 +143,20 @@ def _is_held_out(texts: Mapping[str, str]) -> bool:
     return int.from_bytes(digest[:4], "big") < HELD_OUT * 2**32
 
 
-def write_pairs(split: str) -> Iterator[dict[str, str]]:
-    """The examples of "train" or "validation"."""
+def split_expressions(split: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """The expressions of "train" or "validation", as `list_expressions` gives them."""
     expressions = list_expressions()
     held_out = {item for _, texts in expressions if _is_held_out(texts) for item in texts.items()}
     for kind, texts in expressions:
         wanted = _is_held_out(texts) if split == "validation" else held_out.isdisjoint(texts.items())
-        if not wanted:
-            continue
-        directions = [(source, target) for source in LANGUAGES for target in LANGUAGES if source != target]
+        if wanted:
+            yield kind, texts
+
+
+def write_pairs(split: str) -> Iterator[dict[str, str]]:
+    """The examples of "train" or "validation"."""
+    directions = [(source, target) for source in LANGUAGES for target in LANGUAGES if source != target]
+    for kind, texts in split_expressions(split):
         for source, target in random.Random(texts["en"]).sample(directions, DIRECTIONS):
             yield {
                 "source": f">>{target}<< {texts[source]}",
