@@ -6,6 +6,7 @@ as "␤", and the few characters with a meaning of their own travel behind an es
 """
 
 import contextlib
+import functools
 import hashlib
 import io
 import os
@@ -74,6 +75,25 @@ class Tokenizer:
             "attention_mask": np.pad(np.ones(len(ids), np.int32), padding),
             "token_type_ids": np.pad(np.array(types, np.int32), padding),
         }
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], np.ndarray]:
+        """The ids of `text`, and which of its characters each stands for: int32 [length, 2], begin and end.
+
+        The tokens of a character that is spelt in bytes all stand for the whole of it.
+        """
+        ids = self.encode(text)
+        ends = np.cumsum(self._num_bytes[ids], dtype=np.int64)
+        character = np.repeat(np.arange(len(text), dtype=np.int32), _num_escaped_bytes(text))
+        offsets = np.stack([character[ends - self._num_bytes[ids]], character[ends - 1] + 1], -1)
+        return ids, offsets.astype(np.int32)
+
+    @functools.cached_property
+    def _num_bytes(self) -> np.ndarray:
+        """How many bytes of an escaped text each token stands for; special tokens occur in none."""
+        pieces = [self._processor.id_to_piece(token) for token in range(self.vocab_size)]
+        sizes = [len(piece.replace(_SPACE, " ").encode()) for piece in pieces]
+        is_byte = [self._processor.is_byte(token) for token in range(self.vocab_size)]
+        return np.where(is_byte, 1, sizes)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; special tokens have none. ValueError for an id outside the vocabulary."""
@@ -213,6 +233,15 @@ def _escape(text: str) -> str:
     for old, new in REWRITTEN:
         text = text.replace(old, new)
     return text
+
+
+def _num_escaped_bytes(text: str) -> np.ndarray:
+    """How many bytes each character of `text` takes in its escaped form."""
+    points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    sizes = 1 + sum((points >= first).astype(np.int64) for first in (0x80, 0x800, 0x10000))
+    for old, _ in REWRITTEN:
+        sizes = np.where(points == ord(old), len(_escape(old).encode()), sizes)
+    return sizes
 
 
 def _unescape(text: str) -> str:
