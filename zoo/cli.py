@@ -156,6 +156,9 @@ class Evaluation:
     """Choose among the likeliest tokens that together have this probability. A checkpoint's own, and 0.95 of a run."""
     seed: int = 0
     """Of the sampling: another seed, another text."""
+    predictions: str | None = None
+    """Write what a run predicts for its held-out data to this file, as the field's scorers read it: a line a text
+    (sacreBLEU), index and class by tabs (GLUE), JSON from id to answer (SQuAD; beside it the .na_prob file)."""
     step: int | None = None
     """Of a run's checkpoint; the newest unless given."""
     head: str | None = None
@@ -169,9 +172,9 @@ class Evaluation:
                 raise ValueError(f"{name} is {value}; give at least 1")
 
 
-RUN_ONLY = ("step",)
+RUN_ONLY = ("step", "predictions")
 CHECKPOINT_ONLY = (
-    "context", "audio", "source_language", "target_language", "chat", "num_beams",
+    "audio", "source_language", "target_language", "chat", "num_beams",
     "head",
 )  # fmt: skip
 """Options of `Evaluation` that the other kind of model has no use for."""
@@ -220,10 +223,12 @@ def read_candidates(given: Iterable[str]) -> Iterator[str]:
 
 
 def _evaluate_run(wanted: Evaluation, console: Console) -> None:
-    from zoo.recipes.job import answer, score
+    from zoo.recipes.job import answer, score, write_predictions
 
     run = Run.load(wanted.model)
-    if wanted.prompt is None and wanted.image is None:
+    if wanted.predictions is not None:
+        write_predictions(run, wanted, console)
+    elif wanted.prompt is None and wanted.image is None:
         score(run, wanted.step, console)
     else:
         answer(run, wanted, console)

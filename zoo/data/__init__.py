@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from zoo.data.config import DataConfig, TokenizerConfig
     from zoo.data.sources import Dataset, open_dataset, read_texts
     from zoo.data.tokenizer import Tokenizer, fit_tokenizer, train_tokenizer
+    from zoo.data.windows import window_batches
 
 _HOME = {
     "DataConfig": "config",
@@ -34,6 +35,7 @@ _HOME = {
     "scored_windows": "batches",
     "train_tokenizer": "tokenizer",
     "unigram_cross_entropy": "baselines",
+    "window_batches": "windows",
     "xz_bits_per_byte": "baselines",
 }
 __all__ = [
@@ -52,6 +54,7 @@ __all__ = [
     "scored_windows",
     "train_tokenizer",
     "unigram_cross_entropy",
+    "window_batches",
     "xz_bits_per_byte",
 ]
 

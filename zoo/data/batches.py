@@ -20,7 +20,7 @@ Batch = dict[str, np.ndarray]
 Encode = Callable[[dict[str, Any]], Batch]
 
 # No threads of grain's own: training drives the iterator from one.
-_OWN_THREAD = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+OWN_THREAD = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 
 # Rows are shuffled within this many batches, and at least this many tokens: neighbours in a long document then land far
 # apart. With 64 batches of the tiny GPT, which hold a few dozen files, its loss fell within each window and jumped by
@@ -291,9 +291,9 @@ def pair_batches(
 
     if seed is None:
         rows = (_pad(make_pair(index), lengths) for index in range(len(source)))
-        return _deal_rows(rows, batch_size, process_index, process_count)
+        return deal_rows(rows, batch_size, process_index, process_count)
     indices = grain.MapDataset.range(process_index, len(source), process_count)
-    shuffled = indices.seed(seed).shuffle().repeat().map(make_pair).to_iter_dataset(_OWN_THREAD)
+    shuffled = indices.seed(seed).shuffle().repeat().map(make_pair).to_iter_dataset(OWN_THREAD)
     packed = grain.experimental.FirstFitPackIterDataset(
         shuffled, length_struct=lengths, num_packing_bins=batch_size, shuffle_bins=False
     )
@@ -315,9 +315,9 @@ def row_batches(
         return encode(source[index]) | {"weights": np.ones((), np.float32)}
 
     if seed is None:
-        return _deal_rows(map(make_row, range(len(source))), batch_size, process_index, process_count)
+        return deal_rows(map(make_row, range(len(source))), batch_size, process_index, process_count)
     indices = grain.MapDataset.range(process_index, len(source), process_count)
-    return iter(indices.seed(seed).shuffle().repeat().map(make_row).batch(batch_size).to_iter_dataset(_OWN_THREAD))
+    return iter(indices.seed(seed).shuffle().repeat().map(make_row).batch(batch_size).to_iter_dataset(OWN_THREAD))
 
 
 def label_batches(
@@ -352,7 +352,7 @@ def _pad(fields: Batch, lengths: dict[str, int]) -> Batch:
     return row
 
 
-def _deal_rows(rows: Iterator[Batch], batch_size: int, process_index: int, process_count: int) -> Iterator[Batch]:
+def deal_rows(rows: Iterator[Batch], batch_size: int, process_index: int, process_count: int) -> Iterator[Batch]:
     """`_deal_batches` with blank rows of zeros; there is at least one row."""
     first = next(rows)
     blank = {name: np.zeros_like(value) for name, value in first.items()}

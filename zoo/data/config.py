@@ -44,10 +44,11 @@ class DataConfig:
     """A TFDS name ("imdb_reviews", "wikipedia/20230601.en"), or an embedded set, built at first use:
     zoo_stdlib (the running Python's documentation and sources), zoo_dates (days in many languages, and as
     ISO 8601), zoo_phrases (measures, money, days and places in eight languages), zoo_parallel
-    (the same, as pairs of one meaning), zoo_digits (scanned digits)."""
+    (the same, as pairs of one meaning), zoo_digits (scanned digits), zoo_questions (questions about
+    API documentation)."""
     path: str | None = None
-    """Your own text instead of `name`: a .txt, .jsonl or .tsv file, a folder of text files (one document
-    each), or a folder that holds train.* and validation.*."""
+    """Your own text instead of `name`: a .txt, .jsonl, .tsv or .json (SQuAD) file, a folder of text files (one
+    document each), or a folder that holds train.* and validation.*."""
     directory: str | None = None
     """Where prepared TFDS data is kept. Absent: $ZOO_DATA_DIR, else ~/.cache/zoo/tfds."""
     train_split: str = "train"

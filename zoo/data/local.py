@@ -1,7 +1,8 @@
-"""Your own text: a .txt, .jsonl or .tsv file, a folder of text files, or one with train.* and validation.*.
+"""Your own text: a .txt, .jsonl, .tsv or .json file, a folder of text files, or one with train.* and validation.*.
 
 Everything is read and checked when it is opened, so that a bad line is named before any work begins.
-Documents are held out by a hash of their text: the same ones whatever their order, and equal texts together.
+Documents are held out by a hash of their text: the same ones whatever their order, and equal texts together;
+questions by that of their context.
 """
 
 import hashlib
@@ -9,13 +10,15 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from zoo.data.config import DataConfig
+from zoo.data.squad import read_question, read_squad
 
-Example = dict[str, str]
+Example = dict[str, Any]
 
-_SUFFIXES = (".txt", ".jsonl", ".tsv")
-_KINDS = "a .txt, .jsonl or .tsv file, or a folder of text files"
+_SUFFIXES = (".txt", ".jsonl", ".tsv", ".json")
+_KINDS = "a .txt, .jsonl, .tsv or .json (SQuAD) file, or a folder of text files"
 
 
 def read_splits(config: DataConfig) -> dict[str, list[Example]]:
@@ -66,14 +69,17 @@ def _read_folder(folder: Path, config: DataConfig) -> list[Example]:
 
 def _read_file(path: Path, config: DataConfig) -> list[Example]:
     """The examples of one file, at least one."""
-    readers = {".txt": _read_pieces, ".jsonl": _read_jsonl, ".tsv": _read_tsv}
+    readers = {".txt": _read_pieces, ".jsonl": _read_jsonl, ".tsv": _read_tsv, ".json": _read_questions}
     reader = readers.get(path.suffix)
     if reader is None:
         raise ValueError(f"{str(path)!r} is a {path.suffix or 'nameless'} file; give {_KINDS}")
     text = _read_text(path)
     if not text.strip():
         raise ValueError(f"{str(path)!r} is empty: there is nothing to train on")
-    return list(reader(path, text, config))
+    examples = list(reader(path, text, config))
+    if not examples:
+        raise ValueError(f"{str(path)!r} holds no questions: there is nothing to train on")
+    return examples
 
 
 def _read_text(path: Path) -> str:
@@ -101,7 +107,8 @@ def _read_lines(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _read_jsonl(path: Path, text: str, config: DataConfig) -> Iterator[Example]:
-    """One JSON object a line, with the text field, or both fields of a pair."""
+    """One JSON object a line, with the text field, both fields of a pair, or a question and its context."""
+    seen: dict[str, str] = {}
     for number, line in _read_lines(text):
         where = f"{str(path)!r} line {number}"
         try:
@@ -110,6 +117,9 @@ def _read_jsonl(path: Path, text: str, config: DataConfig) -> Iterator[Example]:
             raise ValueError(f"{where} is not JSON: {error.msg} at column {error.colno}") from None
         if not isinstance(example, dict):
             raise ValueError(f"{where} is a JSON {type(example).__name__}, not an object with fields")
+        if {"question", "context"} <= example.keys():
+            yield read_question({"id": str(number), **example}, where, seen)
+            continue
         fields = {key for key, value in example.items() if isinstance(value, str)}
         if config.text_key not in fields and not {config.source_key, config.target_key} <= fields:
             raise ValueError(
@@ -118,6 +128,10 @@ def _read_jsonl(path: Path, text: str, config: DataConfig) -> Iterator[Example]:
                 "data.source_key and data.target_key"
             )
         yield example
+
+
+def _read_questions(path: Path, text: str, config: DataConfig) -> Iterator[Example]:
+    yield from read_squad(path, text)
 
 
 def _read_tsv(path: Path, text: str, config: DataConfig) -> Iterator[Example]:
@@ -147,6 +161,8 @@ def _hold_out(examples: list[Example], config: DataConfig) -> dict[str, list[Exa
 
 
 def _hash(example: Example, config: DataConfig) -> float:
-    """A number in [0, 1) drawn from the document, or from a pair's input."""
+    """A number in [0, 1) drawn from the document, from a pair's input or a question's context."""
     text = example.get(config.text_key) or example.get(config.source_key) or ""
+    if "answers" in example:
+        text = example["context"]
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from zoo.data.builders import EMBEDDED, prepare
 from zoo.data.config import DataConfig
 from zoo.data.local import read_splits
@@ -223,6 +225,10 @@ class _TfdsSource:
         return decode_texts
 
 
-def _as_text(example: dict[str, Any]) -> dict[str, Any]:
-    # TFDS gives text as bytes.
-    return {key: value.decode() if isinstance(value, bytes) else value for key, value in example.items()}
+def _as_text(value: Any) -> Any:
+    """A value of TFDS with bytes as str, inside of sequences and nested features too."""
+    if isinstance(value, dict):
+        return {key: _as_text(inner) for key, inner in value.items()}
+    if isinstance(value, list) or (isinstance(value, np.ndarray) and value.dtype == object):
+        return [_as_text(inner) for inner in value]
+    return value.decode() if isinstance(value, bytes) else value

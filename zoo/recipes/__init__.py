@@ -1,5 +1,6 @@
 """Recipes: one function a run. `RECIPES` maps the names on the command line to them; the first is the default."""
 
+from zoo.recipes.questions import answer_tiny
 from zoo.recipes.run import Recipe
 from zoo.recipes.tiny import bert_tiny, gpt_tiny, search_tiny, translate_dates, translate_tiny, vit_tiny
 
@@ -10,5 +11,6 @@ RECIPES: dict[str, Recipe] = {
     "translate-tiny": translate_tiny,
     "search-tiny": search_tiny,
     "vit-tiny": vit_tiny,
+    "answer-tiny": answer_tiny,
 }
 DEFAULT = next(iter(RECIPES))

@@ -21,6 +21,7 @@ from zoo.data.pictures import open_picture, stretch
 from zoo.generation_config import stored_options
 from zoo.recipes.speech import read_wave
 from zoo.tasks.retrieval import nearest
+from zoo.tasks.spans import ANSWER_LENGTH, span_scores
 from zoo.training.state import count_parameters
 
 MASK = "<mask>"
@@ -264,11 +265,10 @@ def find_answer(bundle: Bundle, wanted: Any, console: Console) -> None:
     encoding = tokenizer.offsets(wanted.prompt, wanted.context)
     inside = np.array([sequence == 1 for sequence in encoding.sequence_ids])
     start, end = (
-        np.asarray(jax.nn.softmax(np.where(inside, np.asarray(logits)[0], -np.inf)))
+        jax.nn.log_softmax(np.where(inside, np.asarray(logits)[0], -np.inf))
         for logits in (output.start_logits, output.end_logits)
     )
-    # An answer ends where it begins or later, and is no longer than most answers are.
-    spans = np.triu(np.outer(start, end)) - np.triu(np.outer(start, end), 30)
+    spans = np.exp(np.asarray(span_scores(start, end, ANSWER_LENGTH)))
     best = np.argsort(-spans, axis=None)[:SHOWN]
     texts, shares = [], []
     for first, last in zip(*np.unravel_index(best, spans.shape), strict=True):

@@ -63,12 +63,15 @@ def answer(run: Run, wanted: Any, console: Console) -> None:
     )
     params, _ = load_params(run.folder, wanted.step)
     prepared = prepare(run)
-    given = [name for name in ("prompt", "image") if getattr(wanted, name) is not None]
-    if given != [prepared.task.option]:
-        raise ValueError(f"{' and '.join(f'--{name}' for name in given)}: this run answers --{prepared.task.option}")
+    beside = getattr(prepared.task, "beside", {})
+    given = [name for name in ("prompt", "image", "pair", "context") if getattr(wanted, name) is not None]
+    if prepared.task.option not in given or not {*given} <= {prepared.task.option, *beside}:
+        reads = " and ".join(f"--{name}" for name in (prepared.task.option, *beside))
+        raise ValueError(f"{' and '.join(f'--{name}' for name in given)}: this run answers {reads}")
     question = Question(
         prompt=wanted.prompt or "",
         pair=wanted.pair or "",
+        context=wanted.context or "",
         image=wanted.image or "",
         max_new_tokens=wanted.max_new_tokens or 200,
         sampling=sampling,
@@ -79,3 +82,20 @@ def answer(run: Run, wanted: Any, console: Console) -> None:
         raise ValueError("--candidates is of no use here: this run was not trained to search among texts")
     text = prepared.task.respond(bind_apply(prepared.model), params, question)
     console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def write_predictions(run: Run, wanted: Any, console: Console) -> None:
+    """Write a checkpoint's predictions for the held-out data to the file of a `zoo.cli.Evaluation`.
+
+    Raises:
+        ValueError: a task whose predictions no scorer of the field reads.
+    """
+    params, step = load_params(run.folder, wanted.step)
+    prepared = prepare(run)
+    if not hasattr(prepared.task, "predictions"):
+        raise ValueError("--predictions: this run's task has none that a scorer reads; leave it out for its own scores")
+    path = Path(wanted.predictions)
+    for name, text in prepared.task.predictions(bind_apply(prepared.model), params).items():
+        file = path.with_name(f"{path.stem}.{name}{path.suffix}") if name else path
+        file.write_text(text, encoding="utf-8")
+        console.print(f"{file}, of {run.folder}, step {step}", soft_wrap=True, highlight=False)

@@ -41,7 +41,9 @@ def show_next(console: Console, run: Run, prepared: Prepared) -> None:
     left = {"checkpoint": "checkpoints", "card": "README.md", "curve": "loss.png"}
     shown = [f"[bold]{name}[/]  {Path(run.folder) / file}" for name, file in left.items()]
     console.print("   ".join(shown), soft_wrap=True)
-    command = Text(f"python evaluate.py {run.folder} --{prepared.task.option} {shlex.quote(prepared.task.example)}")
+    options = {prepared.task.option: prepared.task.example, **getattr(prepared.task, "beside", {})}
+    said = " ".join(f"--{name} {shlex.quote(value)}" for name, value in options.items())
+    command = Text(f"python evaluate.py {run.folder} {said}")
     console.print(Text("next        ", style="bold"), command, sep="", soft_wrap=True)
 
 

@@ -18,6 +18,7 @@ from zoo.serialization import from_dict
 from zoo.tasks.causal_lm import CausalLMConfig
 from zoo.tasks.image_classification import ImageClassificationConfig
 from zoo.tasks.masked_lm import MaskedLMConfig
+from zoo.tasks.question_answering import QuestionAnsweringConfig
 from zoo.tasks.sentence_embedding import SentenceEmbeddingConfig
 from zoo.tasks.sequence_to_sequence import SequenceToSequenceConfig
 from zoo.tasks.text_classification import TextClassificationConfig
@@ -30,6 +31,7 @@ TaskConfig = (
     | MaskedLMConfig
     | SequenceToSequenceConfig
     | TextClassificationConfig
+    | QuestionAnsweringConfig
     | ImageClassificationConfig
     | SentenceEmbeddingConfig
 )

@@ -27,6 +27,8 @@ class Question:
     prompt: str = ""
     pair: str = ""
     """A second text beside it."""
+    context: str = ""
+    """The text that holds the answer."""
     image: str = ""
     """A picture's path."""
     max_new_tokens: int = 200
@@ -37,7 +39,11 @@ class Question:
 
 
 class Reporting(Protocol):
-    """What a task has beside what training asks of it (`zoo.training.protocol.Task`)."""
+    """What a task has beside what training asks of it (`zoo.training.protocol.Task`).
+
+    One whose questions have further parts has `beside`: the other options of evaluate.py that it reads ("pair",
+    "context"), each with a value that goes with `example`.
+    """
 
     option: str
     """The option of evaluate.py that holds the question: "prompt" or "image"."""
@@ -58,6 +64,14 @@ class Reporting(Protocol):
 
     def respond(self, apply: Callable[..., Any], params: Any, question: Question) -> str:
         """Return the model's answer. ValueError for a question that it cannot read."""
+        ...
+
+
+class Predicting(Protocol):
+    """What a task has whose held-out predictions others score."""
+
+    def predictions(self, apply: Callable[..., Any], params: Any) -> Mapping[str, str]:
+        """Return the files that the field's own scorers read: "" is the one asked for, others add their name to it."""
         ...
 
 

@@ -102,16 +102,13 @@ class SequenceToSequence:
     def evaluate(self, apply, params) -> dict[str, float]:
         """Held-out loss (nats per token), and the scores of what the model writes against the whole targets."""
         scored = score_split(self.loss, apply, params, self.batches("validation"))
-        written: list[str] = []
-        for batch in self.batches("validation"):
-            # The last batch is filled up with blank rows.
-            written += self.write(apply, params, batch["inputs"], batch["inputs_segment_ids"])
+        written = self._write_split(apply, params)
         wanted = read_texts(self.dataset.split("validation"), self.target_key)
         return {
             "loss": scored["loss"],
             "perplexity": math.exp(min(scored["loss"], 700.0)),
             "accuracy": scored["accuracy"],
-            **score_texts(self.config.scores, written[: len(wanted)], wanted),
+            **score_texts(self.config.scores, written, wanted),
             "pairs": float(len(wanted)),
             "tokens": scored["weight"],
         }
@@ -157,6 +154,17 @@ class SequenceToSequence:
         options: dict[str, Any] = {"max_new_tokens": min(question.max_new_tokens, self.config.target_length)}
         options |= {"sampling": question.sampling, "seed": question.seed, "num_beams": 1}
         return self.write(apply, params, ids, np.ones_like(ids), **options)[0]
+
+    def predictions(self, apply, params) -> dict[str, str]:
+        """What the model writes for each held-out source, one a line as sacreBLEU reads it."""
+        return {"": "".join(f"{' '.join(text.splitlines())}\n" for text in self._write_split(apply, params))}
+
+    def _write_split(self, apply, params) -> list[str]:
+        """What the model writes for each held-out source."""
+        written: list[str] = []
+        for batch in self.batches("validation"):
+            written += self.write(apply, params, batch["inputs"], batch["inputs_segment_ids"])
+        return written[: len(self.dataset.split("validation"))]  # the last batch is filled up with blank rows
 
     def write(self, apply, params, input_ids: np.ndarray, attention_mask: np.ndarray, **options) -> list[str]:
         """What the model writes for encoded sources [B, S], as text; as the configuration says, or `options`."""

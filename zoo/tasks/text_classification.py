@@ -91,12 +91,7 @@ class TextClassification:
     def evaluate(self, apply, params) -> dict[str, float]:
         """Held-out loss (nats per text); accuracy, macro F1 and Matthews' correlation, times 100."""
         scored = score_split(self.loss, apply, params, self.batches("validation"))
-        forward = jax.jit(lambda params, batch: self._logits(apply, params, batch, None).argmax(-1))
-        guesses, wanted = [], []
-        for batch in self.batches("validation"):
-            real = batch["weights"] > 0
-            guesses += np.asarray(forward(params, batch))[real].tolist()
-            wanted += batch["labels"][real].tolist()
+        guesses, wanted = self._guess(apply, params)
         return {"loss": scored["loss"], **score_classes(guesses, wanted), "texts": scored["weight"]}
 
     def figures(self, results: Mapping[str, float]) -> Iterator[Figure]:
@@ -145,9 +140,31 @@ class TextClassification:
             raise ValueError("this run was trained on pairs; give --prompt and --pair")
         return self._answer(apply, params, dict(zip(self.text_keys, given, strict=True)))
 
+    @property
+    def beside(self) -> dict[str, str]:
+        """The second text of `example`, of a pair."""
+        first = self.dataset.split("validation")[0]
+        return {} if len(self.text_keys) == 1 else {"pair": first[self.text_keys[1]].split("\n")[0]}
+
+    def predictions(self, apply, params) -> dict[str, str]:
+        """The classes by name as GLUE's scorer reads them: index and prediction, by tabs, under a header."""
+        guesses, _ = self._guess(apply, params)
+        lines = [f"{index}\t{self.classes[guess]}" for index, guess in enumerate(guesses)]
+        return {"": "\n".join(["index\tprediction", *lines]) + "\n"}
+
     def name(self, label: Any) -> str:
         """A label as a word."""
         return label if isinstance(label, str) else self.classes[int(label)]
+
+    def _guess(self, apply, params) -> tuple[list[int], list[int]]:
+        """The likeliest class and the right one of each held-out row."""
+        forward = jax.jit(lambda params, batch: self._logits(apply, params, batch, None).argmax(-1))
+        guesses, wanted = [], []
+        for batch in self.batches("validation"):
+            real = batch["weights"] > 0
+            guesses += np.asarray(forward(params, batch))[real].tolist()
+            wanted += batch["labels"][real].tolist()
+        return guesses, wanted
 
     def _answer(self, apply, params, example: Mapping[str, Any]) -> str:
         batch = {name: value[None] for name, value in self.encode(example).items()}

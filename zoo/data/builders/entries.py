@@ -145,7 +145,7 @@ def _read_named(text: str, begin: int, end: int, kind: Kind) -> Iterator[Entry]:
 
 
 def _read_numpy_return(text: str, begin: int, end: int) -> Entry:
-    """ "out : ndarray", or the type alone, and below it what it is."""
+    """The type, perhaps behind a name ("out : ndarray"), and below it what it is."""
     header_end = _line_end(text, begin, end)
     named = re.compile(r"[\w, ]+[ ]:[ ]+").match(text, begin, header_end)
     type_span = _type_span(text, named.end() if named else begin, header_end)

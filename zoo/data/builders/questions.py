@@ -30,7 +30,7 @@ ASKED = 5
 """Answerable questions a context at the most."""
 UNANSWERABLE = 1
 """Of the other kind."""
-LONGEST_CONTEXT = 2500
+LONGEST_CONTEXT = 1800
 """Characters."""
 
 PHRASES: Mapping[str, tuple[str, ...]] = {
