@@ -238,7 +238,7 @@ def _escape(text: str) -> str:
 def _num_escaped_bytes(text: str) -> np.ndarray:
     """How many bytes each character of `text` takes in its escaped form."""
     points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-    sizes = 1 + sum((points >= first).astype(np.int64) for first in (0x80, 0x800, 0x10000))
+    sizes = np.digitize(points, (0x80, 0x800, 0x10000)) + 1
     for old, _ in REWRITTEN:
         sizes = np.where(points == ord(old), len(_escape(old).encode()), sizes)
     return sizes

@@ -123,8 +123,9 @@ class QuestionAnswering:
             window = [*ids[begin : begin + room], tokenizer.eos_id]
             row = _lay_row(head, window, config.sequence_length, tokenizer.pad_id)
             shift = begin - len(head)
-            inside = answer is not None and begin <= answer[0] and answer[1] < begin + room
-            ends = [place - shift for place in answer] if inside else [0, 0]
+            ends = [0, 0]
+            if answer is not None and begin <= answer[0] and answer[1] < begin + room:
+                ends = [place - shift for place in answer]
             row |= {name: np.asarray(value, np.int32) for name, value in zip(("starts", "ends"), ends, strict=True)}
             rows.append(row | {"shift": np.asarray(shift, np.int32), "weights": np.ones((), np.float32)})
         return rows

@@ -36,20 +36,21 @@ def score_answers(answers: Sequence[str], wanted: Sequence[Sequence[str]]) -> di
     """Means over questions, times 100, each answer against the most similar of those wanted: "exact" and "f1".
 
     An empty answer is right where nothing is wanted. Where some questions have an answer and some have none, there are
-    "has_answer_exact", "has_answer_f1" and "no_answer_exact" of each part too, with their "f1" equal for the latter.
+    "has_answer_exact", "has_answer_f1" and "no_answer_exact" of each part too; the latter's F1 is the same.
     """
     scores: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
     for answer, texts in zip(answers, wanted, strict=True):
         # As the scorer does: a text without a word in it is no answer.
         known = [text for text in texts if normalize(text)]
-        best = tuple(max(score(answer, text) for text in known or [""]) for score in (exact_match, f1))
-        scores[bool(known)].append(best)
-    found = dict(zip(("exact", "f1"), _means(scores[True] + scores[False]), strict=True))
+        exact, words = (max(score(answer, text) for text in known or [""]) for score in (exact_match, f1))
+        scores[bool(known)].append((exact, words))
+    found = _means(scores[True] + scores[False])
     if scores[True] and scores[False]:
-        found |= zip(("has_answer_exact", "has_answer_f1"), _means(scores[True]), strict=True)
-        found["no_answer_exact"] = _means(scores[False])[0]
+        found |= {f"has_answer_{name}": value for name, value in _means(scores[True]).items()}
+        found["no_answer_exact"] = _means(scores[False])["exact"]
     return found
 
 
-def _means(scores: list[tuple[float, float]]) -> list[float]:
-    return [100 * sum(column) / len(scores) for column in zip(*scores, strict=True)]
+def _means(scores: list[tuple[float, float]]) -> dict[str, float]:
+    columns = zip(("exact", "f1"), zip(*scores, strict=True), strict=True)
+    return {name: 100 * sum(column) / len(scores) for name, column in columns}
