@@ -123,7 +123,7 @@ def test_questions_without_an_answer_have_none(context):
 
 def test_the_set(tmp_path, monkeypatch):
     documents = tuple(
-        (f"pack/module{n % 20}.py", {"name": f"pack.f{n}", "package": "pack", "signature": f"f{n}(a, mode='low')",
+        (f"pack/module{n % 20}.py", {"name": f"pack.f{n}", "package": "pack", "entry": f"C.f{n}(a, mode='low')\n\nwhat",
                                     "text": NUMPY.replace("Clip", f"Clip {n}").replace("mode", f"mode{n % 7}")})
         for n in range(100)
     )  # fmt: skip
@@ -137,6 +137,7 @@ def test_the_set(tmp_path, monkeypatch):
         answers = example["answers"]
         for text, start in zip(answers["text"], answers["answer_start"], strict=True):
             assert text and example["context"][start:].startswith(text)
+    assert all(example["context"].startswith(f"{example['title'].removeprefix('pack.')}(") for example in train)
     assert len({example["id"] for example in train + validation}) == len(train + validation)
     assert len({example["question"] for example in train}) > 100
     share = sum(not example["answers"]["text"] for example in train) / len(train)

@@ -68,6 +68,8 @@ PHRASES: Mapping[str, tuple[str, ...]] = {
 QUOTES = ("{}", "{}", "`{}`", '"{}"')
 
 _WORD = re.compile(r"\w+")
+_QUALIFIER = re.compile(r"^\w[\w.]*\.")
+"""What stands before a method's own name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +146,9 @@ def _read_contexts() -> tuple[tuple[str, str, Mapping[str, str]], ...]:
     found: list[tuple[str, str, Mapping[str, str]]] = []
     said: set[str] = set()
     for module, document in read_documents():
-        context = make_context(document["signature"], document["text"])
-        told = context.removeprefix(document["signature"])
+        signature = _QUALIFIER.sub("", document["entry"].partition("\n\n")[0])
+        context = make_context(signature, document["text"])
+        told = context.removeprefix(signature)
         if len(context) <= LONGEST_CONTEXT and context.isascii() and told not in said and len(_parameters(context)) > 1:
             said.add(told)
             found.append((context, module, document))
