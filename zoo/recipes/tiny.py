@@ -141,6 +141,36 @@ def translate_tiny() -> Run:
     )
 
 
+def summarize_tiny() -> Run:
+    """A T5 that writes a docstring's first line from the signature and the rest, from the installed packages' sources.
+
+    Not yet measured.
+    """
+    vocab_size = 2048
+    return Run(
+        model=_t5(vocab_size, width=192, num_layers=3, dropout=0.2),
+        task=SequenceToSequenceConfig(
+            source_length=80,
+            target_length=40,
+            batch_size=48,
+            scores=("rouge",),
+            baselines=("lead", "nearest"),
+        ),
+        data=DataConfig(
+            name="zoo_docstrings",
+            source_key="entry",
+            target_key="summary",
+            tokenizer=TokenizerConfig(vocab_size=vocab_size, cross_words=False),
+        ),
+        optimizer=OptimizerConfig(name="muon", learning_rate=0.01, weight_decay=0.0),
+        schedule=ScheduleConfig(name="linear", warmup_steps=50, final_fraction=0.02),
+        training=TrainingConfig(num_steps=800, evaluate_every=800, checkpoint_every=400),
+        compute_dtype=fast_dtype(),
+        layers=fast_layers(),
+        folder="runs/summarize-tiny",
+    )
+
+
 def search_tiny() -> Run:
     """A sentence encoder that finds what means the same in another of eight languages, from Babel's locale data.
 
@@ -209,7 +239,7 @@ def vit_tiny() -> Run:
     )
 
 
-def _t5(vocab_size: int, *, width: int, num_layers: int) -> TransformerConfig:
+def _t5(vocab_size: int, *, width: int, num_layers: int, dropout: float = 0.0) -> TransformerConfig:
     """An encoder-decoder with relative positions and one table of tokens (Raffel et al. 2020)."""
     attention = AttentionConfig(num_heads=width // 32, head_size=32)
     encoder = StackConfig(
@@ -219,9 +249,10 @@ def _t5(vocab_size: int, *, width: int, num_layers: int) -> TransformerConfig:
         mlp=MlpConfig(hidden_size=4 * width, activation="relu"),
         norm=_RMS,
         position_bias=RelativeBiasConfig(),
+        dropout=dropout,
     )
     return TransformerConfig(
-        embedding=EmbeddingConfig(width=width, vocab_size=vocab_size),
+        embedding=EmbeddingConfig(width=width, vocab_size=vocab_size, dropout=dropout),
         encoder=encoder,
         decoder=replace(encoder, causal=True, cross_attention=attention),
         head=LanguageModelHead(),

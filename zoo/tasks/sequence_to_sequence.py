@@ -142,18 +142,23 @@ class SequenceToSequence:
         source = self.dataset.split("validation")
         for place in np.linspace(0, len(source) - 1, _SHOWN).astype(int):
             prompt = source[int(place)][self.source_key]
-            yield prompt, self.respond(apply, params, Question(prompt=prompt, sampling=GREEDY))
+            ids = self.tokenizer.encode(prompt)[: self.config.source_length - 1]
+            yield prompt.split("\n")[0], self._answer(apply, params, ids, Question(sampling=GREEDY))
 
     def respond(self, apply, params, question: Question) -> str:
         """The target that the model writes for one source."""
-        ids = np.array([[*self.tokenizer.encode(question.prompt), self.tokenizer.eos_id]], np.int32)
-        if ids.shape[1] > self.config.source_length:
+        ids = self.tokenizer.encode(question.prompt)
+        if len(ids) >= self.config.source_length:
             raise ValueError(
-                f"the prompt has {ids.shape[1]} tokens and this model reads {self.config.source_length}; shorten it"
+                f"the prompt has {len(ids)} tokens and this model reads {self.config.source_length - 1}; shorten it"
             )
+        return self._answer(apply, params, ids, question)
+
+    def _answer(self, apply, params, ids: list[int], question: Question) -> str:
+        input_ids = np.array([[*ids, self.tokenizer.eos_id]], np.int32)
         options: dict[str, Any] = {"max_new_tokens": min(question.max_new_tokens, self.config.target_length)}
         options |= {"sampling": question.sampling, "seed": question.seed, "num_beams": 1}
-        return self.write(apply, params, ids, np.ones_like(ids), **options)[0]
+        return self.write(apply, params, input_ids, np.ones_like(input_ids), **options)[0]
 
     def predictions(self, apply, params) -> dict[str, str]:
         """What the model writes for each held-out source, one a line as sacreBLEU reads it."""
