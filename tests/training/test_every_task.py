@@ -1,0 +1,129 @@
+"""Every task trains on eight devices as on one: same losses, same gradient norms, step by step.
+
+A new task of `zoo.recipes.run.TaskConfig` needs a line in `SETTINGS`.
+"""
+
+import dataclasses
+import functools
+from typing import get_args
+
+import jax
+import numpy as np
+import pytest
+from models import BERT, GPT2, T5, VIT
+
+from zoo.config import ClassifierHead, EmbeddingHead
+from zoo.data import DataConfig, Dataset, TokenizerConfig, fit_tokenizer
+from zoo.recipes.run import TaskConfig
+from zoo.tasks.causal_lm import CausalLMConfig
+from zoo.tasks.image_classification import ImageClassificationConfig
+from zoo.tasks.masked_lm import MaskedLMConfig
+from zoo.tasks.sentence_embedding import SentenceEmbeddingConfig
+from zoo.tasks.sequence_to_sequence import SequenceToSequenceConfig
+from zoo.tasks.text_classification import TextClassificationConfig
+from zoo.training.config import MeshConfig, OptimizerConfig, ScheduleConfig
+from zoo.training.optimizer import make_optimizer, make_schedule
+from zoo.training.prefetch import place_batch
+from zoo.training.sharding import make_mesh
+from zoo.training.state import abstract_state, bind_apply, initialise_state
+from zoo.training.step import make_train_step
+from zoo.transformer import Transformer
+
+MESHES = ({"data": 8}, {"fsdp": 8}, {"data": 4, "tensor": 2})
+NUM_STEPS, VOCAB, CLASSES = 3, 320, ("few", "some", "many")
+VERDICT = ClassifierHead(num_classes=len(CLASSES))
+LENGTHS = {"source_length": 24, "target_length": 24, "batch_size": 16}
+
+# The task's tiny configuration, and a model of tests/models.py with the head that it needs.
+SETTINGS = {
+    CausalLMConfig: (CausalLMConfig(sequence_length=24, batch_size=16, stride=8), GPT2),
+    MaskedLMConfig: (MaskedLMConfig(sequence_length=24, batch_size=16), BERT),
+    SequenceToSequenceConfig: (SequenceToSequenceConfig(**LENGTHS), T5),
+    TextClassificationConfig: (
+        TextClassificationConfig(sequence_length=24, batch_size=16, label_smoothing=0.1),
+        dataclasses.replace(GPT2, head=dataclasses.replace(VERDICT, pooling="last")),
+    ),
+    ImageClassificationConfig: (
+        ImageClassificationConfig(image_size=12, batch_size=16, zoom=0.1, shift=0.1, flip=True, mixup=0.2),
+        dataclasses.replace(VIT, head=VERDICT),
+    ),
+    SentenceEmbeddingConfig: (SentenceEmbeddingConfig(**LENGTHS), dataclasses.replace(GPT2, head=EmbeddingHead())),
+}
+
+
+@functools.cache
+def tiny_data():
+    """Examples that have every field which a task may read, and their tokenizer."""
+    rng = np.random.default_rng(0)
+    examples = [
+        {
+            "text": f"A text of {CLASSES[index % 3]} things, number {index}.",
+            "source": f"{index} {CLASSES[index % 3]}",
+            "target": f"number {index} of {CLASSES[index % 3]}",
+            "image": rng.integers(0, 255, (12, 12, 3)).astype(np.uint8),
+            "label": index % 3,
+        }
+        for index in range(48)
+    ]
+    dataset = Dataset(name="tiny", splits={"train": examples, "validation": examples}, labels={"label": CLASSES})
+    return dataset, fit_tokenizer(examples, TokenizerConfig(vocab_size=VOCAB), keys=("text", "source", "target"))
+
+
+def small(config):
+    """One layer a stack, and the vocabulary of the data."""
+
+    def shrink(part):
+        name = "vocab_size" if hasattr(part, "vocab_size") else "num_layers"
+        given = getattr(part, name, None)
+        return part if given is None else dataclasses.replace(part, **{name: VOCAB if name == "vocab_size" else 1})
+
+    parts = ("embedding", "decoder_embedding", "encoder", "decoder")
+    return dataclasses.replace(config, **{part: shrink(getattr(config, part)) for part in parts})
+
+
+def train(kind, axes):
+    """Losses and gradient norms of a few steps, and the share of the parameters that one device holds."""
+    chosen, config = SETTINGS[kind]
+    task = chosen.bind(*tiny_data(), seed=0, data=DataConfig(name="tiny"))
+    model, mesh = Transformer(small(config)), make_mesh(MeshConfig(**axes))
+    schedule = make_schedule(ScheduleConfig(warmup_steps=0), 1e-2, NUM_STEPS)
+    optimizer = make_optimizer(OptimizerConfig(), schedule)
+    batches, found = task.batches("train"), []
+    with jax.set_mesh(mesh):
+        batch = next(batches)
+        target = abstract_state(model, task, optimizer, batch, mesh)
+        if kind not in STARTS:  # compiled once, on the first mesh
+            STARTS[kind] = jax.device_get(initialise_state(model, task, optimizer, batch, target, seed=0))
+        state = jax.device_put(STARTS[kind], jax.tree.map(lambda leaf: leaf.sharding, target))
+        step = make_train_step(task, bind_apply(model), optimizer, schedule, seed=0, accumulate=1, target=target)
+        for _ in range(NUM_STEPS):
+            state, metrics = step(state, place_batch(batch, mesh))
+            found.append([float(metrics[name]) for name in ("loss", "grad_norm")])
+            batch = next(batches)
+    leaves = jax.tree.leaves(state.params)
+    held = sum(leaf.addressable_shards[0].data.size for leaf in leaves) / sum(leaf.size for leaf in leaves)
+    return np.array(found), held
+
+
+STARTS = {}
+
+
+@functools.cache
+def alone(kind):
+    return train(kind, {"data": 1})[0]
+
+
+def test_every_task_has_a_setting():
+    missing = [kind.__name__ for kind in get_args(TaskConfig) if kind not in SETTINGS]
+    assert not missing, f"{missing} need a line in SETTINGS of {__file__}"
+
+
+@pytest.mark.parametrize("axes", MESHES, ids=str)
+@pytest.mark.parametrize("kind", SETTINGS, ids=lambda kind: kind.__name__.removesuffix("Config"))
+def test_eight_devices_train_as_one(kind, axes):
+    found, held = train(kind, {"data": 1, **axes})
+    np.testing.assert_allclose(found, alone(kind), rtol=2e-4)
+    losses = found[:, 0]
+    assert np.isfinite(found).all() and len(set(losses)) == NUM_STEPS
+    # Split where the mesh splits parameters: by all eight devices, by two, or not at all.
+    assert held == 1 if axes == {"data": 8} else held < {"fsdp": 0.35, "tensor": 0.75}[[*axes][-1]]
