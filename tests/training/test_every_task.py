@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from models import BERT, GPT2, T5, VIT
 
-from zoo.config import ClassifierHead, EmbeddingHead
+from zoo.config import ClassifierHead, EmbeddingHead, TokenHead
 from zoo.data import DataConfig, Dataset, TokenizerConfig, fit_tokenizer
 from zoo.recipes.run import TaskConfig
 from zoo.tasks.causal_lm import CausalLMConfig
 from zoo.tasks.image_classification import ImageClassificationConfig
 from zoo.tasks.masked_lm import MaskedLMConfig
+from zoo.tasks.question_answering import QuestionAnsweringConfig
 from zoo.tasks.sentence_embedding import SentenceEmbeddingConfig
 from zoo.tasks.sequence_to_sequence import SequenceToSequenceConfig
 from zoo.tasks.text_classification import TextClassificationConfig
@@ -43,6 +44,10 @@ SETTINGS = {
         TextClassificationConfig(sequence_length=24, batch_size=16, label_smoothing=0.1),
         dataclasses.replace(GPT2, head=dataclasses.replace(VERDICT, pooling="last")),
     ),
+    QuestionAnsweringConfig: (
+        QuestionAnsweringConfig(sequence_length=40, question_length=16, answer_length=4, stride=12, batch_size=16),
+        dataclasses.replace(BERT, head=TokenHead(num_classes=2)),
+    ),
     ImageClassificationConfig: (
         ImageClassificationConfig(image_size=12, batch_size=16, zoom=0.1, shift=0.1, flip=True, mixup=0.2),
         dataclasses.replace(VIT, head=VERDICT),
@@ -62,11 +67,15 @@ def tiny_data():
             "target": f"number {index} of {CLASSES[index % 3]}",
             "image": rng.integers(0, 255, (12, 12, 3)).astype(np.uint8),
             "label": index % 3,
+            "question": f"How many is {index}?",
+            "context": f"We know that {index} is {CLASSES[index % 3]}.",
+            "answers": {"text": [CLASSES[index % 3]], "answer_start": [len(f"We know that {index} is ")]},
         }
         for index in range(48)
     ]
     dataset = Dataset(name="tiny", splits={"train": examples, "validation": examples}, labels={"label": CLASSES})
-    return dataset, fit_tokenizer(examples, TokenizerConfig(vocab_size=VOCAB), keys=("text", "source", "target"))
+    keys = ("text", "source", "target", "question", "context")
+    return dataset, fit_tokenizer(examples, TokenizerConfig(vocab_size=VOCAB), keys=keys)
 
 
 def small(config):
