@@ -1,5 +1,15 @@
 """Recipes: one function a run. `RECIPES` maps the names on the command line to them; the first is the default."""
 
+from zoo.recipes.full import (
+    bert_base,
+    gpt2,
+    llama_1b,
+    search_msmarco,
+    summarize_cnn,
+    translate_wmt14,
+    vit_cifar10,
+    vit_imagenet,
+)
 from zoo.recipes.questions import answer_tiny
 from zoo.recipes.run import Recipe
 from zoo.recipes.tiny import (
@@ -21,5 +31,13 @@ RECIPES: dict[str, Recipe] = {
     "search-tiny": search_tiny,
     "vit-tiny": vit_tiny,
     "answer-tiny": answer_tiny,
+    "gpt2": gpt2,
+    "llama-1b": llama_1b,
+    "bert-base": bert_base,
+    "translate-wmt14": translate_wmt14,
+    "summarize-cnn": summarize_cnn,
+    "search-msmarco": search_msmarco,
+    "vit-cifar10": vit_cifar10,
+    "vit-imagenet": vit_imagenet,
 }
 DEFAULT = next(iter(RECIPES))
