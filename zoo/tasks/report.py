@@ -42,7 +42,8 @@ class Reporting(Protocol):
     """What a task has beside what training asks of it (`zoo.training.protocol.Task`).
 
     One whose questions have further parts has `beside`: the other options of evaluate.py that it reads ("pair",
-    "context"), each with a value that goes with `example`.
+    "context"), each with a value that goes with `example`. Options that it reads where they are given are its `extras`
+    ("candidates"). What it has for a `description` opens the run's model card.
     """
 
     option: str
