@@ -57,6 +57,38 @@ def test_encoder_decoder_greedy_equals_argmax_loop():
     assert np.asarray(out.sequences)[0].tolist() == expected
 
 
+def by_definition(apply, params, sources, scale, count):
+    """Guided greedy decoding without a cache: u + scale (c - u) of the last position, token by token."""
+    states = [apply(params, input_ids=source, method="encode").last_hidden_state for source in sources]
+    forward = jax.jit(lambda ids, memory: apply(params, input_ids=ids, encoder_hidden_states=memory, method="decode"))
+    row = [1]
+    for place in range(count):
+        padded = np.array([row + [0] * (count + 1 - len(row))], np.int32)
+        led, away = (forward(padded, memory).logits[0, place] for memory in states)
+        row.append(int((away + scale * (led - away)).argmax()))
+    return row
+
+
+@pytest.mark.parametrize("scale", [0.0, 3.0])
+def test_guidance_is_its_formula_on_logits(scale):
+    apply, params = build("t5")
+    source = np.asarray(inputs(CONFIGS["t5"], batch=2)["input_ids"])
+    away = np.array([[9, 4, 1]], np.int32)
+    options = {"max_new_tokens": 6, "decoder_start_token_id": 1, "negative_prompt_ids": away}
+    guided = generate(apply, params, source, guidance_scale=scale, **options)
+    expected = [by_definition(apply, params, (row[None], away), scale, 6) for row in source]
+    assert np.asarray(guided.sequences).tolist() == expected
+    plain = generate(apply, params, source, max_new_tokens=6, decoder_start_token_id=1)
+    assert np.asarray(plain.sequences).tolist() != expected
+    # One beam among two is no worse than greedy's, and both sides of the cache are selected alike.
+    beams = generate(apply, params, source, guidance_scale=scale, num_beams=2, num_return_sequences=2, **options)
+    assert beams.sequences.shape == (4, 7)
+    copies = generate(
+        apply, params, source, guidance_scale=scale, do_sample=True, num_return_sequences=3, top_k=1, **options
+    )
+    assert np.asarray(copies.sequences).tolist() == [row for row in expected for _ in range(3)]
+
+
 def test_rows_end_at_eos_and_are_padded():
     apply, params = build("gpt2")
     ids = inputs(CONFIGS["gpt2"])["input_ids"][:, :4]
@@ -197,7 +229,8 @@ def test_sampling_follows_its_distribution(sampling, expected):
         (lambda: generate(None, {}, np.ones((2, 2)), np.array([[1, 1], [0, 0]])), "row 1 of attention_mask"),
         (lambda: generate(None, {}, np.ones((1, 3)), max_new_tokens=0), "max_new_tokens is 0"),
         (lambda: generate(None, {}, np.ones((1, 3)), num_beam=2), "unknown option 'num_beam'; did you mean num_beams"),
-        (lambda: generate(None, {}, np.ones((1, 3)), guidance_scale=2.0), "guidance_scale is 2.0, which zoo does not"),
+        (lambda: generate(None, {}, np.ones((1, 3)), guidance_scale=2.0), "guidance_scale is 2.0, which needs neg"),
+        (lambda: generate(None, {}, np.ones((1, 3)), diversity_penalty=2.0), "diversity_penalty is 2.0, which zoo"),
         (lambda: generate(None, {}, np.ones((1, 3)), sampling=GREEDY, top_k=3), "both sampling and top_k"),
         (lambda: generate(None, {}, np.ones((1, 3)), max_length=3), "max_length is 3 and the prompt has 3 tokens"),
         (lambda: generate(None, {}, np.ones((1, 3)), max_positions=9, max_new_tokens=8), "has 9 positions"),
@@ -206,6 +239,10 @@ def test_sampling_follows_its_distribution(sampling, expected):
         (lambda: generate(None, {}, np.ones((1, 3)), early_stopping="soon"), "early_stopping is 'soon'"),
         (lambda: generate(None, {}, np.ones((1, 3)), pixel_values=np.ones(3)), "pixel_values was given"),
         (lambda: generate(None, {}, decoder_start_token_id=1), "the encoder's input is missing"),
+        (
+            lambda: generate(None, {}, np.ones((1, 3)), negative_prompt_ids=np.ones((1, 2)), decoder_start_token_id=1),
+            "guidance_scale is 1, which leads nowhere",
+        ),
         (lambda: stream(None, {}, np.ones((1, 3)), num_beams=2), "num_beams is 2; what beams write"),
     ],
 )

@@ -127,7 +127,7 @@ class Evaluation:
     model: Annotated[str, tyro.conf.Positional]
     """The folder that train.py wrote, a checkpoint's folder in the layout of transformers, or its name on the hub."""
     prompt: str | None = None
-    """What to continue, fill (write <mask> where a token is missing), translate, classify, ask or embed."""
+    """What to continue, fill (write <mask> where a token is missing), translate, classify, ask, embed or draw."""
     pair: str | None = None
     """A second text beside the prompt, for classes of pairs."""
     context: str | None = None
@@ -155,10 +155,16 @@ class Evaluation:
     top_p: float | None = None
     """Choose among the likeliest tokens that together have this probability. A checkpoint's own, and 0.95 of a run."""
     seed: int = 0
-    """Of the sampling: another seed, another text."""
+    """Of the sampling: another seed, another text or picture."""
     predictions: str | None = None
     """Write what a run predicts for its held-out data to this file, as the field's scorers read it: a line a text
     (sacreBLEU), index and class by tabs (GLUE), JSON from id to answer (SQuAD; beside it the .na_prob file)."""
+    output: str | None = None
+    """Where to write the picture that a run of text-to-image draws; in the run's folder unless given."""
+    variants: int | None = None
+    """Pictures to draw of the prompt, side by side; 4 unless given."""
+    guidance_scale: float | None = None
+    """How far pictures are led to the prompt: 1 follows the model, more exaggerates; the run's own unless given."""
     step: int | None = None
     """Of a run's checkpoint; the newest unless given."""
     head: str | None = None
@@ -166,13 +172,13 @@ class Evaluation:
 
     def __post_init__(self):
         Sampling(temperature=1.0 if self.temperature is None else self.temperature, top_k=self.top_k, top_p=self.top_p)
-        for name in ("max_new_tokens", "num_beams"):
+        for name in ("max_new_tokens", "num_beams", "variants"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; give at least 1")
 
 
-RUN_ONLY = ("step", "predictions")
+RUN_ONLY = ("step", "predictions", "output", "variants", "guidance_scale")
 CHECKPOINT_ONLY = (
     "audio", "source_language", "target_language", "chat", "num_beams",
     "head",

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int
 from zoo.beam_search import Beams
 from zoo.beam_search import advance as advance_beams
 from zoo.generation_config import SAMPLING, GenerationConfig, read_config
-from zoo.logits import History, narrow, process
+from zoo.logits import History, guide, narrow, process
 
 BUCKET = 32
 """Lengths of prompts and of what follows are rounded up to a multiple of this."""
@@ -92,6 +92,8 @@ def generate(
     token_type_ids: Int[Array, "B P"] | None = None,
     decoder_input_ids: Int[Array, "B T"] | None = None,
     decoder_attention_mask: Int[Array, "B T"] | None = None,
+    negative_prompt_ids: Int[Array, "B P"] | None = None,
+    negative_prompt_attention_mask: Int[Array, "B P"] | None = None,
     max_positions: int | None = None,
     reread_past: int | None = None,
     **options: Any,
@@ -112,6 +114,8 @@ def generate(
         token_type_ids: of an encoder's input.
         decoder_input_ids: an encoder-decoder's prompt; `decoder_start_token_id` comes before it, unless it is there.
         decoder_attention_mask: of that prompt, padded on the left.
+        negative_prompt_ids: what the encoder reads to be led away from, with `guidance_scale`; one row serves all.
+        negative_prompt_attention_mask: 1 for its tokens, 0 for padding; None: no padding.
         max_positions: that the decoder has a vector for; more tokens are an error, except by default.
         reread_past: with more tokens than this, what the cache holds is of no use: they are all read again (LongRoPE,
             whose rotation of every position then changes).
@@ -130,6 +134,8 @@ def generate(
         token_type_ids=token_type_ids,
         decoder_input_ids=decoder_input_ids,
         decoder_attention_mask=decoder_attention_mask,
+        negative_prompt_ids=negative_prompt_ids,
+        negative_prompt_attention_mask=negative_prompt_attention_mask,
     )
     config = _read(options, sampling)
     start, config = _prepare(inputs, config, max_positions, reread_past)
@@ -178,6 +184,7 @@ def _stream(apply, params, start, rng, config):
 
 _INPUTS = (
     "pixel_values", "input_features", "token_type_ids", "decoder_input_ids", "decoder_attention_mask",
+    "negative_prompt_ids", "negative_prompt_attention_mask",
 )  # fmt: skip
 
 
@@ -208,11 +215,14 @@ class Start:
     """Where sequences that end there are read anew; None where they do not come so far."""
     room: int = struct.field(pytree_node=False)
     """Places for new tokens."""
+    sides: int = struct.field(pytree_node=False, default=1)
+    """2 with guidance: below the rows of the encoder, and of the cache, stand as many to be led away from."""
 
     def history(self, tokens: Int[Array, "R T"], end: Int[Array, ""]) -> History:
         """What logits depend on beside the model."""
         copies = len(tokens) // len(self.ids)
         source = self.encoder.get("input_ids")
+        source = None if source is None else source[: len(self.ids)]
         return History(
             tokens=tokens,
             begin=self.begin,
@@ -247,6 +257,11 @@ def _prepare(
         # The decoder's prompt is no more than a few tokens: a bucket would be nothing but padding.
         encoder, source_end = _encoder_inputs(inputs)
         ids, mask = _decoder_prompt(inputs, len(next(iter(encoder.values()))), config)
+    sides = 1 if config.guidance_scale == 1 else 2
+    if sides == 1 and "negative_prompt_ids" in inputs:
+        raise ValueError("negative_prompt_ids are given and guidance_scale is 1, which leads nowhere; give another")
+    if sides == 2:
+        encoder = _with_negative(inputs, encoder, config)
     length = ids.shape[1]
     limit = _limit(length, int(length - mask.sum(-1).max()), config, max_positions)
     shortest = config.min_length if config.min_new_tokens is None else length + config.min_new_tokens
@@ -265,6 +280,7 @@ def _prepare(
         source_end=jnp.int32(source_end),
         reread_at=reread_at,
         room=limit - length + -(limit - length) % BUCKET,
+        sides=sides,
     )
     return start, dataclasses.replace(config, max_length=None, max_new_tokens=None, min_length=0, min_new_tokens=None)
 
@@ -317,7 +333,7 @@ def _check_mask(ids: np.ndarray, mask: np.ndarray, prefix: str = "") -> None:
 
 def _encoder_inputs(inputs: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], int]:
     """What the encoder reads, ids padded on the right to a bucket, and how many ids there were."""
-    encoder = {name: value for name, value in inputs.items() if not name.startswith("decoder_")}
+    encoder = {name: value for name, value in inputs.items() if not name.startswith(("decoder_", "negative_"))}
     if "input_ids" not in encoder:
         if not encoder:
             raise ValueError("the encoder's input is missing; give input_ids, pixel_values or input_features")
@@ -329,6 +345,30 @@ def _encoder_inputs(inputs: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndar
     _check_mask(ids, encoder["attention_mask"])
     room = ((0, 0), (0, -ids.shape[1] % BUCKET))
     return {name: np.pad(value, room) for name, value in (encoder | {"input_ids": ids}).items()}, ids.shape[1]
+
+
+def _with_negative(
+    inputs: Mapping[str, np.ndarray], encoder: Mapping[str, np.ndarray], config: GenerationConfig
+) -> dict[str, np.ndarray]:
+    """The encoder's ids and mask, and below them those to be led away from."""
+    if set(encoder) != {"input_ids", "attention_mask"} or "negative_prompt_ids" not in inputs:
+        raise ValueError(
+            f"guidance_scale is {config.guidance_scale}, which needs negative_prompt_ids and an encoder that reads "
+            "input_ids; give both, or guidance_scale=1"
+        )
+    names = {"input_ids": "negative_prompt_ids", "attention_mask": "negative_prompt_attention_mask"}
+    away, _ = _encoder_inputs({name: inputs[given] for name, given in names.items() if given in inputs})
+    rows, length = encoder["input_ids"].shape
+    if len(away["input_ids"]) not in (1, rows):
+        raise ValueError(
+            f"negative_prompt_ids have {len(away['input_ids'])} rows and input_ids {rows}; give 1 or {rows}"
+        )
+    both = {}
+    for name, value in encoder.items():
+        width = max(length, away[name].shape[1])
+        below = np.broadcast_to(away[name], (rows, away[name].shape[1]))
+        both[name] = np.concatenate([np.pad(part, ((0, 0), (0, width - part.shape[1]))) for part in (value, below)])
+    return both
 
 
 def _decoder_prompt(inputs: Mapping[str, np.ndarray], batch: int, config: GenerationConfig):
@@ -350,26 +390,28 @@ def _decoder_prompt(inputs: Mapping[str, np.ndarray], batch: int, config: Genera
     return ids, mask
 
 
-def _read_prompt(apply, params, start: Start, copies: int) -> tuple[Float[Array, "R V"], Any]:
+def _read_prompt(apply, params, start: Start, copies: int, guidance: float) -> tuple[Float[Array, "R V"], Any]:
     """Logits of the first new token and a cache, `copies` rows for each prompt."""
     memory = {}
     if start.encoder:
         encoded = apply(params, **start.encoder, method="encode").last_hidden_state
         memory = {"encoder_hidden_states": encoded, "encoder_attention_mask": start.encoder.get("attention_mask")}
-    prompts = {"input_ids": start.ids, "attention_mask": start.mask} | memory
+    prompts = {"input_ids": start.ids, "attention_mask": start.mask}
+    prompts = {name: jnp.tile(value, (start.sides, 1)) for name, value in prompts.items()} | memory
     logits, cache = apply(params, **prompts, capacity=start.ids.shape[1] + start.room, method="prefill")
-    if copies == 1:
-        return logits, cache
-    rows = jnp.repeat(jnp.arange(len(start.ids)), copies)
-    return logits[rows], cache.select(rows)
+    if copies > 1:
+        rows = jnp.repeat(jnp.arange(len(logits)), copies)
+        logits, cache = logits[rows], cache.select(rows)
+    return guide(logits, guidance), cache
 
 
-def _continue(apply, params, start: Start, tokens: Int[Array, "R T"], end: Int[Array, ""], cache: Any):
+def _continue(apply, params, start: Start, tokens: Int[Array, "R T"], end: Int[Array, ""], cache: Any, guidance: float):
     """Logits of the token at `end`, and the cache with the one before it."""
 
     def step(tokens, cache):
         token = lax.dynamic_index_in_dim(tokens, end - 1, 1, keepdims=False)
-        return apply(params, token=token, cache=cache, method="step")
+        logits, cache = apply(params, token=jnp.tile(token, start.sides), cache=cache, method="step")
+        return guide(logits, guidance), cache
 
     def reread(tokens, cache):
         mask = jnp.pad(start.mask, ((0, 0), (0, start.room)), constant_values=1)
@@ -419,7 +461,7 @@ def _write(start: Start, logits, state: Written, rng, config: GenerationConfig) 
 
 def _first(apply, params, start: Start, rng, config: GenerationConfig) -> Written:
     copies = config.num_return_sequences
-    logits, cache = _read_prompt(apply, params, start, copies)
+    logits, cache = _read_prompt(apply, params, start, copies, config.guidance_scale)
     tokens = start.tokens(copies, config.padding)
     rows = len(tokens)
     state = Written(
@@ -435,7 +477,7 @@ def _first(apply, params, start: Start, rng, config: GenerationConfig) -> Writte
 
 
 def _step(apply, params, start: Start, state: Written, rng, config: GenerationConfig) -> Written:
-    logits, cache = _continue(apply, params, start, state.tokens, state.end, state.cache)
+    logits, cache = _continue(apply, params, start, state.tokens, state.end, state.cache, config.guidance_scale)
     return _write(start, logits, state.replace(cache=cache), rng, config)
 
 
@@ -456,7 +498,7 @@ def _generate(apply, params, start: Start, rng, config: GenerationConfig):
 @functools.partial(jax.jit, static_argnums=(0, 4))
 def _search(apply, params, start: Start, rng, config: GenerationConfig):
     num_beams = config.num_beams
-    logits, cache = _read_prompt(apply, params, start, num_beams)
+    logits, cache = _read_prompt(apply, params, start, num_beams, config.guidance_scale)
     # The reference fills with the end token where the padding's id is 0 or absent.
     fill = config.pad_token_id or (*config.eos_token_id, 0)[0]
 
@@ -469,7 +511,9 @@ def _search(apply, params, start: Start, rng, config: GenerationConfig):
 
     def advance(state):
         beams, end, cache = state
-        logits, cache = _continue(apply, params, start, beams.flat, end, cache.select(beams.rows))
+        rows = jnp.concatenate([beams.rows + side * len(beams.rows) for side in range(start.sides)])
+        cache = cache.select(rows)
+        logits, cache = _continue(apply, params, start, beams.flat, end, cache, config.guidance_scale)
         return extend(logits, beams, end), end + 1, cache
 
     beams = extend(logits, Beams.start(start.tokens(num_beams, fill), num_beams), start.prompt_end)

@@ -37,6 +37,8 @@ class GenerationConfig:
     """Draw among the likeliest tokens that together reach this probability (Holtzman et al. 2020)."""
     min_p: float | None = None
     """Draw among tokens of at least this share of the likeliest one's probability (Nguyen et al. 2024)."""
+    guidance_scale: float = 1.0
+    """Logits are led away from those of `negative_prompt_ids`, u, to u + scale · (c - u) (Ho and Salimans 2022)."""
     repetition_penalty: float = 1.0
     """Divides positive and multiplies negative logits of tokens that are there already (Keskar et al. 2019)."""
     no_repeat_ngram_size: int = 0
@@ -110,7 +112,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "epsilon_cutoff": (None, 0),
     "eta_cutoff": (None, 0),
     "force_words_ids": (None,),
-    "guidance_scale": (None, 1),
     "max_time": (None,),
     "num_beam_groups": (None, 1),
     "penalty_alpha": (None, 0),

@@ -82,6 +82,14 @@ def process(scores: Scores, history: History, config: GenerationConfig) -> Score
     return jax.nn.log_softmax(scores) if config.renormalize_logits else scores
 
 
+def guide(logits: Float[Array, "n V"], scale: float) -> Scores:
+    """Logits u + scale · (c - u) of c and, as many rows below, u (Ho and Salimans 2022, eq. 6, scale 1 + w)."""
+    if scale == 1:
+        return logits
+    led, away = jnp.split(logits.astype(jnp.float32), 2)
+    return away + scale * (led - away)
+
+
 def narrow(
     scores: Scores,
     temperature: float,

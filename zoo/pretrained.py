@@ -86,7 +86,10 @@ def _load_run(folder: Path, step: int | None, dtype: Any) -> Bundle:
     from zoo.data import Tokenizer
 
     record = read_run(folder)
-    config = from_dict(TransformerConfig, record["model"], f"{folder}/run.json")
+    fields = dict(record["model"])
+    if fields.pop("kind", None) != TransformerConfig.__name__:
+        raise ValueError(f"{folder} holds no transformer; open an image tokenizer with zoo.recipes.companions")
+    config = from_dict(TransformerConfig, fields, f"{folder}/run.json")
     path = folder / "tokenizer.model"
     tokenizer = Tokenizer.load(path) if path.exists() else None  # pictures alone need none
     params, step = load_params(folder, step)

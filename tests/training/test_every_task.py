@@ -12,16 +12,20 @@ import numpy as np
 import pytest
 from models import BERT, GPT2, T5, VIT
 
-from zoo.config import ClassifierHead, EmbeddingHead, TokenHead
+from zoo.config import ClassifierHead, EmbeddingHead, ImageTokenizerConfig, TokenHead
 from zoo.data import DataConfig, Dataset, TokenizerConfig, fit_tokenizer
+from zoo.image_tokens import ImageTokenizer, PaletteTokens
 from zoo.recipes.run import TaskConfig
 from zoo.tasks.causal_lm import CausalLMConfig
 from zoo.tasks.image_classification import ImageClassificationConfig
+from zoo.tasks.image_tokens import ImageTokensConfig
 from zoo.tasks.masked_lm import MaskedLMConfig
+from zoo.tasks.picture_attributes import PictureAttributesConfig
 from zoo.tasks.question_answering import QuestionAnsweringConfig
 from zoo.tasks.sentence_embedding import SentenceEmbeddingConfig
 from zoo.tasks.sequence_to_sequence import SequenceToSequenceConfig
 from zoo.tasks.text_classification import TextClassificationConfig
+from zoo.tasks.text_to_image import TextToImageConfig
 from zoo.training.config import MeshConfig, OptimizerConfig, ScheduleConfig
 from zoo.training.optimizer import make_optimizer, make_schedule
 from zoo.training.prefetch import place_batch
@@ -53,7 +57,21 @@ SETTINGS = {
         dataclasses.replace(VIT, head=VERDICT),
     ),
     SentenceEmbeddingConfig: (SentenceEmbeddingConfig(**LENGTHS), dataclasses.replace(GPT2, head=EmbeddingHead())),
+    PictureAttributesConfig: (
+        PictureAttributesConfig(attributes=("label",), image_size=12, batch_size=16),
+        dataclasses.replace(VIT, head=VERDICT),
+    ),
+    ImageTokensConfig: (
+        ImageTokensConfig(image_size=12, batch_size=16),
+        ImageTokenizerConfig(image_size=12, width=32, num_blocks=1, levels=(5, 5)),
+    ),
+    TextToImageConfig: (
+        TextToImageConfig(image_size=6, caption_length=24, batch_size=16, image_tokens=None, judge=None),
+        T5,
+    ),
 }
+PALETTE = PaletteTokens(np.array([[-1, -1, -1], [1, 1, 1], [1, -1, 0]], np.float32), 6)
+BESIDE = {TextToImageConfig: {"codec": PALETTE, "judge": None, "folder": None}}
 
 
 @functools.cache
@@ -66,6 +84,7 @@ def tiny_data():
             "source": f"{index} {CLASSES[index % 3]}",
             "target": f"number {index} of {CLASSES[index % 3]}",
             "image": rng.integers(0, 255, (12, 12, 3)).astype(np.uint8),
+            "caption": f"{CLASSES[index % 3]} dots",
             "label": index % 3,
             "question": f"How many is {index}?",
             "context": f"We know that {index} is {CLASSES[index % 3]}.",
@@ -79,7 +98,9 @@ def tiny_data():
 
 
 def small(config):
-    """One layer a stack, and the vocabulary of the data."""
+    """The model with one layer a stack, and the vocabulary of the data."""
+    if isinstance(config, ImageTokenizerConfig):
+        return ImageTokenizer(config)
 
     def shrink(part):
         name = "vocab_size" if hasattr(part, "vocab_size") else "num_layers"
@@ -87,14 +108,14 @@ def small(config):
         return part if given is None else dataclasses.replace(part, **{name: VOCAB if name == "vocab_size" else 1})
 
     parts = ("embedding", "decoder_embedding", "encoder", "decoder")
-    return dataclasses.replace(config, **{part: shrink(getattr(config, part)) for part in parts})
+    return Transformer(dataclasses.replace(config, **{part: shrink(getattr(config, part)) for part in parts}))
 
 
 def train(kind, axes):
     """Losses and gradient norms of a few steps, and the share of the parameters that one device holds."""
     chosen, config = SETTINGS[kind]
-    task = chosen.bind(*tiny_data(), seed=0, data=DataConfig(name="tiny"))
-    model, mesh = Transformer(small(config)), make_mesh(MeshConfig(**axes))
+    task = chosen.bind(*tiny_data(), seed=0, data=DataConfig(name="tiny"), **BESIDE.get(kind, {}))
+    model, mesh = small(config), make_mesh(MeshConfig(**axes))
     schedule = make_schedule(ScheduleConfig(warmup_steps=0), 1e-2, NUM_STEPS)
     optimizer = make_optimizer(OptimizerConfig(), schedule)
     batches, found = task.batches("train"), []

@@ -19,6 +19,7 @@ from zoo.config.heads import (
     Pooling,
     TokenHead,
 )
+from zoo.config.image_tokens import ImageTokenizerConfig
 from zoo.config.model import DualConfig, ModelConfig, TransformerConfig, replace
 from zoo.config.norm import NormConfig
 from zoo.config.positions import (
@@ -68,6 +69,7 @@ __all__ = [
     "ExpertsConfig",
     "GridBiasConfig",
     "Head",
+    "ImageTokenizerConfig",
     "LanguageModelHead",
     "LearnedPositions",
     "LinearScaling",

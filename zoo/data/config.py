@@ -44,8 +44,8 @@ class DataConfig:
     """A TFDS name ("imdb_reviews", "wikipedia/20230601.en"), or an embedded set, built at first use:
     zoo_stdlib (the running Python's documentation and sources), zoo_dates (days in many languages, and as
     ISO 8601), zoo_phrases (measures, money, days and places in eight languages), zoo_parallel
-    (the same, as pairs of one meaning), zoo_digits (scanned digits), zoo_questions (questions about
-    API documentation)."""
+    (the same, as pairs of one meaning), zoo_digits (scanned digits), zoo_pictures (captioned letters and
+    shapes), zoo_questions (questions about API documentation)."""
     path: str | None = None
     """Your own text instead of `name`: a .txt, .jsonl, .tsv or .json (SQuAD) file, a folder of text files (one
     document each), or a folder that holds train.* and validation.*."""
@@ -65,6 +65,8 @@ class DataConfig:
     """The field that holds the output, where pairs are read. The second column of a .tsv file."""
     image_key: str = "image"
     """The field that holds a picture."""
+    caption_key: str = "caption"
+    """The field that holds a picture's caption."""
     label_key: str = "label"
     """The field that holds a class, as a number or by name."""
     validation_fraction: float = 0.05

@@ -1,8 +1,10 @@
-"""A picture file to pixels."""
+"""Pictures to pixels, and pixels to pictures."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 
@@ -18,3 +20,26 @@ def stretch(picture: Image.Image, size: int) -> np.ndarray:
     """Pixels [1, 3, size, size] in [-1, 1], for checkpoints that do not say how theirs are made."""
     pixels = np.asarray(picture.resize((size, size), resample=Image.Resampling.BILINEAR), np.float32)
     return (pixels / 127.5 - 1).transpose(2, 0, 1)[None]
+
+
+def square(picture: Any, size: int) -> UInt8[np.ndarray, "3 size size"]:
+    """The middle of a picture, as large a square as there is, shrunk or stretched to `size`, in colours.
+
+    `picture` is a PIL image, or an array [height, width], [height, width, 1] or [height, width, 3] of 0 to 255.
+    """
+    if not isinstance(picture, Image.Image):
+        levels = np.asarray(picture, np.uint8)
+        if levels.shape == (size, size, 3):
+            return levels.transpose(2, 0, 1)
+        picture = Image.fromarray(levels[..., 0] if levels.ndim == 3 and levels.shape[-1] == 1 else levels)
+    whole, side = picture.size, min(picture.size)
+    left, top = ((length - side) // 2 for length in whole)
+    box = (left, top, left + side, top + side)
+    middle = picture.convert("RGB").crop(box)
+    return np.asarray(middle.resize((size, size), resample=Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+
+
+def as_levels(pixels: Any) -> UInt8[np.ndarray, "B height width 3"]:
+    """Pixels [B, 3, height, width] from -1 to 1 as pictures of whole levels."""
+    levels = np.round((np.asarray(pixels, np.float32) + 1) * 127.5)
+    return np.clip(levels, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)

@@ -10,6 +10,7 @@ from zoo.recipes.full import (
     vit_cifar10,
     vit_imagenet,
 )
+from zoo.recipes.pictures import image_tokens_tiny, picture_judge_tiny, text_to_image_tiny
 from zoo.recipes.questions import answer_tiny
 from zoo.recipes.run import Recipe
 from zoo.recipes.tiny import (
@@ -31,6 +32,9 @@ RECIPES: dict[str, Recipe] = {
     "search-tiny": search_tiny,
     "vit-tiny": vit_tiny,
     "answer-tiny": answer_tiny,
+    "text-to-image-tiny": text_to_image_tiny,
+    "image-tokens-tiny": image_tokens_tiny,
+    "picture-judge-tiny": picture_judge_tiny,
     "gpt2": gpt2,
     "llama-1b": llama_1b,
     "bert-base": bert_base,

@@ -7,10 +7,11 @@ import jax
 from rich.console import Console
 
 from zoo.generate import Sampling
+from zoo.recipes.companions import make_companions
 from zoo.recipes.report import show_next, show_results, show_sample
 from zoo.recipes.run import Run, prepare
 from zoo.serialization import as_dict
-from zoo.tasks.report import FREE, Question
+from zoo.tasks.report import EXTRAS, FREE, Question
 from zoo.training.checkpoint import load_params
 from zoo.training.loop import check_folder, train
 from zoo.training.metrics import read_metrics
@@ -22,6 +23,7 @@ def train_and_report(run: Run, console: Console) -> None:
     run.mesh.sizes(jax.device_count())  # raises where they do not fit
     resolved = as_dict(run)
     check_folder(run.folder, resolved)
+    make_companions(run, console)
     prepared = prepare(run)
     state = train(
         prepared.model,
@@ -56,18 +58,24 @@ def score(run: Run, step: int | None, console: Console) -> None:
 
 def answer(run: Run, wanted: Any, console: Console) -> None:
     """Print what a checkpoint makes of the prompt of a `zoo.cli.Evaluation`."""
-    sampling = Sampling(
-        temperature=FREE.temperature if wanted.temperature is None else wanted.temperature,
-        top_k=wanted.top_k,
-        top_p=FREE.top_p if wanted.top_p is None else wanted.top_p,
-    )
     params, _ = load_params(run.folder, wanted.step)
     prepared = prepare(run)
-    beside = getattr(prepared.task, "beside", {})
+    task = prepared.task
+    beside = getattr(task, "beside", {})
     given = [name for name in ("prompt", "image", "pair", "context") if getattr(wanted, name) is not None]
-    if prepared.task.option not in given or not {*given} <= {prepared.task.option, *beside}:
-        reads = " and ".join(f"--{name}" for name in (prepared.task.option, *beside))
+    if task.option not in given or not {*given} <= {task.option, *beside}:
+        reads = " and ".join(f"--{name}" for name in (task.option, *beside))
         raise ValueError(f"{' and '.join(f'--{name}' for name in given)}: this run answers {reads}")
+    others = {name: use for name, use in EXTRAS.items() if name not in getattr(task, "extras", ())}
+    for name, use in (others | getattr(task, "unused", {})).items():
+        if getattr(wanted, name) not in (None, ()):
+            raise ValueError(f"--{name.replace('_', '-')} is of no use here: {use}")
+    free = getattr(task, "sampling", FREE)
+    sampling = Sampling(
+        temperature=free.temperature if wanted.temperature is None else wanted.temperature,
+        top_k=wanted.top_k,
+        top_p=free.top_p if wanted.top_p is None else wanted.top_p,
+    )
     question = Question(
         prompt=wanted.prompt or "",
         pair=wanted.pair or "",
@@ -76,11 +84,9 @@ def answer(run: Run, wanted: Any, console: Console) -> None:
         max_new_tokens=wanted.max_new_tokens or 200,
         sampling=sampling,
         seed=wanted.seed,
-        candidates=wanted.candidates,
+        **{name: getattr(wanted, name) for name in EXTRAS},
     )
-    if question.candidates and "candidates" not in getattr(prepared.task, "extras", ()):
-        raise ValueError("--candidates is of no use here: this run was not trained to search among texts")
-    text = prepared.task.respond(bind_apply(prepared.model), params, question)
+    text = task.respond(bind_apply(prepared.model), params, question)
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 

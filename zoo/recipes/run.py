@@ -12,20 +12,25 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from zoo.config import LearnedPositions, TransformerConfig
+from zoo.config import ImageTokenizerConfig, LearnedPositions, TransformerConfig
 from zoo.data import DataConfig, Dataset, Tokenizer, fit_tokenizer, open_dataset
+from zoo.image_tokens import ImageTokenizer
 from zoo.serialization import from_dict
 from zoo.tasks.causal_lm import CausalLMConfig
 from zoo.tasks.image_classification import ImageClassificationConfig
+from zoo.tasks.image_tokens import ImageTokensConfig
 from zoo.tasks.masked_lm import MaskedLMConfig
+from zoo.tasks.picture_attributes import PictureAttributesConfig
 from zoo.tasks.question_answering import QuestionAnsweringConfig
 from zoo.tasks.sentence_embedding import SentenceEmbeddingConfig
 from zoo.tasks.sequence_to_sequence import SequenceToSequenceConfig
 from zoo.tasks.text_classification import TextClassificationConfig
+from zoo.tasks.text_to_image import TextToImageConfig
 from zoo.training.config import MeshConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
 from zoo.training.run_record import read_run
 from zoo.transformer import Remat, Transformer
 
+ModelConfig = TransformerConfig | ImageTokenizerConfig
 TaskConfig = (
     CausalLMConfig
     | MaskedLMConfig
@@ -34,6 +39,9 @@ TaskConfig = (
     | QuestionAnsweringConfig
     | ImageClassificationConfig
     | SentenceEmbeddingConfig
+    | PictureAttributesConfig
+    | ImageTokensConfig
+    | TextToImageConfig
 )
 
 
@@ -41,7 +49,7 @@ TaskConfig = (
 class Run:
     """Everything that decides what a training run does."""
 
-    model: TransformerConfig
+    model: ModelConfig
     """The network."""
     task: TaskConfig
     """What it learns, and the shape of a batch."""
@@ -61,6 +69,10 @@ class Run:
     """Where checkpoints, metrics.csv, loss.png and the model card go."""
 
     def __post_init__(self):
+        if isinstance(self.model, ImageTokenizerConfig) != isinstance(self.task, ImageTokensConfig):
+            raise ValueError(f"a model of {type(self.model).__name__} does not learn {type(self.task).__name__}")
+        if isinstance(self.model, ImageTokenizerConfig):
+            return
         for name, embedding in (
             ("embedding", self.model.embedding),
             ("decoder_embedding", self.model.decoder_embedding),
@@ -68,7 +80,9 @@ class Run:
             if embedding is None:
                 continue
             ours, theirs = embedding.vocab_size, self.data.tokenizer.vocab_size
-            if ours is not None and ours != theirs:
+            # A picture's tokens have a table of their own, which fits once their tokenizer is known.
+            is_text = name == "embedding" or not isinstance(self.task, TextToImageConfig)
+            if ours is not None and ours != theirs and is_text:
                 raise ValueError(
                     f"model.{name}.vocab_size is {ours} and data.tokenizer.vocab_size is {theirs}; "
                     "give both the same value"
@@ -91,9 +105,11 @@ class Run:
         """
         return replace(from_dict(cls, read_run(folder), f"{folder}/run.json"), folder=str(folder))
 
-    def make_model(self) -> Transformer:
+    def make_model(self) -> Transformer | ImageTokenizer:
         """The module, with this run's dtype and execution."""
         dtype = jnp.dtype(self.compute_dtype)
+        if isinstance(self.model, ImageTokenizerConfig):
+            return ImageTokenizer(self.model, dtype=dtype)
         return Transformer(self.model, dtype=dtype, layers=self.layers, remat=self.remat)
 
 
@@ -104,7 +120,7 @@ class Prepared:
     dataset: Dataset
     tokenizer: Tokenizer | None
     """None for tasks without text."""
-    model: Transformer
+    model: Transformer | ImageTokenizer
     task: Any
 
 
@@ -117,7 +133,12 @@ def prepare(run: Run) -> Prepared:
     dataset = open_dataset(run.data)
     keys = run.task.text_keys(run.data)
     tokenizer = _prepare_tokenizer(run, dataset, keys) if keys else None
-    task = run.task.bind(dataset, tokenizer, seed=run.training.seed, data=run.data)
+    others: dict[str, Any] = {}
+    if isinstance(run.task, TextToImageConfig):
+        from zoo.recipes.companions import open_companions  # they are runs themselves
+
+        others = open_companions(run, dataset)
+    task = run.task.bind(dataset, tokenizer, seed=run.training.seed, data=run.data, **others)
     return Prepared(dataset=dataset, tokenizer=tokenizer, model=run.make_model(), task=task)
 
 
@@ -129,9 +150,10 @@ def _prepare_tokenizer(run: Run, dataset: Dataset, keys: tuple[str, ...]) -> Tok
         tokenizer = fit_tokenizer(dataset.split("train"), run.data.tokenizer, keys=keys)
         path.parent.mkdir(parents=True, exist_ok=True)
         tokenizer.save(path)
-    if tokenizer.vocab_size > (run.model.target_vocab_size or 0):
+    known = run.model.embedding.vocab_size or run.model.target_vocab_size or 0
+    if tokenizer.vocab_size > known:
         raise ValueError(
-            f"{path} has {tokenizer.vocab_size} tokens and the model {run.model.target_vocab_size}; "
+            f"{path} has {tokenizer.vocab_size} tokens and the model {known}; "
             "remove the folder to start anew, or use the vocabulary size it was made with"
         )
     return tokenizer

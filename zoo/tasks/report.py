@@ -36,14 +36,30 @@ class Question:
     seed: int = 0
     candidates: tuple[str, ...] = ()
     """Texts to search in."""
+    output: str | None = None
+    """Where a picture that is drawn goes."""
+    variants: int | None = None
+    """How many are drawn."""
+    guidance_scale: float | None = None
+    """How far they are led to the prompt."""
+
+
+EXTRAS = {
+    "candidates": "this run was not trained to search among texts",
+    "output": "this run draws no pictures",
+    "variants": "this run draws no pictures",
+    "guidance_scale": "this run draws no pictures",
+}
+"""Options of evaluate.py that few tasks read, those that name them in `extras`; and why others do not."""
 
 
 class Reporting(Protocol):
     """What a task has beside what training asks of it (`zoo.training.protocol.Task`).
 
     One whose questions have further parts has `beside`: the other options of evaluate.py that it reads ("pair",
-    "context"), each with a value that goes with `example`. Options that it reads where they are given are its `extras`
-    ("candidates"). What it has for a `description` opens the run's model card.
+    "context"), each with a value that goes with `example`. What it reads of `EXTRAS`, where they are given, are its
+    `extras`; an option that others read and that means nothing to it is in `unused`, with the reason. One that samples
+    in a way of its own says so in `sampling`. What it has for a `description` opens the run's model card.
     """
 
     option: str

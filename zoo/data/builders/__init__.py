@@ -27,6 +27,7 @@ EMBEDDED = {
     "zoo_digits": ("zoo.data.builders.digits", "ZooDigits"),
     "zoo_parallel": ("zoo.data.builders.parallel", "ZooParallel"),
     "zoo_phrases": ("zoo.data.builders.phrases", "ZooPhrases"),
+    "zoo_pictures": ("zoo.data.builders.pictures", "ZooPictures"),
     "zoo_questions": ("zoo.data.builders.questions", "ZooQuestions"),
     "zoo_stdlib": ("zoo.data.builders.stdlib", "ZooStdlib"),
 }
