@@ -1,5 +1,6 @@
 """Answers as spans: windows that miss nothing, characters that come back exactly, and SQuAD's scores."""
 
+import dataclasses
 import json
 
 import jax
@@ -190,11 +191,24 @@ def test_training_batches_go_on_where_they_were(tokenizer):
     assert {int(index) for batch in wanted for index in batch["example"]} == {*range(12)}
 
 
+def test_few_windows_without_the_answer_are_trained_on(tokenizer):
+    examples = [ask(n, 30) for n in range(8)]
+    task = make(tokenizer, examples)
+    few = dataclasses.replace(task, config=dataclasses.replace(task.config, empty_windows=0.0))
+    for example in (*examples, ask(9)):
+        rows, kept = task.cut_to_train(example), few.cut_to_train(example)
+        assert len(rows) == len(task.cut(example)) > 2
+        answered = [row for row in rows if row["starts"]] or rows  # of a question without an answer all windows stay
+        assert [int(row["shift"]) for row in kept] == [int(row["shift"]) for row in answered]
+
+
 def test_settings_under_which_answers_would_be_lost_are_refused(tokenizer):
     with pytest.raises(ValueError, match="give at least 222, or a smaller stride"):
         QuestionAnsweringConfig(sequence_length=221, question_length=60, answer_length=40, stride=120)
     with pytest.raises(ValueError, match="stride is 0"):
         QuestionAnsweringConfig(stride=0)
+    with pytest.raises(ValueError, match=r"empty_windows is 1\.5; give a share"):
+        QuestionAnsweringConfig(empty_windows=1.5)
     with pytest.raises(ValueError, match=r"has no field 'question' but text: give questions in SQuAD's shape"):
         make(tokenizer, [{"text": "no question"}])
 

@@ -1,6 +1,7 @@
 """Recipes: one function a run. `RECIPES` maps the names on the command line to them; the first is the default."""
 
 from zoo.recipes.full import (
+    answer_squad,
     bert_base,
     gpt2,
     llama_1b,
@@ -11,9 +12,9 @@ from zoo.recipes.full import (
     vit_imagenet,
 )
 from zoo.recipes.pictures import image_tokens_tiny, picture_judge_tiny, text_to_image_tiny
-from zoo.recipes.questions import answer_tiny
 from zoo.recipes.run import Recipe
 from zoo.recipes.tiny import (
+    answer_tiny,
     bert_tiny,
     gpt_tiny,
     search_tiny,
@@ -41,6 +42,7 @@ RECIPES: dict[str, Recipe] = {
     "translate-wmt14": translate_wmt14,
     "summarize-cnn": summarize_cnn,
     "search-msmarco": search_msmarco,
+    "answer-squad": answer_squad,
     "vit-cifar10": vit_cifar10,
     "vit-imagenet": vit_imagenet,
 }

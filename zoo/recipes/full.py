@@ -21,6 +21,7 @@ from zoo.config import (
     RotaryConfig,
     SinusoidalPositions,
     StackConfig,
+    TokenHead,
     TransformerConfig,
 )
 from zoo.data import DataConfig, TokenizerConfig
@@ -28,6 +29,7 @@ from zoo.recipes.run import Run
 from zoo.tasks.causal_lm import CausalLMConfig
 from zoo.tasks.image_classification import ImageClassificationConfig
 from zoo.tasks.masked_lm import MaskedLMConfig
+from zoo.tasks.question_answering import QuestionAnsweringConfig
 from zoo.tasks.sentence_embedding import SentenceEmbeddingConfig
 from zoo.tasks.sequence_to_sequence import SequenceToSequenceConfig
 from zoo.training.config import MeshConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
@@ -254,6 +256,29 @@ def search_msmarco() -> Run:
         layers="scanned",
         remat="dots",
         folder="runs/search-msmarco",
+    )
+
+
+def answer_squad() -> Run:
+    """BERT-base on SQuAD 2.0 as its paper fine-tunes it (Devlin et al. 2019, section 4.3).
+
+    Not yet measured. For 1 GPU of 16 GiB, from a pretrained model: `--init google-bert/bert-base-uncased`; from scratch
+    its learning rate is too low and its questions are too few. Data: squad/v2.0; or your own in the same layout,
+    `--data.path squad.json`. For SQuAD 1.1, whose questions all have an answer: `--data.name squad
+    --task.no-answer-threshold None`.
+    """
+    vocab_size = 30_528
+    model = _bert(vocab_size, 512, TokenHead(num_classes=2))
+    return Run(
+        model=replace(model, embedding=replace(model.embedding, num_token_types=2)),
+        task=QuestionAnsweringConfig(sequence_length=384, question_length=64, stride=128, batch_size=48),
+        data=DataConfig(name="squad/v2.0", tokenizer=_tokenizer(vocab_size)),
+        optimizer=OptimizerConfig(learning_rate=5e-5, betas=(0.9, 0.999), epsilon=1e-6, weight_decay=0.01),
+        schedule=ScheduleConfig(name="linear", warmup_steps=550, final_fraction=0.0),
+        training=TrainingConfig(num_steps=5500, evaluate_every=5500, checkpoint_every=500, log_every=10),
+        compute_dtype="bfloat16",
+        layers="scanned",
+        folder="runs/answer-squad",
     )
 
 

@@ -15,6 +15,7 @@ from zoo.config import (
     RelativeBiasConfig,
     RotaryConfig,
     StackConfig,
+    TokenHead,
     TransformerConfig,
 )
 from zoo.data import DataConfig, TokenizerConfig
@@ -22,6 +23,7 @@ from zoo.recipes.run import Run, fast_dtype, fast_layers
 from zoo.tasks.causal_lm import CausalLMConfig
 from zoo.tasks.image_classification import ImageClassificationConfig
 from zoo.tasks.masked_lm import MaskedLMConfig
+from zoo.tasks.question_answering import QuestionAnsweringConfig
 from zoo.tasks.sentence_embedding import SentenceEmbeddingConfig
 from zoo.tasks.sequence_to_sequence import SequenceToSequenceConfig
 from zoo.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
@@ -236,6 +238,40 @@ def vit_tiny() -> Run:
         compute_dtype=fast_dtype(),
         layers=fast_layers(),
         folder="runs/vit-tiny",
+    )
+
+
+def answer_tiny() -> Run:
+    """An encoder that answers questions about API documentation, by a span of it, from scratch.
+
+    Not yet measured.
+    """
+    vocab_size, width = 2048, 192
+    return Run(
+        model=TransformerConfig(
+            embedding=EmbeddingConfig(width=width, vocab_size=vocab_size, num_token_types=2),
+            encoder=StackConfig(
+                num_layers=4,
+                width=width,
+                attention=AttentionConfig(num_heads=3, head_size=64, rotary=RotaryConfig()),
+                mlp=MlpConfig(hidden_size=4 * width, activation="gelu"),
+                norm=_RMS,
+            ),
+            head=TokenHead(num_classes=2),
+        ),
+        task=QuestionAnsweringConfig(
+            sequence_length=256, question_length=32, answer_length=40, stride=160, batch_size=32, empty_windows=0.1
+        ),
+        data=DataConfig(
+            name="zoo_questions",
+            tokenizer=TokenizerConfig(vocab_size=vocab_size, cross_words=False, training_bytes=2_000_000),
+        ),
+        optimizer=OptimizerConfig(name="muon", learning_rate=0.01, weight_decay=0.1),
+        schedule=ScheduleConfig(name="linear", warmup_steps=50, final_fraction=0.02),
+        training=TrainingConfig(num_steps=400, evaluate_every=400, checkpoint_every=200),
+        compute_dtype=fast_dtype(),
+        layers=fast_layers(),
+        folder="runs/answer-tiny",
     )
 
 

@@ -6,6 +6,7 @@ A context longer than a row is read through windows that overlap. Of all windows
 
 import functools
 import json
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,11 +14,11 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from zoo.data import DataConfig, Dataset, Tokenizer, read_texts, window_batches
 from zoo.data.sources import Source
 from zoo.tasks.answer_baselines import nearest_sentences
-from zoo.tasks.losses import score_split
 from zoo.tasks.report import Figure, Question
 from zoo.tasks.spans import ANSWER_LENGTH, span_scores, window_starts
 from zoo.tasks.squad_scores import score_answers
@@ -42,6 +43,9 @@ class QuestionAnsweringConfig:
     """Tokens of the context from the beginning of one window to that of the next."""
     batch_size: int = 32
     """Rows a step over all devices, B."""
+    empty_windows: float = 1.0
+    """Share of the windows without their question's answer that are trained on, where another window holds it (Alberti
+    et al. 2019 keep few); scoring reads all."""
     no_answer_threshold: float | None = 0.0
     """No answer is given where the first position's score is more than so far above the best span's; None: always one
     (SQuAD 1.1)."""
@@ -50,6 +54,8 @@ class QuestionAnsweringConfig:
         for name in ("question_length", "answer_length", "stride"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; give at least 1")
+        if not 0 <= self.empty_windows <= 1:
+            raise ValueError(f"empty_windows is {self.empty_windows}; give a share from 0 to 1")
         need = self.question_length + self.stride + self.answer_length + 2
         if self.sequence_length < need:
             raise ValueError(
@@ -87,6 +93,11 @@ class Found:
     """The sum of its ends' logits, of the window where it is greatest."""
     none_score: float
     """The same of the first position, of the window where it is least."""
+    nats: float
+    """The loss, summed over windows."""
+    num_right: int
+    """Windows whose likeliest ends are right."""
+    num_windows: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,8 +114,18 @@ class QuestionAnswering:
 
     def batches(self, split: str):
         """Windows with their answers, endless and shuffled, for "train"; otherwise one pass."""
-        seed = self.seed if split == "train" else None
-        return window_batches(self.dataset.split(split), self.cut, batch_size=self.config.batch_size, seed=seed)
+        source, size = self.dataset.split(split), self.config.batch_size
+        if split != "train":
+            return window_batches(source, self.cut, batch_size=size, seed=None)
+        return window_batches(source, self.cut_to_train, batch_size=size, seed=self.seed)
+
+    def cut_to_train(self, example: Mapping[str, Any]) -> list[dict[str, np.ndarray]]:
+        """The rows of a question without some of those that miss its answer, the same ones each time."""
+        rows = self.cut(example)
+        if not any(row["starts"] for row in rows):
+            return rows
+        draw = np.random.default_rng(zlib.crc32(example["question"].encode())).random(len(rows))
+        return [row for row, x in zip(rows, draw, strict=True) if row["starts"] or x < self.config.empty_windows]
 
     def cut(self, example: Mapping[str, Any]) -> list[dict[str, np.ndarray]]:
         """The rows of a question: begin, question, end, a window of the context, end, padding.
@@ -131,28 +152,23 @@ class QuestionAnswering:
         return rows
 
     def loss(self, apply, params, batch: Mapping[str, Any], rng=None):
-        """Mean nats of a start and of an end, per window."""
-        nats, right = [], []
-        for logits, name in zip(self._logits(apply, params, batch, rng), ("starts", "ends"), strict=True):
-            chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), batch[name][:, None], 1)[:, 0]
-            nats.append(-chosen)
-            right.append(logits.argmax(-1) == batch[name])
+        """Mean nats of a start and of an end, per window; accuracy is how often both are likeliest."""
+        nats, right = _score_ends(*self.logits(apply, params, batch, rng), batch)
         weight = batch["weights"].sum()
         count = jnp.maximum(weight, 1.0)
-        accuracy = ((right[0] & right[1]) * batch["weights"]).sum() / count
-        return ((nats[0] + nats[1]) / 2 * batch["weights"]).sum() / count, {"weight": weight, "accuracy": accuracy}
+        accuracy = (right * batch["weights"]).sum() / count
+        return (nats * batch["weights"]).sum() / count, {"weight": weight, "accuracy": accuracy}
 
     def evaluate(self, apply, params) -> dict[str, float]:
-        """Held-out loss (nats per end) and accuracy (both ends of a window), and SQuAD's scores of the answers."""
-        scored = score_split(self.loss, apply, params, self.batches("validation"))
-        answers = [self.decide(found) for found in self.find(apply, params, "validation")]
-        scores = score_answers(answers, self._wanted())
+        """Held-out loss and accuracy as in training, over all windows, and SQuAD's scores of the answers."""
+        found = self.find(apply, params, "validation")
+        num_windows = sum(answer.num_windows for answer in found)
         return {
-            "loss": scored["loss"],
-            "accuracy": scored["accuracy"],
-            **scores,
-            "questions": float(len(answers)),
-            "windows": scored["weight"],
+            "loss": sum(answer.nats for answer in found) / num_windows,
+            "accuracy": sum(answer.num_right for answer in found) / num_windows,
+            **score_answers([self.decide(answer) for answer in found], self._wanted()),
+            "questions": float(len(found)),
+            "windows": float(num_windows),
         }
 
     def find(self, apply, params, split: str) -> list[Found]:
@@ -243,7 +259,7 @@ class QuestionAnswering:
         windows = self._read_windows(apply, params, batch | {"example": np.zeros(len(rows), np.int32)}, [example])
         return self.decide(functools.reduce(_better, (window for _, window in windows))) or NO_ANSWER
 
-    def _logits(self, apply, params, batch: Mapping[str, Any], rng) -> tuple[jax.Array, jax.Array]:
+    def logits(self, apply, params, batch: Mapping[str, Any], rng) -> tuple[jax.Array, jax.Array]:
         """Start and end logits [B, T], out of reach where no answer can be."""
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
         output = apply(params, **inputs, dropout_rng=rng)
@@ -253,16 +269,16 @@ class QuestionAnswering:
 
     def _read_windows(self, apply, params, batch, source) -> Iterator[tuple[int, Found]]:
         """For each row that is not blank: the index of its example, and its best span."""
-        spans = _best_spans(self._logits, apply, self.config.answer_length, params, batch)
-        scores, first, last, none_scores = map(np.asarray, spans)
+        read = {name: np.asarray(value) for name, value in _read_rows(self, apply, params, batch).items()}
         for row in np.flatnonzero(batch["weights"]):
             index, shift = int(batch["example"][row]), int(batch["shift"][row])
             context = source[index]["context"]
             _, offsets = _encode_context(self.tokenizer, context)
             text = ""
-            if scores[row] > -np.inf:  # an empty context has no span
-                text = context[offsets[first[row] + shift, 0] : offsets[last[row] + shift, 1]].strip()
-            yield index, Found(text=text, score=float(scores[row]), none_score=float(none_scores[row]))
+            if read["score"][row] > -np.inf:  # an empty context has no span
+                text = context[offsets[read["first"][row] + shift, 0] : offsets[read["last"][row] + shift, 1]].strip()
+            numbers = {name: float(read[name][row]) for name in ("score", "none_score", "nats")}
+            yield index, Found(text=text, **numbers, num_right=int(read["right"][row]))
 
 
 @functools.lru_cache(maxsize=1 << 15)
@@ -295,21 +311,38 @@ def _lay_row(head: list[int], window: list[int], length: int, pad_id: int) -> di
     }
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _best_spans(logits, apply, longest: int, params, batch):
-    """Of each row the best span's score, first and last position, and the score of no answer."""
-    start, end = logits(apply, params, batch, None)
+def _score_ends(start: Float[Array, "B T"], end: Float[Array, "B T"], batch: Mapping[str, Any]):
+    """Of each row the mean nats of both ends, and whether both are the likeliest."""
+    nats, right = jnp.zeros(len(start)), jnp.ones(len(start), bool)
+    for logits, wanted in ((start, batch["starts"]), (end, batch["ends"])):
+        nats -= jnp.take_along_axis(jax.nn.log_softmax(logits), wanted[:, None], 1)[:, 0] / 2
+        right &= logits.argmax(-1) == wanted
+    return nats, right
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _read_rows(task: QuestionAnswering, apply, params, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Of each row the best span's "score", "first" and "last" position, "none_score", "nats" and "right"."""
+    start, end = task.logits(apply, params, batch, None)
     inside = (batch["candidates"] > 0) & (jnp.arange(start.shape[-1]) > 0)
-    spans = span_scores(*(jnp.where(inside, scores, -jnp.inf) for scores in (start, end)), longest)
-    flat = spans.reshape(len(spans), -1)
-    best = flat.argmax(-1)
-    return flat.max(-1), best // start.shape[-1], best % start.shape[-1], start[:, 0] + end[:, 0]
+    ends = (jnp.where(inside, scores, -jnp.inf) for scores in (start, end))
+    spans = span_scores(*ends, task.config.answer_length).reshape(len(start), -1)
+    first, last = jnp.divmod(spans.argmax(-1), start.shape[-1])
+    nats, right = _score_ends(start, end, batch)
+    none_score = start[:, 0] + end[:, 0]
+    return dict(score=spans.max(-1), first=first, last=last, none_score=none_score, nats=nats, right=right)
 
 
 def _better(one: Found, other: Found) -> Found:
     """Of two windows: the better span, and the lower score of no answer (Devlin et al. 2019's code for SQuAD 2)."""
-    best = max(one, other, key=lambda found: found.score)
-    return Found(text=best.text, score=best.score, none_score=min(one.none_score, other.none_score))
+    return Found(
+        text=max(one, other, key=lambda found: found.score).text,
+        score=max(one.score, other.score),
+        none_score=min(one.none_score, other.none_score),
+        nats=one.nats + other.nats,
+        num_right=one.num_right + other.num_right,
+        num_windows=one.num_windows + other.num_windows,
+    )
 
 
 def _ids(source: Source) -> list[str]:
