@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import re
 
 import jax
 import numpy as np
@@ -66,6 +67,9 @@ class Words:
     def encode(self, text):
         return [5 + hash(word) % (self.vocab_size - 5) for word in text.split()]
 
+    def encode_with_offsets(self, text):
+        return self.encode(text), np.array([match.span() for match in re.finditer(r"\S+", text)])
+
 
 def abstract_batch(run):
     """The shapes of a batch, which are those of a few real rows, as many as the run has."""
@@ -73,7 +77,8 @@ def abstract_batch(run):
     text = " ".join(map(str, rng.integers(0, 9999, 700)))
     keys = run.task.text_keys(run.data)
     image = {run.data.image_key: rng.integers(0, 255, (40, 50, 3)).astype(np.uint8), run.data.label_key: 3}
-    examples = [dict.fromkeys(keys, text) | ({} if keys else image)] * 8
+    answers = {"answers": {"text": [text[5:9]], "answer_start": [5]}}
+    examples = [dict.fromkeys(keys, text) | (answers if keys else image)] * 8
     classes = tuple(map(str, range(getattr(run.model.head, "num_classes", 0))))
     dataset = Dataset(name="few", splits={"train": examples}, labels={run.data.label_key: classes})
     tokenizer = Words(run.data.tokenizer.vocab_size) if keys else None
