@@ -48,7 +48,8 @@ class DataConfig:
     shapes), zoo_questions (questions about API documentation)."""
     path: str | None = None
     """Your own text instead of `name`: a .txt, .jsonl, .tsv or .json (SQuAD) file, a folder of text files (one
-    document each), or a folder that holds train.* and validation.*."""
+    document each), a folder that holds train.* and validation.*, or one of pictures with a metadata.jsonl
+    (file_name and caption) or captions.tsv."""
     directory: str | None = None
     """Where prepared TFDS data is kept. Absent: $ZOO_DATA_DIR, else ~/.cache/zoo/tfds."""
     train_split: str = "train"

@@ -1,4 +1,5 @@
-"""Your own text: a .txt, .jsonl, .tsv or .json file, a folder of text files, or one with train.* and validation.*.
+"""Your own data: a .txt, .jsonl, .tsv or .json file, a folder of text files, one with train.* and validation.*, or one
+of pictures with captions (`zoo.data.captioned`).
 
 Everything is read and checked when it is opened, so that a bad line is named before any work begins.
 Documents are held out by a hash of their text: the same ones whatever their order, and equal texts together;
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from zoo.data.captioned import find_captions, find_split_captions, read_captions
 from zoo.data.config import DataConfig
 from zoo.data.squad import read_question, read_squad
 
@@ -31,6 +33,10 @@ def read_splits(config: DataConfig) -> dict[str, list[Example]]:
         raise FileNotFoundError(f"data.path={str(path)!r} does not exist; give {_KINDS}")
     if path.is_dir() and (files := _find_split_files(path)):
         return {split: _read_file(file, config) for split, file in files.items()}
+    if path.is_dir() and (files := find_split_captions(path)):
+        return {split: read_captions(file, config) for split, file in files.items()}
+    if path.is_dir() and (file := find_captions(path)):
+        return _hold_out(read_captions(file, config), config)
     examples = _read_folder(path, config) if path.is_dir() else _read_file(path, config)
     return _hold_out(examples, config)
 
@@ -161,8 +167,10 @@ def _hold_out(examples: list[Example], config: DataConfig) -> dict[str, list[Exa
 
 
 def _hash(example: Example, config: DataConfig) -> float:
-    """A number in [0, 1) drawn from the document, from a pair's input or a question's context."""
+    """A number in [0, 1) drawn from the document, from a pair's input, a question's context or a picture's caption."""
     text = example.get(config.text_key) or example.get(config.source_key) or ""
     if "answers" in example:
         text = example["context"]
+    if config.image_key in example:
+        text = example[config.caption_key]
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48

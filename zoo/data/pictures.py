@@ -25,17 +25,17 @@ def stretch(picture: Image.Image, size: int) -> np.ndarray:
 def square(picture: Any, size: int) -> UInt8[np.ndarray, "3 size size"]:
     """The middle of a picture, as large a square as there is, shrunk or stretched to `size`, in colours.
 
-    `picture` is a PIL image, or an array [height, width], [height, width, 1] or [height, width, 3] of 0 to 255.
+    `picture` is a PIL image, a `PictureFile`, or an array [height, width(, 1 or 3)] of 0 to 255.
     """
-    if not isinstance(picture, Image.Image):
+    if not hasattr(picture, "convert"):
         levels = np.asarray(picture, np.uint8)
         if levels.shape == (size, size, 3):
             return levels.transpose(2, 0, 1)
         picture = Image.fromarray(levels[..., 0] if levels.ndim == 3 and levels.shape[-1] == 1 else levels)
-    whole, side = picture.size, min(picture.size)
-    left, top = ((length - side) // 2 for length in whole)
-    box = (left, top, left + side, top + side)
-    middle = picture.convert("RGB").crop(box)
+    whole = picture.convert("RGB")
+    side = min(whole.size)
+    left, top = ((length - side) // 2 for length in whole.size)
+    middle = whole.crop((left, top, left + side, top + side))
     return np.asarray(middle.resize((size, size), resample=Image.Resampling.BICUBIC)).transpose(2, 0, 1)
 
 

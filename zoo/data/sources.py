@@ -160,8 +160,16 @@ def _check_split(builder, name: str, split: str) -> str:
 
 
 def read_field(example: dict[str, Any], key: str) -> str:
-    """`example[key]`, or ValueError with the text fields there are."""
+    """`example[key]`, or ValueError with the text fields there are.
+
+    A key such as "captions/text" looks inside of a field, and takes the first of several texts.
+    """
     value = example.get(key)
+    if value is None and "/" in key:
+        value: Any = example
+        for name in key.split("/"):
+            value = value.get(name) if isinstance(value, dict) else None
+        value = value[0] if isinstance(value, list) and value else value
     if not isinstance(value, str):
         texts = ", ".join(name for name, value in example.items() if isinstance(value, str)) or "none"
         raise ValueError(

@@ -11,7 +11,15 @@ from zoo.recipes.full import (
     vit_cifar10,
     vit_imagenet,
 )
-from zoo.recipes.pictures import image_tokens_tiny, picture_judge_tiny, text_to_image_tiny
+from zoo.recipes.pictures import (
+    image_tokens,
+    image_tokens_tiny,
+    picture_judge_16_tiny,
+    picture_judge_tiny,
+    text_to_image,
+    text_to_image_pixels_tiny,
+    text_to_image_tiny,
+)
 from zoo.recipes.run import Recipe
 from zoo.recipes.tiny import (
     answer_tiny,
@@ -36,6 +44,8 @@ RECIPES: dict[str, Recipe] = {
     "text-to-image-tiny": text_to_image_tiny,
     "image-tokens-tiny": image_tokens_tiny,
     "picture-judge-tiny": picture_judge_tiny,
+    "text-to-image-pixels-tiny": text_to_image_pixels_tiny,
+    "picture-judge-16-tiny": picture_judge_16_tiny,
     "gpt2": gpt2,
     "llama-1b": llama_1b,
     "bert-base": bert_base,
@@ -45,5 +55,7 @@ RECIPES: dict[str, Recipe] = {
     "answer-squad": answer_squad,
     "vit-cifar10": vit_cifar10,
     "vit-imagenet": vit_imagenet,
+    "text-to-image": text_to_image,
+    "image-tokens": image_tokens,
 }
 DEFAULT = next(iter(RECIPES))
