@@ -13,8 +13,9 @@ from models import CONFIGS, inputs
 
 from zoo.architectures import find_architecture
 from zoo.bundle import Bundle, Origin
-from zoo.generate import BUCKET, GREEDY, Sampling, _generate, _search, generate, stream
-from zoo.generation_config import stored_options
+from zoo.generate import BUCKET, _generate, _search, generate, stream
+from zoo.generation_config import GenerationConfig, stored_options
+from zoo.logits import choose, narrow
 
 
 def build(name: str):
@@ -185,7 +186,7 @@ def test_seeds_repeat_and_differ():
     ids = np.full((4, 3), 5, np.int32)
 
     def draw(seed: int) -> np.ndarray:
-        return np.asarray(generate(apply, params, ids, sampling=Sampling(), seed=seed, max_new_tokens=8).sequences)
+        return np.asarray(generate(apply, params, ids, do_sample=True, seed=seed, max_new_tokens=8).sequences)
 
     np.testing.assert_array_equal(draw(1), draw(1))
     assert (draw(1) != draw(2)).any()
@@ -196,22 +197,27 @@ LOGITS = jnp.log(jnp.array([[0.5, 0.25, 0.15, 0.06, 0.04]]))
 
 
 @pytest.mark.parametrize(
-    ("sampling", "expected"),
+    ("options", "expected"),
     [
-        (GREEDY, [1.0, 0, 0, 0, 0]),
-        (Sampling(), [0.5, 0.25, 0.15, 0.06, 0.04]),
-        (Sampling(top_k=2), [2 / 3, 1 / 3, 0, 0, 0]),
-        (Sampling(top_k=9), [0.5, 0.25, 0.15, 0.06, 0.04]),
-        (Sampling(top_p=0.74), [2 / 3, 1 / 3, 0, 0, 0]),
-        (Sampling(top_p=0.76), [0.5 / 0.9, 0.25 / 0.9, 0.15 / 0.9, 0, 0]),
-        (Sampling(top_p=1e-6), [1.0, 0, 0, 0, 0]),
-        (Sampling(temperature=0.5), np.array([0.25, 0.0625, 0.0225, 0.0036, 0.0016]) / 0.3402),
+        ({"do_sample": False}, [1.0, 0, 0, 0, 0]),
+        ({}, [0.5, 0.25, 0.15, 0.06, 0.04]),
+        ({"top_k": 2}, [2 / 3, 1 / 3, 0, 0, 0]),
+        ({"top_k": 9}, [0.5, 0.25, 0.15, 0.06, 0.04]),
+        ({"top_p": 0.74}, [2 / 3, 1 / 3, 0, 0, 0]),
+        ({"top_p": 0.76}, [0.5 / 0.9, 0.25 / 0.9, 0.15 / 0.9, 0, 0]),
+        ({"top_p": 1e-6}, [1.0, 0, 0, 0, 0]),
+        ({"min_p": 0.2}, [0.5 / 0.9, 0.25 / 0.9, 0.15 / 0.9, 0, 0]),
+        ({"temperature": 0.5}, np.array([0.25, 0.0625, 0.0225, 0.0036, 0.0016]) / 0.3402),
     ],
 )
-def test_sampling_follows_its_distribution(sampling, expected):
+def test_sampling_follows_its_distribution(options, expected):
+    config = GenerationConfig(**({"do_sample": True} | options))
     count = 20_000
+    scores = LOGITS
+    if config.do_sample:
+        scores = narrow(LOGITS, config.temperature, config.top_k, config.top_p, config.min_p)
     rngs = jax.random.split(jax.random.key(0), count)
-    drawn = jax.jit(jax.vmap(lambda rng: sampling.choose(LOGITS, rng)[0]))(rngs)
+    drawn = jax.jit(jax.vmap(lambda rng: choose(scores, rng, config)[0]))(rngs)
     shares = np.bincount(np.asarray(drawn), minlength=5) / count
     np.testing.assert_allclose(shares, expected, atol=0.015)
     assert (shares[np.asarray(expected) == 0] == 0).all()
@@ -220,9 +226,6 @@ def test_sampling_follows_its_distribution(sampling, expected):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: Sampling(temperature=-1.0), "temperature is -1.0"),
-        (lambda: Sampling(top_k=0), "top_k is 0"),
-        (lambda: Sampling(top_p=0.0), "top_p is 0.0"),
         (lambda: generate(None, {}, np.zeros((1, 0), np.int32)), "at least one token"),
         (lambda: generate(None, {}, np.ones((2, 3)), np.ones((2, 2))), r"give that of input_ids"),
         (lambda: generate(None, {}, np.ones((1, 3)), np.array([[1, 1, 0]])), "pad them on the left"),
@@ -231,7 +234,6 @@ def test_sampling_follows_its_distribution(sampling, expected):
         (lambda: generate(None, {}, np.ones((1, 3)), num_beam=2), "unknown option 'num_beam'; did you mean num_beams"),
         (lambda: generate(None, {}, np.ones((1, 3)), guidance_scale=2.0), "guidance_scale is 2.0, which needs neg"),
         (lambda: generate(None, {}, np.ones((1, 3)), diversity_penalty=2.0), "diversity_penalty is 2.0, which zoo"),
-        (lambda: generate(None, {}, np.ones((1, 3)), sampling=GREEDY, top_k=3), "both sampling and top_k"),
         (lambda: generate(None, {}, np.ones((1, 3)), max_length=3), "max_length is 3 and the prompt has 3 tokens"),
         (lambda: generate(None, {}, np.ones((1, 3)), max_positions=9, max_new_tokens=8), "has 9 positions"),
         (lambda: generate(None, {}, np.ones((1, 3)), num_return_sequences=2), "num_return_sequences is 2"),

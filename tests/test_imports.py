@@ -32,7 +32,7 @@ ALLOWED = {
     "tokenization": {"formats", "weights"},
     "architectures": {"config", "weights"},
     "data": set(),
-    "tasks": {"data", "generate"},
+    "tasks": {"data", "generate", "generation_config", "logits"},
     "training": set(),
     "sentences": {"architectures", "config", "formats", "weights"},
     "bundle": {
@@ -87,7 +87,7 @@ ALLOWED = {
         "training",
         "transformer",
     },
-    "cli": {"generate", "pretrained", "recipes", "serialization", "training"},
+    "cli": {"generation_config", "pretrained", "recipes", "serialization", "training"},
 }
 """What each part of zoo may import, besides itself."""
 FOREIGN = {"torch", "transformers", "tensorflow"}

@@ -135,7 +135,7 @@ class Bundle:
                 _check_ids(value, size, name)
         stored = self._stored_options(given)
         unused = [name for name in SAMPLING if given.get(name) is not None and given[name] != FIELDS[name]]
-        if unused and not (stored | given).get("do_sample") and "do_sample" not in given and "sampling" not in given:
+        if unused and not (stored | given).get("do_sample") and "do_sample" not in given:
             raise ValueError(f"{unused[0]} is given and do_sample is not; give do_sample=True to draw tokens")
         options = stored | given
         first = options.pop("bos_token_id", None)
@@ -174,15 +174,12 @@ class Bundle:
 
     def _stored_options(self, given: dict[str, Any]) -> dict[str, Any]:
         if self.origin is not None:
-            stored = stored_options(self.origin.fields, self.origin.generation)
-        else:
-            stored = {
-                "eos_token_id": self.tokenizer.eos_id,
-                "pad_token_id": self.tokenizer.pad_id,
-                "bos_token_id": self.tokenizer.bos_id,
-            } | ({} if "max_length" in given else {"max_new_tokens": 64})
-        replaced = ("do_sample", *SAMPLING) if "sampling" in given else ()
-        return {name: value for name, value in stored.items() if name not in replaced}
+            return stored_options(self.origin.fields, self.origin.generation)
+        return {
+            "eos_token_id": self.tokenizer.eos_id,
+            "pad_token_id": self.tokenizer.pad_id,
+            "bos_token_id": self.tokenizer.bos_id,
+        } | ({} if "max_length" in given else {"max_new_tokens": 64})
 
     def embed(
         self, texts: str | Sequence[str], *, prompt: str | None = None, batch_size: int = 32

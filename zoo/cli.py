@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
-from zoo.generate import Sampling
+from zoo.generation_config import SAMPLING, GenerationConfig
 from zoo.recipes import DEFAULT, RECIPES
 from zoo.recipes.run import Run
 from zoo.serialization import as_dict
@@ -144,16 +144,26 @@ class Evaluation:
     """To translate into, as the tokenizer spells it."""
     chat: bool = False
     """Put the prompt into the checkpoint's chat template; without a prompt, chat line by line."""
+    prefix: str | None = None
+    """What the answer of an encoder-decoder begins with."""
     max_new_tokens: int | None = None
-    """Tokens to write at the most; a checkpoint's own number, else 200."""
+    """Tokens to write at the most; a checkpoint's or a run's own number, else 200."""
     num_beams: int | None = None
-    """Sequences to follow side by side; a checkpoint's own number, else 1."""
+    """Sequences to follow side by side; a checkpoint's or a run's own number, else 1."""
+    length_penalty: float | None = None
+    """Above 0 beams prefer longer sequences."""
     temperature: float | None = None
-    """0 takes the likeliest token each time; higher is more varied. A checkpoint's own, and 0.7 of a run."""
+    """0 takes the likeliest token each time; higher is more varied. A checkpoint's own; 0.7 for runs that go on with a
+    text."""
     top_k: int | None = None
     """Choose among this many likeliest tokens."""
     top_p: float | None = None
-    """Choose among the likeliest tokens that together have this probability. A checkpoint's own, and 0.95 of a run."""
+    """Choose among the likeliest tokens that together have this probability. A checkpoint's own; 0.95 for runs that go
+    on with a text."""
+    min_p: float | None = None
+    """Choose among tokens of at least this share of the likeliest one's probability."""
+    repetition_penalty: float | None = None
+    """Above 1 tokens that are there already become less likely."""
     seed: int = 0
     """Of the sampling: another seed, another text or picture."""
     predictions: str | None = None
@@ -171,17 +181,27 @@ class Evaluation:
     """Of a pretrained checkpoint, as zoo.load takes it; the one that config.json names."""
 
     def __post_init__(self):
-        Sampling(temperature=1.0 if self.temperature is None else self.temperature, top_k=self.top_k, top_p=self.top_p)
-        for name in ("max_new_tokens", "num_beams", "variants"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; give at least 1")
+        if self.variants is not None and self.variants < 1:
+            raise ValueError(f"variants is {self.variants}; give at least 1")
+        GenerationConfig(**self.options)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What was asked of generation, by the names of `GenerationConfig`."""
+        given = {name: getattr(self, name) for name in _GENERATION if getattr(self, name) is not None}
+        if given.get("temperature") == 0:
+            return {name: value for name, value in given.items() if name not in SAMPLING} | {"do_sample": False}
+        return given | ({"do_sample": True} if given.keys() & SAMPLING else {})
+
+
+_GENERATION = (
+    "max_new_tokens", "num_beams", "length_penalty", "repetition_penalty", "guidance_scale", *SAMPLING
+)  # fmt: skip
 
 
 RUN_ONLY = ("step", "predictions", "output", "variants", "guidance_scale")
 CHECKPOINT_ONLY = (
-    "audio", "source_language", "target_language", "chat", "num_beams",
-    "head",
+    "audio", "source_language", "target_language", "chat", "head",
 )  # fmt: skip
 """Options of `Evaluation` that the other kind of model has no use for."""
 

@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -22,48 +21,13 @@ from jaxtyping import Array, Float, Int
 
 from zoo.beam_search import Beams
 from zoo.beam_search import advance as advance_beams
-from zoo.generation_config import SAMPLING, GenerationConfig, read_config
-from zoo.logits import History, guide, narrow, process
+from zoo.generation_config import GenerationConfig, read_config
+from zoo.logits import History, choose, guide, process
 
 BUCKET = 32
 """Lengths of prompts and of what follows are rounded up to a multiple of this."""
 DEFAULT_NEW_TOKENS = 20
 """Where neither max_length nor max_new_tokens is given, as in the reference."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How the next token is chosen from the logits."""
-
-    temperature: float = 1.0
-    """Divides the logits; 0 takes the likeliest token (greedy)."""
-    top_k: int | None = None
-    """Choose among this many likeliest tokens only."""
-    top_p: float | None = None
-    """Choose among the likeliest tokens that together reach this probability (Holtzman et al. 2020)."""
-
-    def __post_init__(self):
-        if self.temperature < 0:
-            raise ValueError(f"temperature is {self.temperature}; give 0 for greedy or a number above it")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k is {self.top_k}; give at least 1, or None for all tokens")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}; give a probability in (0, 1], or None for all tokens")
-
-    def choose(self, logits: Float[Array, "B V"], rng: Array) -> Int[Array, " B"]:
-        """One token a row."""
-        if self.temperature == 0:
-            return logits.argmax(-1).astype(jnp.int32)
-        return jax.random.categorical(rng, narrow(logits, **dataclasses.asdict(self))).astype(jnp.int32)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The same by the reference's names."""
-        sampling = self.temperature > 0
-        return {"do_sample": sampling} | (dataclasses.asdict(self) if sampling else {})
-
-
-GREEDY = Sampling(temperature=0.0)
 
 
 @struct.dataclass
@@ -84,7 +48,6 @@ def generate(
     input_ids: Int[Array, "B P"] | None = None,
     attention_mask: Int[Array, "B P"] | None = None,
     *,
-    sampling: Sampling | None = None,
     seed: int = 0,
     prng_key: Array | None = None,
     pixel_values: Float[Array, "B C height width"] | None = None,
@@ -106,7 +69,6 @@ def generate(
         input_ids: prompts, padded on the left; for an encoder-decoder, its encoder's input, padded on either side.
         attention_mask: 1 for tokens, 0 for padding; None: no padding, except that in prompts `pad_token_id` is taken
             for it, where that ends no sequence.
-        sampling: temperature, top_k and top_p in one, instead of `do_sample` and these options.
         seed: of the sampling.
         prng_key: a key instead of the seed.
         pixel_values: an encoder's input.
@@ -137,7 +99,7 @@ def generate(
         negative_prompt_ids=negative_prompt_ids,
         negative_prompt_attention_mask=negative_prompt_attention_mask,
     )
-    config = _read(options, sampling)
+    config = _read(options)
     start, config = _prepare(inputs, config, max_positions, reread_past)
     rng = jax.random.key(seed) if prng_key is None else prng_key
     loop = _search if config.num_beams > 1 else _generate
@@ -152,7 +114,6 @@ def stream(
     input_ids: Int[Array, "B P"] | None = None,
     attention_mask: Int[Array, "B P"] | None = None,
     *,
-    sampling: Sampling | None = None,
     seed: int = 0,
     prng_key: Array | None = None,
     max_positions: int | None = None,
@@ -165,7 +126,7 @@ def stream(
         ValueError: as `generate`, and for beams, which are known only at their end.
     """
     inputs = {name: options.pop(name) for name in _INPUTS if name in options}
-    config = _read(options, sampling)
+    config = _read(options)
     if config.num_beams > 1:
         raise ValueError(f"num_beams is {config.num_beams}; what beams write is known at their end only: give 1")
     inputs |= {"input_ids": input_ids, "attention_mask": attention_mask}
@@ -188,12 +149,7 @@ _INPUTS = (
 )  # fmt: skip
 
 
-def _read(options: Mapping[str, Any], sampling: Sampling | None) -> GenerationConfig:
-    if sampling is not None:
-        twice = sorted({"do_sample", *SAMPLING} & set(options))
-        if twice:
-            raise ValueError(f"both sampling and {twice[0]} are given; leave one out")
-        options = {**options, **sampling.options}
+def _read(options: Mapping[str, Any]) -> GenerationConfig:
     return read_config(options, [name for name in inspect.signature(generate).parameters if name != "options"])
 
 
@@ -442,10 +398,7 @@ class Written:
 def _write(start: Start, logits, state: Written, rng, config: GenerationConfig) -> Written:
     """Choose a token of each row and put it down."""
     scores = process(logits.astype(jnp.float32), start.history(state.tokens, state.end), config)
-    if config.do_sample:
-        token = jax.random.categorical(jax.random.fold_in(rng, state.end - start.prompt_end), scores)
-    else:
-        token = scores.argmax(-1)
+    token = choose(scores, jax.random.fold_in(rng, state.end - start.prompt_end), config)
     token = jnp.where(state.ended, config.padding, token).astype(jnp.int32)
     ended = state.ended | jnp.isin(token, np.array(config.eos_token_id, np.int32))
     end = state.end + 1

@@ -90,6 +90,12 @@ def guide(logits: Float[Array, "n V"], scale: float) -> Scores:
     return away + scale * (led - away)
 
 
+def choose(scores: Scores, rng: Array, config: GenerationConfig) -> Int[Array, " R"]:
+    """One token a row: drawn by its probability, or the likeliest."""
+    token = jax.random.categorical(rng, scores) if config.do_sample else scores.argmax(-1)
+    return token.astype(jnp.int32)
+
+
 def narrow(
     scores: Scores,
     temperature: float,

@@ -10,6 +10,7 @@ from models import CONFIGS
 
 from zoo.data import DataConfig, Dataset, TokenizerConfig, fit_tokenizer
 from zoo.tasks.pair_baselines import write_baseline
+from zoo.tasks.report import Question, spell
 from zoo.tasks.sequence_to_sequence import SequenceToSequenceConfig
 from zoo.training.state import bind_apply
 from zoo.transformer import Transformer
@@ -76,12 +77,22 @@ def test_the_model_writes_and_reports(bound):
     assert prompt == PAIRS[0]["source"] and isinstance(answer, str)
 
 
-def test_beams_of_one_are_greedy(bound):
+def test_an_answer_is_what_the_split_is_scored_by(bound):
     task, apply, params = bound
     batch = next(iter(task.batches("validation")))
-    asked = (apply, params, batch["inputs"], batch["inputs_segment_ids"])
-    assert task.write(*asked, num_beams=1) == task.write(*asked)
-    assert len(task.write(*asked, num_beams=3)) == 4
+    asked = apply, params, batch["inputs"], batch["inputs_segment_ids"]
+    answers = ["".join(task.respond(apply, params, Question(prompt=pair["source"]))) for pair in PAIRS[:4]]
+    assert task.write(*asked) == answers
+    beams = dataclasses.replace(task, config=dataclasses.replace(task.config, num_beams=3))
+    (whole,) = task.respond(apply, params, Question(prompt=PAIRS[0]["source"], options={"num_beams": 3}))
+    assert beams.write(*asked)[0] == whole
+
+
+def test_a_prefix_is_kept_and_counts(bound):
+    task, apply, params = bound
+    assert "".join(task.respond(apply, params, Question(prompt="zwei", prefix="two d"))).startswith("two d")
+    with pytest.raises(ValueError, match=r"the prefix has .* tokens and this model writes 40; shorten it"):
+        task.respond(apply, params, Question(prompt="zwei", prefix="q" * 50))
 
 
 def test_baselines():
@@ -92,3 +103,9 @@ def test_baselines():
     assert write_baseline("copy", asked, train, targets)[0] == ["vier Hunde", "vier Katzen"]
     assert write_baseline("lead", ["one two three four"], train, ["a b", "a b c d"])[0] == ["one two three"]
     assert write_baseline("nearest", asked, train, targets)[0] == ["trois chiens", "two cats"]
+
+
+def test_text_comes_in_whole_characters():
+    said = {(1,): "a", (1, 2): "a\N{REPLACEMENT CHARACTER}", (1, 2, 3): "aé", (1, 2, 3, 4): "aé!"}
+    tokens = [np.array([token, 9]) for token in (2, 3, 4)]
+    assert [*spell(tokens, lambda ids: said[tuple(ids)], [1])] == ["a", "é", "!", ""]

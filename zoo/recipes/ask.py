@@ -20,6 +20,7 @@ from zoo.data.audio import AudioFeatures
 from zoo.data.pictures import open_picture, stretch
 from zoo.generation_config import stored_options
 from zoo.recipes.speech import read_wave
+from zoo.tasks.report import spell
 from zoo.tasks.retrieval import nearest
 from zoo.tasks.spans import ANSWER_LENGTH, span_scores
 from zoo.training.state import count_parameters
@@ -90,8 +91,9 @@ _EXAMPLES = {
     "pair": '"..."',
     "source_language": "en",
     "target_language": "fr",
+    "prefix": '"..."',
 }
-OPTIONAL = ("chat", "pair", "source_language", "target_language")
+OPTIONAL = ("chat", "pair", "source_language", "target_language", "prefix")
 
 
 def _flag(name: str) -> str:
@@ -126,7 +128,7 @@ def _way(bundle: Bundle) -> tuple[Callable[[Bundle, Any, Console], None], tuple[
             return continue_text, ("prompt", "chat") if chats else ("prompt",)
         if embedding.audio is not None:
             return rewrite, ("audio", "source_language")
-        return (rewrite, ("image",)) if sees else (rewrite, ("prompt", "source_language", "target_language"))
+        return (rewrite, ("image",)) if sees else (rewrite, ("prompt", "source_language", "target_language", "prefix"))
     if not sees and isinstance(config, TransformerConfig):
         return rank_texts, ("prompt", "candidates")
     raise ValueError(f"evaluate.py has no question for {_kind(bundle)} yet; call zoo.load(…)(…) in Python")
@@ -192,16 +194,14 @@ def write(bundle: Bundle, wanted: Any, console: Console, batch: dict[str, np.nda
         text = tokenizer.decode(written[length - num_shown :])
         console.print(_said(text), soft_wrap=True)
         return text
-    shown, ids = "", inputs["input_ids"][0, length - num_shown :].tolist()
-    for token in bundle.stream(**inputs, **options):
-        ids.append(int(token[0]))
-        text = tokenizer.decode(ids)
-        # A character may take several tokens: until it is whole it is shown as U+FFFD.
-        if text.startswith(shown) and not text.endswith("\N{REPLACEMENT CHARACTER}"):
-            console.out(text[len(shown) :], end="", highlight=False)
-            shown = text
-    console.out(tokenizer.decode(ids).removeprefix(shown), highlight=False)
-    return tokenizer.decode(ids)
+    text = ""
+    for piece in spell(
+        bundle.stream(**inputs, **options), tokenizer.decode, inputs["input_ids"][0, length - num_shown :]
+    ):
+        console.out(piece, end="", highlight=False)
+        text += piece
+    console.out()
+    return text
 
 
 def _said(text: str) -> Text:
@@ -221,6 +221,9 @@ def rewrite(bundle: Bundle, wanted: Any, console: Console) -> None:
         if wanted.source_language is not None:
             tokenizer = tokenizer.for_language(wanted.source_language)
         batch = tokenizer([wanted.prompt])
+        if wanted.prefix is not None:
+            begin = tokenizer([wanted.prefix], add_special_tokens=False)
+            options["decoder_input_ids"] = begin["input_ids"]
         generated = bundle.generate(**{name: batch[name] for name in ("input_ids", "attention_mask")}, **options)
     for row in np.asarray(generated.sequences):
         console.print(_said(bundle.tokenizer.decode(row)), soft_wrap=True)
@@ -315,13 +318,7 @@ def _vectors(bundle: Bundle, texts: Sequence[str], *prompts: str) -> np.ndarray:
 
 def _options(bundle: Bundle, wanted: Any, length: int = 1) -> dict[str, Any]:
     """The options of generation that were given, for a prompt of `length`; what was not is the checkpoint's own."""
-    named = {name: getattr(wanted, name) for name in ("max_new_tokens", "num_beams", "top_k", "top_p", "temperature")}
-    options = {name: value for name, value in named.items() if value is not None}
-    if options.get("temperature") == 0:
-        options.pop("temperature")
-        options["do_sample"] = False
-    elif options.keys() & {"temperature", "top_k", "top_p"}:
-        options["do_sample"] = True
+    options = dict(wanted.options)
     assert bundle.origin is not None
     known = stored_options(bundle.origin.fields, bundle.origin.generation)
     if "max_new_tokens" not in options and not {"max_length", "max_new_tokens"} & known.keys():

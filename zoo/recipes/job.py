@@ -6,12 +6,11 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from zoo.generate import Sampling
 from zoo.recipes.companions import make_companions
 from zoo.recipes.report import show_next, show_results, show_sample
 from zoo.recipes.run import Run, prepare
 from zoo.serialization import as_dict
-from zoo.tasks.report import EXTRAS, FREE, Question
+from zoo.tasks.report import Question
 from zoo.training.checkpoint import load_params
 from zoo.training.loop import check_folder, train
 from zoo.training.metrics import read_metrics
@@ -61,33 +60,32 @@ def answer(run: Run, wanted: Any, console: Console) -> None:
     params, _ = load_params(run.folder, wanted.step)
     prepared = prepare(run)
     task = prepared.task
-    beside = getattr(task, "beside", {})
-    given = [name for name in ("prompt", "image", "pair", "context") if getattr(wanted, name) is not None]
-    if task.option not in given or not {*given} <= {task.option, *beside}:
-        reads = " and ".join(f"--{name}" for name in (task.option, *beside))
-        raise ValueError(f"{' and '.join(f'--{name}' for name in given)}: this run answers {reads}")
-    others = {name: use for name, use in EXTRAS.items() if name not in getattr(task, "extras", ())}
-    for name, use in (others | getattr(task, "unused", {})).items():
-        if getattr(wanted, name) not in (None, ()):
-            raise ValueError(f"--{name.replace('_', '-')} is of no use here: {use}")
-    free = getattr(task, "sampling", FREE)
-    sampling = Sampling(
-        temperature=free.temperature if wanted.temperature is None else wanted.temperature,
-        top_k=wanted.top_k,
-        top_p=free.top_p if wanted.top_p is None else wanted.top_p,
-    )
+    needs = (task.option, *getattr(task, "beside", {}))
+    extras = getattr(task, "extras", ())
+    given = [name for name in _QUESTION if getattr(wanted, name)]
+    if task.option not in given or not {*given} <= {*needs, *extras}:
+        known = " and ".join(f"--{name}" for name in needs)
+        more = "".join(f", --{name} where wanted" for name in extras)
+        raise ValueError(f"{' and '.join(f'--{name}' for name in given)}: this run answers {known}{more}")
     question = Question(
         prompt=wanted.prompt or "",
         pair=wanted.pair or "",
         context=wanted.context or "",
         image=wanted.image or "",
-        max_new_tokens=wanted.max_new_tokens or 200,
-        sampling=sampling,
+        prefix=wanted.prefix or "",
+        candidates=wanted.candidates,
+        output=wanted.output,
+        variants=wanted.variants,
+        options=wanted.options,
         seed=wanted.seed,
-        **{name: getattr(wanted, name) for name in EXTRAS},
     )
     text = task.respond(bind_apply(prepared.model), params, question)
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    for piece in [text] if isinstance(text, str) else text:
+        console.out(piece, end="", highlight=False)
+    console.out()
+
+
+_QUESTION = ("prompt", "image", "pair", "context", "prefix", "candidates", "output", "variants")
 
 
 def write_predictions(run: Run, wanted: Any, console: Console) -> None:

@@ -18,11 +18,12 @@ from zoo.data import (
     scored_windows,
     xz_bits_per_byte,
 )
-from zoo.generate import generate
 from zoo.tasks.losses import cross_entropy, score_split
-from zoo.tasks.report import Figure, Question, loss_figures
+from zoo.tasks.report import Figure, Question, loss_figures, write
 
 _PROMPT = 'class Shelf:\n    """A shelf of books."""\n\n    def __init__(self'
+_FREE = {"max_new_tokens": 200, "do_sample": True, "temperature": 0.7, "top_k": None, "top_p": 0.95}
+"""How a text goes on where nothing else is asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,19 +123,11 @@ class CausalLM:
 
     def samples(self, apply, params) -> Iterator[tuple[str, str]]:
         """How the model goes on from the beginning of a class."""
-        yield _PROMPT, self.respond(apply, params, Question(prompt=_PROMPT))
+        yield _PROMPT, "".join(self.respond(apply, params, Question(prompt=_PROMPT)))
 
-    def respond(self, apply, params, question: Question) -> str:
+    def respond(self, apply, params, question: Question) -> Iterator[str]:
         """The prompt and its continuation, up to the end of a document."""
-        ids = np.array([[self.tokenizer.bos_id, *self.tokenizer.encode(question.prompt)]], np.int32)
-        generated = generate(
-            apply,
-            params,
-            ids,
-            max_new_tokens=question.max_new_tokens,
-            sampling=question.sampling,
-            seed=question.seed,
-            eos_token_id=self.tokenizer.eos_id,
-            pad_token_id=self.tokenizer.pad_id,
-        )
-        return self.tokenizer.decode(np.asarray(generated.sequences)[0])
+        ids = [self.tokenizer.bos_id, *self.tokenizer.encode(question.prompt)]
+        ends = {"eos_token_id": self.tokenizer.eos_id, "pad_token_id": self.tokenizer.pad_id}
+        options = _FREE | dict(question.options) | ends | {"seed": question.seed}
+        return write(apply, params, self.tokenizer.decode, ids, input_ids=np.array([ids], np.int32), **options)

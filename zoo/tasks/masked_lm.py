@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from zoo.data import DataConfig, Dataset, Tokenizer, packed_batches, read_texts, scored_windows, unigram_cross_entropy
-from zoo.generate import GREEDY
+from zoo.generation_config import read_config
+from zoo.logits import choose, narrow
 from zoo.tasks.losses import cross_entropy, score_split
 from zoo.tasks.report import Figure, Question, loss_figures
 
@@ -121,10 +122,10 @@ class MaskedLM:
 
     def samples(self, apply, params) -> Iterator[tuple[str, str]]:
         """A function with two gaps, filled."""
-        yield _PROMPT, self.respond(apply, params, Question(prompt=_PROMPT, sampling=GREEDY))
+        yield _PROMPT, self.respond(apply, params, Question(prompt=_PROMPT))
 
     def respond(self, apply, params, question: Question) -> str:
-        """The prompt with each `<mask>` filled by one token; the sampling chooses it, a number of tokens has no use."""
+        """The prompt with each `<mask>` filled by one token, the likeliest unless it is to be drawn."""
         prompt = question.prompt
         parts = [self.tokenizer.encode(part) for part in prompt.split(MASK)]
         if len(parts) == 1:
@@ -142,7 +143,10 @@ class MaskedLM:
         special = [self.tokenizer.pad_id, self.tokenizer.bos_id, self.tokenizer.eos_id,
                    self.tokenizer.unk_id, self.tokenizer.mask_id]  # fmt: skip
         known = logits.at[:, np.array(special)].set(-jnp.inf)
-        chosen = question.sampling.choose(known, jax.random.key(question.seed))
+        config = read_config({"top_k": None, **question.options})
+        if config.do_sample:
+            known = narrow(known, config.temperature, config.top_k, config.top_p, config.min_p)
+        chosen = choose(known, jax.random.key(question.seed), config)
         return self.tokenizer.decode(np.where(row == self.tokenizer.mask_id, np.asarray(chosen), row))
 
     def _hide(self, tokens: Int[Array, "B T"], candidates: Bool[Array, "B T"], rng: Array):

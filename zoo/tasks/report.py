@@ -1,13 +1,13 @@
 """What a task says of a trained model, for whoever prints it: figures, and answers to a few questions."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from zoo.generate import Sampling
+import numpy as np
 
-FREE = Sampling(temperature=0.7, top_p=0.95)
-"""How an answer is drawn where many are right."""
+from zoo.generate import generate, stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,35 +31,26 @@ class Question:
     """The text that holds the answer."""
     image: str = ""
     """A picture's path."""
-    max_new_tokens: int = 200
-    sampling: Sampling = FREE
+    prefix: str = ""
+    """What the answer begins with."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """How to generate, by the names of `zoo.generation_config.GenerationConfig`; the rest is the task's to say."""
     seed: int = 0
+    """Of what is drawn."""
     candidates: tuple[str, ...] = ()
     """Texts to search in."""
     output: str | None = None
     """Where a picture that is drawn goes."""
     variants: int | None = None
     """How many are drawn."""
-    guidance_scale: float | None = None
-    """How far they are led to the prompt."""
-
-
-EXTRAS = {
-    "candidates": "this run was not trained to search among texts",
-    "output": "this run draws no pictures",
-    "variants": "this run draws no pictures",
-    "guidance_scale": "this run draws no pictures",
-}
-"""Options of evaluate.py that few tasks read, those that name them in `extras`; and why others do not."""
 
 
 class Reporting(Protocol):
     """What a task has beside what training asks of it (`zoo.training.protocol.Task`).
 
-    One whose questions have further parts has `beside`: the other options of evaluate.py that it reads ("pair",
-    "context"), each with a value that goes with `example`. What it reads of `EXTRAS`, where they are given, are its
-    `extras`; an option that others read and that means nothing to it is in `unused`, with the reason. One that samples
-    in a way of its own says so in `sampling`. What it has for a `description` opens the run's model card.
+    One whose questions have further parts has `beside`: the other options of evaluate.py that it needs ("pair",
+    "context"), each with a value that goes with `example`. Options that it reads where they are given are its `extras`
+    ("candidates", "prefix", "output", "variants"). What it has for a `description` opens the run's model card.
     """
 
     option: str
@@ -79,8 +70,8 @@ class Reporting(Protocol):
         """Return a few questions to show the model by, and its answers."""
         ...
 
-    def respond(self, apply: Callable[..., Any], params: Any, question: Question) -> str:
-        """Return the model's answer. ValueError for a question that it cannot read."""
+    def respond(self, apply: Callable[..., Any], params: Any, question: Question) -> Iterable[str]:
+        """Return the model's answer, or its pieces as they come. ValueError for a question that it cannot read."""
         ...
 
 
@@ -99,3 +90,34 @@ def loss_figures(results: Mapping[str, float], per: str = "token") -> Iterator[F
     yield Figure(name="perplexity", value=f"{results['perplexity']:.2f}", note="per token")
     accuracy = f"{100 * results['accuracy']:.1f} %"
     yield Figure(name="accuracy", value=accuracy, note="likeliest token is the right one")
+
+
+def write(
+    apply: Callable[..., Any],
+    params: Any,
+    decode: Callable[[Sequence[int]], str],
+    begin: Sequence[int],
+    **options: Any,
+) -> Iterator[str]:
+    """The text that begins with the ids `begin` and goes on as `zoo.generate` does with `options`, in pieces as they
+    come; what beams write comes whole.
+    """
+    if options.get("num_beams", 1) > 1:
+        yield decode(np.asarray(generate(apply, params, **options).sequences)[0].tolist())
+    else:
+        yield from spell(stream(apply, params, **options), decode, begin)
+
+
+def spell(
+    tokens: Iterable[np.ndarray], decode: Callable[[Sequence[int]], str], begin: Sequence[int] = ()
+) -> Iterator[str]:
+    """The text of the ids `begin` and of the first row's tokens, one of each row at a time, in pieces as they come."""
+    ids, shown = list(begin), ""
+    for token in itertools.chain([[]], tokens):
+        ids += np.asarray(token, int).tolist()[:1]
+        text = decode(ids)
+        # A character may take several tokens: until it is whole it is shown as U+FFFD.
+        if text.startswith(shown) and not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            yield text[len(shown) :]
+            shown = text
+    yield decode(ids).removeprefix(shown)

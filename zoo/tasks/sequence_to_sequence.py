@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from zoo.data import DataConfig, Dataset, Tokenizer, pair_batches, read_texts
-from zoo.generate import GREEDY, generate
+from zoo.generate import generate
 from zoo.tasks.losses import cross_entropy, score_split
 from zoo.tasks.pair_baselines import PairBaseline, write_baseline
-from zoo.tasks.report import Figure, Question, loss_figures
+from zoo.tasks.report import Figure, Question, loss_figures, write
 from zoo.tasks.text_scores import TextScore, check_scores, score_texts, signature
 
 _SHOWN = 6
@@ -67,6 +67,7 @@ class SequenceToSequence:
     target_key: str
 
     option: ClassVar[str] = "prompt"
+    extras: ClassVar[tuple[str, ...]] = ("prefix",)
 
     def batches(self, split: str):
         """Packed pairs, endless and shuffled, for "train"; otherwise one pass, a pair a row."""
@@ -143,9 +144,9 @@ class SequenceToSequence:
         for place in np.linspace(0, len(source) - 1, _SHOWN).astype(int):
             prompt = source[int(place)][self.source_key]
             ids = self.tokenizer.encode(prompt)[: self.config.source_length - 1]
-            yield prompt.split("\n")[0], self._answer(apply, params, ids, Question(sampling=GREEDY))
+            yield prompt.split("\n")[0], "".join(self._answer(apply, params, ids, Question()))
 
-    def respond(self, apply, params, question: Question) -> str:
+    def respond(self, apply, params, question: Question) -> Iterator[str]:
         """The target that the model writes for one source."""
         ids = self.tokenizer.encode(question.prompt)
         if len(ids) >= self.config.source_length:
@@ -154,11 +155,17 @@ class SequenceToSequence:
             )
         return self._answer(apply, params, ids, question)
 
-    def _answer(self, apply, params, ids: list[int], question: Question) -> str:
-        input_ids = np.array([[*ids, self.tokenizer.eos_id]], np.int32)
-        options: dict[str, Any] = {"max_new_tokens": min(question.max_new_tokens, self.config.target_length)}
-        options |= {"sampling": question.sampling, "seed": question.seed, "num_beams": 1}
-        return self.write(apply, params, input_ids, np.ones_like(input_ids), **options)[0]
+    def _answer(self, apply, params, ids: list[int], question: Question) -> Iterator[str]:
+        begin, decode = self.tokenizer.encode(question.prefix) if question.prefix else [], self.tokenizer.decode
+        options = self._options | dict(question.options) | {"seed": question.seed}
+        options["max_new_tokens"] = min(options["max_new_tokens"], self.config.target_length - len(begin))
+        if options["max_new_tokens"] < 1:
+            raise ValueError(
+                f"the prefix has {len(begin)} tokens and this model writes {self.config.target_length}; shorten it"
+            )
+        options["input_ids"] = np.array([[*ids, self.tokenizer.eos_id]], np.int32)
+        options["decoder_input_ids"] = np.array([[self.tokenizer.bos_id, *begin]], np.int32)
+        return write(apply, params, decode, begin, **options)
 
     def predictions(self, apply, params) -> dict[str, str]:
         """What the model writes for each held-out source, one a line as sacreBLEU reads it."""
@@ -171,19 +178,20 @@ class SequenceToSequence:
             written += self.write(apply, params, batch["inputs"], batch["inputs_segment_ids"])
         return written[: len(self.dataset.split("validation"))]  # the last batch is filled up with blank rows
 
-    def write(self, apply, params, input_ids: np.ndarray, attention_mask: np.ndarray, **options) -> list[str]:
-        """What the model writes for encoded sources [B, S], as text; as the configuration says, or `options`."""
+    def write(self, apply, params, input_ids: np.ndarray, attention_mask: np.ndarray) -> list[str]:
+        """What the model writes for encoded sources [B, S], as text."""
         # A row without a source (padding of the last batch) still needs a token to attend to.
         attention_mask = np.maximum(attention_mask, ~attention_mask.any(-1, keepdims=True))
-        defaults = {"max_new_tokens": self.config.target_length, "num_beams": self.config.num_beams}
-        generated = generate(
-            apply,
-            params,
-            input_ids,
-            attention_mask,
-            **(defaults | {"sampling": GREEDY} | options),
-            eos_token_id=self.tokenizer.eos_id,
-            pad_token_id=self.tokenizer.pad_id,
-            decoder_start_token_id=self.tokenizer.bos_id,
-        )
+        generated = generate(apply, params, input_ids, attention_mask, **self._options)
         return [self.tokenizer.decode(row) for row in np.asarray(generated.sequences)]
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        """How targets are written."""
+        return {
+            "max_new_tokens": self.config.target_length,
+            "num_beams": self.config.num_beams,
+            "eos_token_id": self.tokenizer.eos_id,
+            "pad_token_id": self.tokenizer.pad_id,
+            "decoder_start_token_id": self.tokenizer.bos_id,
+        }

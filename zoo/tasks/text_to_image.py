@@ -26,7 +26,8 @@ from jaxtyping import UInt8
 from zoo.data import DataConfig, Dataset, Tokenizer, row_batches
 from zoo.data.pictures import as_levels, square
 from zoo.data.sources import read_field
-from zoo.generate import Sampling, generate
+from zoo.generate import generate
+from zoo.generation_config import GenerationConfig
 from zoo.tasks.losses import cross_entropy, score_split
 from zoo.tasks.picture_grid import draw_grid
 from zoo.tasks.picture_scores import PictureScores
@@ -74,7 +75,7 @@ class TextToImageConfig:
                 f"guidance_scale is {self.guidance_scale} and caption_dropout 0, so that the model never learns what "
                 "it is led away from; give caption_dropout=0.1, or guidance_scale=1"
             )
-        Sampling(temperature=self.temperature, top_p=self.top_p)
+        GenerationConfig(do_sample=True, temperature=self.temperature, top_p=self.top_p)
 
     @property
     def companions(self) -> dict[str, str]:
@@ -131,8 +132,7 @@ class TextToImage:
     folder: Path
 
     option: ClassVar[str] = "prompt"
-    extras: ClassVar[tuple[str, ...]] = ("output", "variants", "guidance_scale")
-    unused: ClassVar[dict[str, str]] = {"max_new_tokens": "a picture has as many tokens as it has"}
+    extras: ClassVar[tuple[str, ...]] = ("output", "variants")
 
     def batches(self, split: str):
         """Captions and pictures, endless and shuffled, for "train"; otherwise one pass."""
@@ -209,6 +209,8 @@ class TextToImage:
 
     def respond(self, apply, params, question: Question) -> str:
         """The path of a picture with variants of what the prompt says."""
+        if "max_new_tokens" in question.options:
+            raise ValueError(f"--max-new-tokens is of no use here: a picture has {self.codec.num_tokens} tokens")
         length = len(self.tokenizer.encode(question.prompt)) + 2
         if length > self.config.caption_length:
             raise ValueError(
@@ -220,17 +222,11 @@ class TextToImage:
             params,
             [question.prompt] * count,
             seed=question.seed,
-            sampling=question.sampling,
-            guidance_scale=question.guidance_scale,
+            options=question.options,
         )
         words = "-".join(re.findall(r"\w+", question.prompt.lower()))[:60] or "picture"
         path = question.output or self.folder / "pictures" / f"{words}-seed-{question.seed}.png"
         return str(draw_grid([(question.prompt, drawn)], path))
-
-    @property
-    def sampling(self) -> Sampling:
-        """How tokens are drawn where the question does not say."""
-        return Sampling(temperature=self.config.temperature, top_p=self.config.top_p)
 
     def draw(
         self,
@@ -239,18 +235,16 @@ class TextToImage:
         captions: Sequence[str],
         *,
         seed: int = 0,
-        sampling: Sampling | None = None,
-        guidance_scale: float | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> UInt8[np.ndarray, "n 3 size size"]:
         """A picture of each caption; the same captions and seed give the same pictures."""
-        scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
+        chosen = self._options | dict(options or {})
         rows = [self._read(caption) for caption in captions]
         together = min(_TOGETHER, len(rows))
         rows += [self._nothing] * (-len(rows) % together)
-        guidance: dict[str, Any] = {}
-        if scale != 1:
-            guidance = {"guidance_scale": scale, "negative_prompt_ids": self._nothing["input_ids"][None]}
-            guidance["negative_prompt_attention_mask"] = self._nothing["attention_mask"][None]
+        if chosen["guidance_scale"] != 1:
+            chosen["negative_prompt_ids"] = self._nothing["input_ids"][None]
+            chosen["negative_prompt_attention_mask"] = self._nothing["attention_mask"][None]
         drawn = []
         for start in range(0, len(rows), together):
             generated = generate(
@@ -258,14 +252,23 @@ class TextToImage:
                 params,
                 np.stack([row["input_ids"] for row in rows[start : start + together]]),
                 np.stack([row["attention_mask"] for row in rows[start : start + together]]),
-                sampling=sampling or self.sampling,
                 prng_key=jax.random.fold_in(jax.random.key(seed), start),
-                max_new_tokens=self.codec.num_tokens,
                 decoder_start_token_id=self.codec.num_codes,
-                **guidance,
+                **(chosen | {"max_new_tokens": self.codec.num_tokens}),
             )
             drawn.append(as_levels(self._decode(generated.sequences[:, 1:])))
         return np.concatenate(drawn)[: len(captions)].transpose(0, 3, 1, 2)
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        """How a picture's tokens are drawn where the question does not say."""
+        return {
+            "do_sample": True,
+            "temperature": self.config.temperature,
+            "top_k": None,
+            "top_p": self.config.top_p,
+            "guidance_scale": self.config.guidance_scale,
+        }
 
     @functools.cached_property
     def _decode(self):
