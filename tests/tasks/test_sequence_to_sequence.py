@@ -63,7 +63,9 @@ def test_every_held_out_pair_is_scored_once(bound, monkeypatch):
     monkeypatch.setattr(type(task), "write", write)
     results = task.evaluate(apply, params)
     assert results["exact_match"] == 100 and results["pairs"] == 5
-    answers[PAIRS[3]["source"]] = "wrong"
+    answers[PAIRS[3]["source"]] = "two\nlines"
+    lines = [pair["target"] for pair in PAIRS[:3]] + ["two lines", PAIRS[4]["target"]]
+    assert task.predictions(apply, params) == {"": "\n".join(lines) + "\n"}
     assert task.evaluate(apply, params)["exact_match"] == 80
 
 

@@ -64,6 +64,12 @@ def test_scores(tokenizer):
     assert results["loss"] == pytest.approx(-float(jnp.log(probability)), rel=1e-5)
 
 
+def test_predictions_are_lines_of_names(tokenizer):
+    said = make(tokenizer).predictions(knows_bad(tokenizer), {})[""]
+    assert said.splitlines() == ["index\tprediction", *(f"{n}\t{LABELS[n]}" for n in range(10))]
+    assert make(tokenizer, pair_key="second").beside == {"pair": ""} and make(tokenizer).beside == {}
+
+
 def test_scores_from_their_definitions():
     guesses, wanted = [0, 0, 1, 1, 1], [0, 1, 1, 1, 0]
     scores = score_classes(guesses, wanted)
