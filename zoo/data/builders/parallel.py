@@ -2,7 +2,7 @@
 
 "47 kilometrów na godzinę" -> "47 километров в час". Nothing in a text names a language to find. Of each held-out
 expression there is one pair, so that a source means one held-out target and no other; of the others there are
-`DIRECTIONS`. Pairs of equal texts, and those of units that the locale data does not name, are left out.
+`DIRECTIONS`. Pairs of equal texts are left out.
 """
 
 import random
@@ -13,7 +13,7 @@ import babel
 import tensorflow_datasets as tfds
 
 from zoo.data.builders.embedded import EmbeddedBuilder
-from zoo.data.builders.phrases import LANGUAGES, UNITS, split_expressions
+from zoo.data.builders.phrases import LANGUAGES, split_expressions
 
 DIRECTIONS = 6
 """Ordered pairs of languages drawn for each expression of train, of the 56 there are."""
@@ -28,9 +28,7 @@ def write_parallel(split: str) -> Iterator[dict[str, str]]:
         drawn = random.Random(f"parallel {texts['en']}").sample(directions, DIRECTIONS if split == "train" else 1)
         for source, target in drawn:
             pair = texts[source], texts[target]
-            # Babel writes a unit's key where a language has no name for it.
-            unnamed = kind == "measure" and any(text.endswith(UNITS) for text in pair)
-            if pair[0] == pair[1] or unnamed or (split == "validation" and not seen.isdisjoint(pair)):
+            if pair[0] == pair[1] or (split == "validation" and not seen.isdisjoint(pair)):
                 continue
             seen.update(pair)
             yield dict(zip(FIELDS, (*pair, source, target, kind), strict=True))
@@ -40,7 +38,7 @@ class ZooParallel(EmbeddedBuilder):
     """Pairs of texts of one meaning in two languages."""
 
     VERSION = tfds.core.Version(".".join([*babel.__version__.split("."), "0", "0"][:3]))
-    BUILDER_CONFIGS: ClassVar = [tfds.core.BuilderConfig(name="edition_1", version=VERSION)]
+    BUILDER_CONFIGS: ClassVar = [tfds.core.BuilderConfig(name="edition_2", version=VERSION)]
     FEATURES: ClassVar = {field: tfds.features.Text() for field in FIELDS}
 
     def _generate_examples(self, split):
