@@ -82,11 +82,16 @@ ALLOWED = {
         "image_tokens",
         "kernels",
         "layers",
+        "pretrained",
+        "saving",
         "serialization",
         "tasks",
+        "tokenization",
         "training",
         "transformer",
+        "weights",
     },
+    "lm_eval": {"bundle", "config", "pretrained", "recipes", "training"},
     "cli": {"generation_config", "pretrained", "recipes", "serialization", "training"},
 }
 """What each part of zoo may import, besides itself."""

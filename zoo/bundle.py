@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 OWN = "model.json"
 """The file that a folder in zoo's own layout is known by."""
+START = "start"
+"""The folder in a run's, in that layout, of the pretrained model that it started from: what no step changes."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,11 +39,12 @@ def parse_run(arguments: Sequence[str]) -> Run:
     if name not in RECIPES:
         raise ValueError(f"unknown recipe {name!r}{_nearest(name, RECIPES)}; there are {', '.join(RECIPES)}")
     recipe = RECIPES[name]
+    own = recipe()
     with _plain_errors():
         run, unknown = tyro.cli(
             tyro.conf.configure(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)(Run),
-            default=recipe(),
-            args=rest,
+            default=own,
+            args=[re.sub("^--init(?==|$)", "--init.checkpoint", word) for word in rest],
             prog=f"train.py {name}",
             description=inspect.getdoc(recipe),
             return_unknown_args=True,
@@ -53,6 +54,10 @@ def parse_run(arguments: Sequence[str]) -> Run:
         raise ValueError(
             f"unknown option {option}{_nearest(option, _options(as_dict(run)))}; "
             f"python train.py {name} --help lists all"
+        )
+    if run.init.checkpoint is not None and (run.model, run.data.tokenizer) != (own.model, own.data.tokenizer):
+        raise ValueError(
+            "--model and --data.tokenizer are of no use with --init: the checkpoint's take their place; leave them out"
         )
     return run
 
@@ -97,6 +102,7 @@ Without a recipe it runs {DEFAULT}. Every field can be overridden:
 
   python train.py --optimizer.learning-rate 1e-3 --training.num-steps 200
   python train.py --data.path my_notes.txt --folder runs/my-notes
+  python train.py classify-tiny --init MODEL  [dim]fine-tune a pretrained checkpoint[/]
   python train.py {DEFAULT} --help            [dim]all fields of a recipe[/]
 
 The run's folder holds checkpoints, metrics.csv, loss.png and a model card.
@@ -175,6 +181,8 @@ class Evaluation:
     """Pictures to draw of the prompt, side by side; 4 unless given."""
     guidance_scale: float | None = None
     """How far pictures are led to the prompt: 1 follows the model, more exaggerates; the run's own unless given."""
+    export: str | None = None
+    """Write the model into this folder as transformers opens it: config.json, model.safetensors, tokenizer."""
     step: int | None = None
     """Of a run's checkpoint; the newest unless given."""
     head: str | None = None
@@ -233,7 +241,11 @@ def evaluate(arguments: Sequence[str]) -> None:
             if getattr(wanted, name) not in (None, (), False):
                 kind = "a run of train.py" if is_run else "a pretrained checkpoint"
                 raise ValueError(f"--{name.replace('_', '-')} is of no use here: {wanted.model} is {kind}")
-        if is_run:
+        if wanted.export is not None:
+            from zoo.recipes.export import export
+
+            export(wanted.model, wanted.export, step=wanted.step, head=wanted.head, console=console)
+        elif is_run:
             _evaluate_run(wanted, console)
         else:
             _ask_checkpoint(wanted, console)

@@ -8,7 +8,8 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from zoo.architectures import Architecture, Fields, find_architecture, list_architectures
-from zoo.architectures.architecture import merge_fields
-from zoo.bundle import OWN, Bundle, Origin
+from zoo.architectures.architecture import keep_activation_names, label_fields, merge_fields
+from zoo.architectures.fitting import WrittenTensors
+from zoo.bundle import OWN, START, Bundle, Origin
 from zoo.config import DualConfig, ModelConfig, TransformerConfig
 from zoo.dual import DualEncoder
 from zoo.formats.folder import open_weights
@@ -31,20 +33,36 @@ from zoo.formats.safetensors import read_json
 from zoo.sentences import Modules, ModuleTensors, plain_modules, read_modules, with_embedding
 from zoo.serialization import from_dict
 from zoo.tokenization import PretrainedTokenizer, UnreadTokenizer, gguf_tokenizer, load_tokenizer
-from zoo.training.checkpoint import load_params
+from zoo.training.checkpoint import list_steps, load_params
 from zoo.training.run_record import read_run
 from zoo.training.sharding import shard_parameters
+from zoo.training.tuning import merge
 from zoo.transformer import Transformer, example_inputs, parameter_shapes
 from zoo.weights import CheckpointError, Rule, Tensors, flatten, import_params, unflatten
 
 MAX_SHARED_LAYERS = 1000
 """Layers of a model whose layers share their tensors, at the most."""
+LABEL_PARAMETERS = ("head/logits/*", "head/distilled_logits/*", "head/kernel", "head/bias")
+"""Those of a classifier that belong to its classes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Wanted:
+    """What the caller of `load` asks for."""
+
+    head: str | None = None
+    labels: tuple[str, ...] | None = None
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    mesh: Mesh | None = None
+    layers: Any = None
 
 
 def load(
     name: str | Path,
     *,
     head: str | None = None,
+    labels: Sequence[str] | None = None,
     dtype: Any = None,
     param_dtype: Any = jnp.float32,
     mesh: Mesh | None = None,
@@ -59,6 +77,8 @@ def load(
             `train.py`, what `save` wrote, or a name on the hub.
         head: "base", "masked_lm", "causal_lm", "sequence_classification", ...; None is what config.json says. A head
             that the checkpoint lacks is initialised, and named in `bundle.origin.fresh`.
+        labels: names of a classifier's classes, with `head`. The logits of a checkpoint that has others are
+            initialised, as are those that it lacks; names such as LABEL_0 stand for any.
         dtype: of activations and products; None is float32, or the run's own.
         param_dtype: of the parameters.
         mesh: to shard the parameters over, as in training; None puts them on the first device.
@@ -70,19 +90,22 @@ def load(
         CheckpointError: what is there is not a checkpoint that zoo can load; the message names the file and the mend.
         ValueError: not a run folder, no such checkpoint, or a run of another version of zoo.
     """
+    wanted = _Wanted(
+        head=head, labels=_checked(labels, head), dtype=dtype, param_dtype=param_dtype, mesh=mesh, layers=layers
+    )
     folder = Path(name)
     if folder.is_file():
-        return _load_gguf(folder, head, dtype, param_dtype, mesh, layers)
+        return _load_gguf(folder, wanted)
     if (folder / "run.json").exists():
-        return _load_run(folder, step, dtype)
+        return _with_head(_load_run(folder, step, wanted), wanted)
     if (folder / OWN).exists():
-        return _load_own(folder, head, dtype, param_dtype, mesh, layers)
+        return _with_head(_load_own(folder, wanted), wanted)
     if not folder.exists():
         folder = download(str(name), revision)
-    return _load_pretrained(folder, head, dtype, param_dtype, mesh, layers)
+    return _load_pretrained(folder, wanted)
 
 
-def _load_run(folder: Path, step: int | None, dtype: Any) -> Bundle:
+def _load_run(folder: Path, step: int | None, wanted: _Wanted) -> Bundle:
     from zoo.data import Tokenizer
 
     record = read_run(folder)
@@ -90,16 +113,38 @@ def _load_run(folder: Path, step: int | None, dtype: Any) -> Bundle:
     if fields.pop("kind", None) != TransformerConfig.__name__:
         raise ValueError(f"{folder} holds no transformer; open an image tokenizer with zoo.recipes.companions")
     config = from_dict(TransformerConfig, fields, f"{folder}/run.json")
+    params, step = load_params(folder, step, wanted.mesh)
+    dtype = jnp.dtype(wanted.dtype or record["compute_dtype"])
+    model = Transformer(config, dtype=dtype, layers=wanted.layers or record["layers"])
+    if (folder / START).exists():
+        start, _ = load_start(folder / START)
+        params = merge(params, load_frozen(folder / START, wanted.mesh))
+        return dataclasses.replace(start, model=model, params=params, config=config, step=step)
     path = folder / "tokenizer.model"
     tokenizer = Tokenizer.load(path) if path.exists() else None  # pictures alone need none
-    params, step = load_params(folder, step)
-    dtype = jnp.dtype(record["compute_dtype"] if dtype is None else dtype)
-    model = Transformer(config, dtype=dtype, layers=record["layers"])
     return Bundle(model=model, params=params, config=config, tokenizer=tokenizer, step=step)
 
 
-def _load_own(folder: Path, head: str | None, dtype, param_dtype, mesh: Mesh | None, layers) -> Bundle:
+def load_start(folder: Path) -> tuple[Bundle, tuple[str, ...]]:
+    """What `zoo.saving.save_start` wrote, but for the frozen parameters, and the paths of those that were fresh."""
+    bundle, record = _read_own(folder, _Wanted())
+    return bundle, tuple(record.get("fresh", ()))
+
+
+def load_frozen(folder: Path, mesh: Mesh | None = None) -> Any:
+    """The frozen parameters that `zoo.saving.save_start` wrote; an empty dict where everything trains."""
+    return load_params(folder, mesh=mesh)[0] if list_steps(folder) else {}
+
+
+def _load_own(folder: Path, wanted: _Wanted) -> Bundle:
     """A folder that `save` wrote in zoo's own layout."""
+    bundle, _ = _read_own(folder, wanted)
+    params, _ = load_params(folder, mesh=wanted.mesh)
+    return dataclasses.replace(bundle, params=jax.tree.map(lambda leaf: leaf.astype(wanted.param_dtype), params))
+
+
+def _read_own(folder: Path, wanted: _Wanted) -> tuple[Bundle, Fields]:
+    """The same without parameters, and the record of it."""
     from zoo.data import Tokenizer
 
     file = folder / OWN
@@ -107,44 +152,83 @@ def _load_own(folder: Path, head: str | None, dtype, param_dtype, mesh: Mesh | N
     kinds = {kind.__name__: kind for kind in (TransformerConfig, DualConfig)}
     if record["kind"] not in kinds:
         raise CheckpointError(f"{file}: kind is {record['kind']!r}; zoo has {', '.join(kinds)}")
-    saved = record.get("head")
-    if head not in (None, saved):
-        raise ValueError(
-            f"head is {head!r} and {folder} was saved with {saved!r}; save it with layout='transformers', "
-            "where heads can be changed"
-        )
     config = from_dict(kinds[record["kind"]], record["config"], str(file))
     origin, tokenizer = None, None
-    if saved is not None:
-        fields = Fields(read_json(folder / "config.json"), str(folder / "config.json"))
-        origin = Origin(
-            architecture=_find(fields),
-            head=saved,
-            fields=fields.values,
-            generation=_generation_fields(folder),
-            folder=folder,
-        )
-        tokenizer = load_tokenizer(folder, fields.values)
+    if record.get("head") is not None:
+        origin, tokenizer = _read_origin(folder, record)
     elif (folder / "tokenizer.model").exists():
         tokenizer = Tokenizer.load(folder / "tokenizer.model")
-    params, _ = load_params(folder, mesh=mesh)
-    model = _module(config)(
-        config, dtype=jnp.dtype(dtype or record["compute_dtype"]), layers=layers or record["layers"]
+    dtype = jnp.dtype(wanted.dtype or record["compute_dtype"])
+    model = _module(config)(config, dtype=dtype, layers=wanted.layers or record["layers"])
+    return Bundle(model=model, params={}, config=config, tokenizer=tokenizer, origin=origin), record
+
+
+def _read_origin(folder: Path, record: Fields) -> tuple[Origin, PretrainedTokenizer | UnreadTokenizer | None]:
+    """Where the model of a folder in zoo's own layout came from, and its tokenizer."""
+    fields = Fields(read_json(folder / "config.json"), str(folder / "config.json"))
+    modules, architecture = read_modules(folder), _find(fields)
+    origin = Origin(
+        architecture=architecture if modules is None else with_embedding(architecture, modules),
+        head=record["head"],
+        fields=fields.values,
+        generation=_generation_fields(folder),
+        folder=folder,
+        modules=modules,
     )
-    params = jax.tree.map(lambda leaf: leaf.astype(param_dtype), params)
-    return Bundle(model=model, params=params, config=config, tokenizer=tokenizer, origin=origin)
+    return origin, _sentence_tokenizer(folder, fields, modules)
 
 
-def _load_pretrained(folder: Path, head: str | None, dtype, param_dtype, mesh: Mesh | None, layers) -> Bundle:
+def with_head(bundle: Bundle, head: str, labels: Sequence[str] | None = None) -> Bundle:
+    """The same model with another head of its architecture, and the classes of `labels`; as `load` takes them.
+
+    Raises:
+        ValueError: a model that zoo made from scratch, which is of no architecture, or an unknown head.
+    """
+    mesh = getattr(next(iter(jax.tree.leaves(bundle.params))).sharding, "mesh", None)
+    return _with_head(bundle, _Wanted(head=head, labels=_checked(labels, head), mesh=mesh))
+
+
+def _checked(labels: Sequence[str] | None, head: str | None) -> tuple[str, ...] | None:
+    if labels is not None and not (head or "").endswith("classification"):
+        raise ValueError(f"labels are given and head is {head!r}; give the head of a classifier with them")
+    return None if labels is None else tuple(labels)
+
+
+def _with_head(bundle: Bundle, wanted: _Wanted) -> Bundle:
+    origin = bundle.origin
+    if wanted.head is None:
+        return bundle
+    if origin is None:
+        raise ValueError(f"head is {wanted.head!r}, and this model was made from scratch: it has its own head alone")
+    if wanted.head == origin.head and _are_labels(wanted.labels, origin.fields):
+        return bundle
+    own, head = origin.architecture, origin.head
+    file = str(origin.folder / "config.json")
+    fields = Fields(merge_fields(origin.fields, own.config_to_hf(bundle.config)), file)
+    architecture = _find(fields)
+    tensors = WrittenTensors(own, head, bundle.config, bundle.params, str(origin.folder))
+    origin = dataclasses.replace(
+        origin,
+        architecture=architecture,
+        head=_choose_head(architecture, fields, wanted.head),
+        fields=keep_activation_names(fields.values, origin.fields),
+        modules=None,
+    )
+    model = bundle.model
+    wanted = dataclasses.replace(wanted, dtype=wanted.dtype or model.dtype, layers=wanted.layers or model.layers)
+    return _build(origin, tensors, fields, bundle.tokenizer, wanted)
+
+
+def _load_pretrained(folder: Path, wanted: _Wanted) -> Bundle:
+    head = wanted.head
     modules = read_modules(folder) if head in (None, "embedding") else None
     modules = _plain_modules(folder) if head == "embedding" and modules is None else modules
     if modules is not None:
-        return _load_sentences(modules, head, dtype, param_dtype, mesh, layers)
+        return _load_sentences(modules, wanted)
     fields = Fields(read_json(folder / "config.json"), str(folder / "config.json"))
     whole, fields = fields, _language_part(fields)
     inside = fields is not whole
     architecture = _find(fields)
-    head_given = head is not None
     if head in architecture.parts:
         part = architecture.parts[head]
         architecture, fields, head = find_architecture(part.model_type), part.fields(fields), part.head
@@ -158,8 +242,22 @@ def _load_pretrained(folder: Path, head: str | None, dtype, param_dtype, mesh: M
     )
     tensors = _unpacked(open_weights(folder), whole)
     tensors = LanguagePart(tensors) if inside else tensors
-    tokenizer = load_tokenizer(folder, fields.values)
-    return _build(origin, tensors, fields, tokenizer, dtype, param_dtype, mesh, layers, head_given)
+    return _build(origin, tensors, fields, load_tokenizer(folder, fields.values), wanted)
+
+
+def _are_labels(labels: tuple[str, ...] | None, fields: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint's classes are these, by name, or by number where its names say nothing."""
+    if labels is None:
+        return True
+    named = fields.get("id2label")
+    own = [str(label) for label in named.values()] if isinstance(named, dict) else []
+    return own in (list(labels), [f"LABEL_{number}" for number in range(len(labels))])
+
+
+def _with_labels(fields: Fields, labels: tuple[str, ...]) -> Fields:
+    """config.json with the names of other classes."""
+    kept = {name: value for name, value in fields.values.items() if name != "num_labels"}
+    return Fields(kept | label_fields(labels), fields.origin)
 
 
 def _generation_fields(folder: Path) -> dict[str, Any]:
@@ -199,14 +297,14 @@ def _unpacked(tensors: Tensors, fields: Fields) -> Tensors:
     )
 
 
-def _load_gguf(file: Path, head: str | None, dtype, param_dtype, mesh: Mesh | None, layers) -> Bundle:
+def _load_gguf(file: Path, wanted: _Wanted) -> Bundle:
     tensors = GgufFile(file)
     fields = Fields(tensors.config_fields(), str(file))
     architecture = _find(fields)
-    chosen = _choose_head(architecture, fields, head)
+    chosen = _choose_head(architecture, fields, wanted.head)
     origin = Origin(architecture=architecture, head=chosen, fields=fields.values, generation={}, folder=file.parent)
     tokenizer = gguf_tokenizer(tensors.tokenizer_metadata(), str(file))
-    return _build(origin, tensors, fields, tokenizer, dtype, param_dtype, mesh, layers, head is not None)
+    return _build(origin, tensors, fields, tokenizer, wanted)
 
 
 def _plain_modules(folder: Path) -> Modules | None:
@@ -218,7 +316,7 @@ def _plain_modules(folder: Path) -> Modules | None:
     return plain_modules(folder, next((size for size in sizes if isinstance(size, int)), 0))
 
 
-def _load_sentences(modules: Modules, head: str | None, dtype, param_dtype, mesh: Mesh | None, layers) -> Bundle:
+def _load_sentences(modules: Modules, wanted: _Wanted) -> Bundle:
     config = modules.transformer / "config.json"
     fields = Fields(read_json(config), str(config))
     origin = Origin(
@@ -229,24 +327,32 @@ def _load_sentences(modules: Modules, head: str | None, dtype, param_dtype, mesh
         folder=modules.transformer,
         modules=modules,
     )
-    tokenizer = load_tokenizer(modules.transformer, fields.values)
-    if isinstance(tokenizer, PretrainedTokenizer) and modules.max_length is not None:
-        tokenizer = dataclasses.replace(tokenizer, max_length=modules.max_length)
-    return _build(origin, ModuleTensors(modules), fields, tokenizer, dtype, param_dtype, mesh, layers, head is not None)
+    tokenizer = _sentence_tokenizer(modules.transformer, fields, modules)
+    return _build(origin, ModuleTensors(modules), fields, tokenizer, wanted)
+
+
+def _sentence_tokenizer(
+    folder: Path, fields: Fields, modules: Modules | None
+) -> PretrainedTokenizer | UnreadTokenizer | None:
+    """The tokenizer of a folder; what `modules` say of the longest text goes before its own word."""
+    tokenizer = load_tokenizer(folder, fields.values)
+    if isinstance(tokenizer, PretrainedTokenizer) and modules is not None and modules.max_length is not None:
+        return dataclasses.replace(tokenizer, max_length=modules.max_length)
+    return tokenizer
 
 
 def _build(
     origin: Origin,
     tensors: Tensors,
     fields: Fields,
-    tokenizer: PretrainedTokenizer | UnreadTokenizer | None,
-    dtype,
-    param_dtype,
-    mesh: Mesh | None,
-    layers,
-    head_given: bool,
+    tokenizer: Any,
+    wanted: _Wanted,
 ) -> Bundle:
-    architecture, head = origin.architecture, origin.head
+    architecture, head, head_given = origin.architecture, origin.head, wanted.head is not None
+    renewed = () if _are_labels(wanted.labels, fields.values) else LABEL_PARAMETERS
+    if wanted.labels is not None:
+        fields = _with_labels(fields, wanted.labels)
+        origin = dataclasses.replace(origin, fields=fields.values)
     _check_depth(fields, tensors)
     fields = Fields(fields.values, fields.origin, tensors)
     config = _translate(architecture, fields, head)
@@ -254,21 +360,22 @@ def _build(
     _check_tokenizer(tokenizer, config.embedding.vocab_size, fields.origin)
     if head == "base" and not head_given and not _has_head(architecture.weights(config, head), tensors, architecture):
         config = dataclasses.replace(config, head=None)
-    model = _module(config)(config, dtype=jnp.dtype(dtype or jnp.float32), layers=layers or "unrolled")
+    model = _module(config)(config, dtype=jnp.dtype(wanted.dtype or jnp.float32), layers=wanted.layers or "unrolled")
     shapes = _shapes(model, fields)
     imported = import_params(
         architecture.weights(config, head),
         tensors,
         shapes,
-        shardings=None if mesh is None else shard_parameters(shapes, mesh),
-        dtype=np.dtype(param_dtype),
+        shardings=None if wanted.mesh is None else shard_parameters(shapes, wanted.mesh),
+        dtype=np.dtype(wanted.param_dtype),
         prefix=architecture.prefix,
         other_prefixes=tuple(architecture.other_prefixes.values()),
         ignored=architecture.ignored,
         other_heads=lambda: _all_heads(architecture, fields),
         head_may_be_fresh=head_given,
+        renewed=renewed,
     )
-    params = _initialise(model, imported.params, imported.fresh)
+    params = initialise_fresh(model, imported.params, imported.fresh)
     origin = dataclasses.replace(origin, left_out=imported.left_out, fresh=imported.fresh)
     return Bundle(
         model=model,
@@ -418,7 +525,7 @@ def _all_heads(
             yield architecture.weights(config, head), functools.partial(_shapes, _module(config)(config), fields)
 
 
-def _initialise(model: Transformer, params: dict, fresh: tuple[str, ...]) -> dict:
+def initialise_fresh(model: Transformer, params: dict, fresh: tuple[str, ...]) -> dict:
     """Random values for the parameters that the checkpoint lacks."""
     if not fresh:
         return params

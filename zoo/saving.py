@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,12 +11,12 @@ import jax
 import jax.numpy as jnp
 
 import zoo
-from zoo.architectures.architecture import keep_activation_names, merge_fields
+from zoo.architectures.architecture import keep_activation_names, label_fields, merge_fields
 from zoo.architectures.fitting import find_fitting
 from zoo.bundle import OWN, Bundle, Origin
 from zoo.config import ModelConfig
 from zoo.formats.safetensors import write_folder
-from zoo.sentences import write_modules
+from zoo.sentences import write_modules, write_settings
 from zoo.serialization import as_dict
 from zoo.tokenization import PretrainedTokenizer
 from zoo.training.card import parameter_table
@@ -30,6 +32,7 @@ def save(
     folder: str | Path,
     *,
     layout: Literal["transformers", "zoo"] = "transformers",
+    labels: Sequence[str] | None = None,
     max_shard_bytes: int = 5_000_000_000,
 ) -> Path:
     """Write a folder that `load` opens: weights, configuration, tokenizer, and a model card where there is none.
@@ -40,13 +43,13 @@ def save(
         layout: "transformers" is config.json and safetensors, which transformers opens; a model that zoo trained from
             scratch is written as the architecture that describes it exactly. "zoo" is model.json and parameters by
             their own paths in an Orbax checkpoint: for any model, and restored shard by shard.
+        labels: names of a classifier's classes, for a model that zoo trained from scratch; a checkpoint's own are kept.
         max_shard_bytes: more than this goes into several safetensors files with an index.
 
     Raises:
         CheckpointError: a model that no architecture of the reference describes; the message names the nearest one,
             and what it has otherwise.
-        ValueError: another layout, a folder of sentence-transformers in zoo's, or a folder that holds a run, or zoo's
-            layout, already.
+        ValueError: another layout, or a folder that holds a run, or zoo's layout, already.
     """
     if layout not in ("transformers", "zoo"):
         raise ValueError(f"layout is {layout!r}; choose 'transformers' or 'zoo'")
@@ -56,7 +59,9 @@ def save(
             raise ValueError(f"{folder} has a {name}, and `load` would read that; choose another folder")
     if layout == "zoo":
         return _save_own(bundle, folder)
-    origin = bundle.origin or _fitting_origin(bundle, folder)
+    bundle = bundle if bundle.origin is not None else _fitted(bundle, folder, labels)
+    origin = bundle.origin
+    assert origin is not None  # just fitted
     folder.mkdir(parents=True, exist_ok=True)
     _write_fields(bundle, origin, folder)
     architecture = origin.architecture
@@ -73,22 +78,40 @@ def save(
 
 
 def _save_own(bundle: Bundle, folder: Path) -> Path:
+    if list_steps(folder):
+        raise ValueError(f"{folder} has checkpoints; choose another folder")
+    _write_own(bundle, folder)
+    save_params(folder, bundle.params)
+    _write_card(bundle, bundle.origin, folder, "zoo")
+    return folder
+
+
+def save_start(bundle: Bundle, folder: Path, fresh: Sequence[str]) -> None:
+    """Write what a run starts from, for `zoo.pretrained.load_start`: `bundle.params` are what is frozen, or nothing.
+
+    `fresh` are the paths of the parameters that the checkpoint lacked.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    _write_own(bundle, folder, fresh)
+    if bundle.params:
+        save_params(folder, bundle.params)
+
+
+def _write_own(bundle: Bundle, folder: Path, fresh: Sequence[str] = ()) -> None:
+    """What zoo's own layout has beside the parameters: configuration, tokenizer, and what images need."""
     from zoo.data.tokenizer import Tokenizer
 
     origin, tokenizer = bundle.origin, bundle.tokenizer
-    if origin is not None and origin.modules is not None:
-        raise ValueError(
-            "layout is 'zoo', and what follows a transformer of sentences is in files of its own; leave it out"
-        )
-    if list_steps(folder):
-        raise ValueError(f"{folder} has checkpoints; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     if origin is not None:
         _write_fields(bundle, origin, folder)
+        if origin.modules is not None:
+            write_settings(origin.modules, folder)
     record = {
         "kind": type(bundle.config).__name__,
         "config": as_dict(bundle.config),
         "head": None if origin is None else origin.head,
+        "fresh": list(fresh),
         "compute_dtype": str(jnp.dtype(bundle.model.dtype)),
         "layers": bundle.model.layers,
     }
@@ -97,9 +120,6 @@ def _save_own(bundle: Bundle, folder: Path) -> Path:
         tokenizer.save(folder / "tokenizer.model")
     elif tokenizer is not None:
         tokenizer.save(folder)
-    save_params(folder, bundle.params)
-    _write_card(bundle, origin, folder, "zoo")
-    return folder
 
 
 def _write_fields(bundle: Bundle, origin: Origin, folder: Path) -> None:
@@ -110,7 +130,8 @@ def _write_fields(bundle: Bundle, origin: Origin, folder: Path) -> None:
     fields |= {"model_type": architecture.model_type, "architectures": [architecture.classes[origin.head]]}
     for name in ("auto_map", "quantization_config"):
         fields.pop(name, None)
-    fields["torch_dtype"] = str(next(iter(jax.tree.leaves(bundle.params))).dtype)
+    leaves = jax.tree.leaves(bundle.params)
+    fields["torch_dtype"] = str(leaves[0].dtype) if leaves else "float32"
     (folder / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
     if origin.generation:
         (folder / "generation_config.json").write_text(json.dumps(origin.generation, indent=2) + "\n")
@@ -143,15 +164,17 @@ def _write_card(bundle: Bundle, origin: Origin | None, folder: Path, layout: str
     path.write_text("\n\n".join(sections) + "\n")
 
 
-def _fitting_origin(bundle: Bundle, folder: Path) -> Origin:
-    """What a model that zoo trained would have come from."""
+def _fitted(bundle: Bundle, folder: Path, labels: Sequence[str] | None) -> Bundle:
+    """A model that zoo trained, with what it would have come from."""
     tokenizer, config = bundle.tokenizer, bundle.config
     ids = {} if tokenizer is None else {f"{role}_token_id": getattr(tokenizer, f"{role}_id") for role in _ROLES}
     ids = {name: value for name, value in ids.items() if value is not None}
     if "bos_token_id" in ids and getattr(config, "decoder", None) is not None and config.encoder is not None:
         ids["decoder_start_token_id"] = ids["bos_token_id"]
     fit = find_fitting(config, bundle.params, ids)
-    return Origin(architecture=fit.architecture, head=fit.head, fields=fit.fields, generation={}, folder=folder)
+    fields = fit.fields if labels is None else fit.fields | label_fields(labels)
+    origin = Origin(architecture=fit.architecture, head=fit.head, fields=fields, generation={}, folder=folder)
+    return replace(bundle, origin=origin, config=fit.config, params=fit.params)
 
 
 def _as_pretrained(tokenizer: Any, config: ModelConfig) -> PretrainedTokenizer:

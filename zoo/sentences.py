@@ -262,6 +262,14 @@ def write_modules(modules: Modules, folder: Path, entries: Iterable[tuple], max_
     """Write modules.json, the modules' folders, and `entries` as `export_params` gives them."""
     entries = list(entries)
     write_folder(folder, [entry for entry in entries if "/" not in entry[0]], max_shard_bytes)
+    write_settings(modules, folder)
+    for dense in modules.dense:
+        own = [(name.rpartition("/")[2], *rest) for name, *rest in entries if name.startswith(f"{dense.path}/")]
+        write_folder(folder / dense.path, own, max_shard_bytes)
+
+
+def write_settings(modules: Modules, folder: Path) -> None:
+    """Write modules.json and what is in the modules' folders, but for tensors."""
     first, *rest = modules.modules
     listed = [{**first.entry, "path": ""}, *(module.entry for module in rest)]
     (folder / "modules.json").write_text(json.dumps(listed, indent=2) + "\n")
@@ -271,6 +279,3 @@ def write_modules(modules: Modules, folder: Path, entries: Iterable[tuple], max_
         (folder / module.path).mkdir(parents=True, exist_ok=True)
         if module.fields.values:
             (folder / module.path / "config.json").write_text(json.dumps(module.fields.values, indent=2) + "\n")
-    for dense in modules.dense:
-        own = [(name.rpartition("/")[2], *rest) for name, *rest in entries if name.startswith(f"{dense.path}/")]
-        write_folder(folder / dense.path, own, max_shard_bytes)

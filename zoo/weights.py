@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
 import jax
@@ -353,6 +354,7 @@ def import_params(
     ignored: Sequence[str] = (),
     other_heads: Callable[[], Iterable[tuple[Sequence[Rule], Callable[[], Any]]]] = tuple,
     head_may_be_fresh: bool = False,
+    renewed: Sequence[str] = (),
 ) -> Imported:
     """Read a checkpoint into the parameters of a model.
 
@@ -368,6 +370,7 @@ def import_params(
         other_heads: tables of the architecture with each head, and what makes the parameters' shapes; asked for where
             tensors are left over, for those of another head may be.
         head_may_be_fresh: whether parameters under `head/` may be missing.
+        renewed: patterns of the head's parameters that are to be initialised even where the checkpoint has them.
 
     Raises:
         CheckpointError: tensors missing, left over, of another shape, or tied and yet different.
@@ -386,6 +389,7 @@ def import_params(
     wanted = {name for item in items for name in item.names} | aliases
     names = _Names(tensors, wanted, prefix, other_prefixes)
 
+    replaced = _take_out(items, names.found, renewed)
     missing, fresh = _missing(items, names.found, head_may_be_fresh)
     unused = set(names.found) - wanted
     unused = {name for name in unused if not any(re.search(pattern, name) for pattern in ignored)}
@@ -412,7 +416,7 @@ def import_params(
             params[path] = reader.place(position, placed[path], dtype)
     return Imported(
         params=unflatten(params),
-        left_out=tuple(sorted(names.found[name] for name in left_out)),
+        left_out=tuple(sorted([*replaced, *(names.found[name] for name in left_out)])),
         fresh=tuple(sorted(fresh)),
     )
 
@@ -444,6 +448,17 @@ def _of_another_head(unused: set[str], rules: Sequence[Rule], make_shapes: Calla
 def _spellings(name: str, prefix: str) -> tuple[str, str, str]:
     """A tensor's name, and with the base model's prefix and without."""
     return name, prefix + name, name.removeprefix(prefix)
+
+
+def _take_out(items: list[_Item], found: dict[str, str], renewed: Sequence[str]) -> list[str]:
+    """Forget the tensors of parameters that are to be initialised; returns their names in the file."""
+    names = [
+        name
+        for item in items
+        for name in (*item.names, *item.rule.aliases)
+        if any(fnmatchcase(path, pattern) for path in item.rule.ours for pattern in renewed)
+    ]
+    return [found.pop(name) for name in names if name in found]
 
 
 def _missing(items: list[_Item], found: Mapping[str, str], head_may_be_fresh: bool) -> tuple[list[str], set[str]]:

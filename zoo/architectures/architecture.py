@@ -189,6 +189,12 @@ class Architecture:
         return own.get(class_name)
 
 
+def label_fields(labels: Sequence[str]) -> dict[str, Any]:
+    """The fields of config.json that name classes."""
+    numbered = {str(number): label for number, label in enumerate(labels)}
+    return {"id2label": numbered, "label2id": {label: int(number) for number, label in numbered.items()}}
+
+
 def merge_fields(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """Nested fields of two configurations, the new ones where both have them."""
     both = {name: merge_fields(old[name], value) for name, value in new.items() if isinstance(old.get(name), dict)}

@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from zoo.data.batches import label_batches, packed_batches, pair_batches, row_batches, scored_windows
     from zoo.data.config import DataConfig, TokenizerConfig
     from zoo.data.sources import Dataset, open_dataset, read_texts
-    from zoo.data.tokenizer import Tokenizer, fit_tokenizer, train_tokenizer
+    from zoo.data.tokenizer import TextTokenizer, Tokenizer, fit_tokenizer, train_tokenizer
     from zoo.data.windows import window_batches
 
 _HOME = {
     "DataConfig": "config",
     "Dataset": "sources",
+    "TextTokenizer": "tokenizer",
     "Tokenizer": "tokenizer",
     "TokenizerConfig": "config",
     "fit_tokenizer": "tokenizer",
@@ -41,6 +42,7 @@ _HOME = {
 __all__ = [
     "DataConfig",
     "Dataset",
+    "TextTokenizer",
     "Tokenizer",
     "TokenizerConfig",
     "fit_tokenizer",

@@ -14,7 +14,7 @@ import grain
 import numpy as np
 
 from zoo.data.sources import Source, read_field
-from zoo.data.tokenizer import Tokenizer
+from zoo.data.tokenizer import TextTokenizer
 
 Batch = dict[str, np.ndarray]
 Encode = Callable[[dict[str, Any]], Batch]
@@ -32,10 +32,10 @@ REMEMBERED_TOKENS = 1 << 28
 
 
 class TokenizedFields:
-    """Fields of `source` as tokens: `self[index]` -> one int32 [length] a key, bos first and eos last."""
+    """Fields of `source` as tokens: `self[index]` -> one int32 [length] a key, as `tokenize` makes it of the text."""
 
-    def __init__(self, source: Source, tokenizer: Tokenizer, keys: tuple[str, ...]):
-        self._source, self._tokenizer, self._keys = source, tokenizer, keys
+    def __init__(self, source: Source, tokenize: Callable[[str], list[int]], keys: tuple[str, ...]):
+        self._source, self._tokenize, self._keys = source, tokenize, keys
         self._remembered: dict[int, list[np.ndarray]] = {}
         self._room = REMEMBERED_TOKENS
 
@@ -46,21 +46,22 @@ class TokenizedFields:
         fields = self._remembered.get(index)
         if fields is None:
             example = self._source[index]
-            fields = [self._tokenize(read_field(example, key)) for key in self._keys]
+            fields = [np.array(self._tokenize(read_field(example, key)), np.int32) for key in self._keys]
             size = sum(tokens.size for tokens in fields)
             if size <= self._room:
                 self._room -= size
                 self._remembered[index] = fields
         return fields
 
-    def _tokenize(self, text: str) -> np.ndarray:
-        ids = [self._tokenizer.bos_id, *self._tokenizer.encode(text), self._tokenizer.eos_id]
-        return np.array(ids, np.int32)
+
+def tokenize_document(tokenizer: TextTokenizer) -> Callable[[str], list[int]]:
+    """What makes a document's tokens of its text: bos first and eos last."""
+    return lambda text: [tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]
 
 
 def packed_batches(
     source: Source,
-    tokenizer: Tokenizer,
+    tokenizer: TextTokenizer,
     *,
     sequence_length: int,
     batch_size: int,
@@ -84,7 +85,7 @@ def packed_batches(
     """
     _check_positive(sequence_length=sequence_length, batch_size=batch_size)
     _check_process(process_index, process_count, len(source))
-    documents = grain.MapDataset.source(TokenizedFields(source, tokenizer, (text_key,)))
+    documents = grain.MapDataset.source(TokenizedFields(source, tokenize_document(tokenizer), (text_key,)))
     documents = documents[process_index::process_count].seed(seed).shuffle()
     return PackedBatches(
         documents,
@@ -179,7 +180,7 @@ def _lay_rows(pieces: list[np.ndarray], row_length: int) -> Batch:
 
 def scored_windows(
     source: Source,
-    tokenizer: Tokenizer,
+    tokenizer: TextTokenizer,
     *,
     sequence_length: int,
     batch_size: int,
@@ -203,7 +204,7 @@ def scored_windows(
     stride = sequence_length if stride is None else stride
     if not 1 <= stride <= sequence_length:
         raise ValueError(f"stride={stride} must lie in 1 to sequence_length={sequence_length}")
-    documents = TokenizedFields(source, tokenizer, (text_key,))
+    documents = TokenizedFields(source, tokenize_document(tokenizer), (text_key,))
     windows = (
         window
         for index in range(len(documents))
@@ -260,7 +261,7 @@ def _join_windows(windows: list[Window], row_length: int) -> Batch:
 
 def pair_batches(
     source: Source,
-    tokenizer: Tokenizer,
+    tokenizer: TextTokenizer,
     *,
     source_length: int,
     target_length: int,
@@ -274,7 +275,7 @@ def pair_batches(
     """Sequence-to-sequence batches: endless, newly shuffled each epoch by `seed` and packed, or one ordered pass of
     a pair a row if None.
 
-    Yields int32 "inputs" [B, S] (tokens, eos) and "targets" [B, T + 1] (bos, tokens, eos), each with "_segment_ids",
+    Yields int32 "inputs" [B, S] (tokens, eos) and "targets" [B, T + 1] (start, tokens, eos), each with "_segment_ids",
     which count a row's pairs from 1 and are 0 on padding, and "_positions", which restart with each. Pairs of one id
     belong together. An input over S or a target over T tokens, eos included, loses its end but keeps eos. In the one
     pass the last batch is padded with blank rows, and each of several processes gets the same number of batches. The
@@ -282,12 +283,13 @@ def pair_batches(
     """
     _check_positive(source_length=source_length, target_length=target_length, batch_size=batch_size)
     _check_process(process_index, process_count, len(source))
-    pairs = TokenizedFields(source, tokenizer, (source_key, target_key))
+    pairs = TokenizedFields(source, tokenizer.sequence, (source_key, target_key))
     lengths = {"inputs": source_length, "targets": target_length + 1}
 
     def make_pair(index: int) -> Batch:
         inputs, targets = pairs[index]
-        return {"inputs": _cut(inputs[1:], source_length), "targets": _cut(targets, target_length + 1)}
+        targets = np.append(np.int32(tokenizer.start_id), _cut(targets, target_length))
+        return {"inputs": _cut(inputs, source_length), "targets": targets}
 
     if seed is None:
         rows = (_pad(make_pair(index), lengths) for index in range(len(source)))

@@ -72,8 +72,8 @@ class DataConfig:
     """The field that holds a class, as a number or by name."""
     validation_fraction: float = 0.05
     """The share of a local file's documents held out, chosen by a hash of their text."""
-    tokenizer: TokenizerConfig = TokenizerConfig()
-    """How text becomes token ids."""
+    tokenizer: TokenizerConfig | None = TokenizerConfig()
+    """How text becomes token ids. Absent: the tokenizer of the checkpoint that a run starts from."""
 
     def __post_init__(self):
         if not self.name:

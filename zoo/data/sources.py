@@ -48,7 +48,8 @@ class Dataset:
         return self.splits[name]
 
     def classes(self, key: str) -> tuple[str, ...]:
-        """The names of the classes that a field numbers, or, sorted, those that it spells out in train.
+        """The names of the classes that a field numbers; or, sorted, those that it spells out in train; or the numbers
+        from 0 that it has there.
 
         ValueError with the fields that have names.
         """
@@ -57,6 +58,8 @@ class Dataset:
             spelt = {train[index].get(key) for index in range(len(train))}
             if 1 < len(spelt) <= MAX_CLASSES and all(isinstance(name, str) for name in spelt):
                 return tuple(sorted(spelt))
+            if 1 < len(spelt) <= MAX_CLASSES and spelt == set(range(len(spelt))):
+                return tuple(map(str, range(len(spelt))))
             known = ", ".join(self.labels) or "none"
             raise ValueError(f"dataset {self.name!r} has no classes in {key!r}; it has {known}: set data.label_key")
         return self.labels[key]

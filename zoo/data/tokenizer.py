@@ -15,7 +15,7 @@ import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import sentencepiece
@@ -33,10 +33,89 @@ REWRITTEN = (("\x10", "\x10e"), (_SPACE, "\x10s"), ("\u2424", "\x10n"), ("\x00",
 _SENTENCE = re.compile(r"[^\n]{0,1000}\n+|[^\n]{1,1000}")
 
 
+class TextTokenizer(Protocol):
+    """What tasks ask of a tokenizer: `Tokenizer`, which zoo trains, or a checkpoint's (`zoo.tokenization.tasks`)."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids are below it."""
+        ...
+
+    @property
+    def pad_id(self) -> int:
+        """Fills rows."""
+        ...
+
+    @property
+    def bos_id(self) -> int:
+        """Begins a document."""
+        ...
+
+    @property
+    def eos_id(self) -> int:
+        """Ends a document."""
+        ...
+
+    @property
+    def begin_ids(self) -> Sequence[int]:
+        """Stand before a text that a model reads from its beginning."""
+        ...
+
+    @property
+    def between_ids(self) -> Sequence[int]:
+        """Stand between the two texts of a pair."""
+        ...
+
+    @property
+    def has_types(self) -> bool:
+        """Whether the model tells a pair's texts apart by token types."""
+        ...
+
+    @property
+    def start_id(self) -> int:
+        """Begins what a decoder writes in answer to an encoder."""
+        ...
+
+    @property
+    def unk_id(self) -> int | None:
+        """Stands for what the vocabulary lacks."""
+        ...
+
+    @property
+    def mask_id(self) -> int | None:
+        """Stands for a token to be guessed."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`, without special tokens."""
+        ...
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`; special tokens have none."""
+        ...
+
+    def sequence(self, text: str) -> list[int]:
+        """The ids of `text` as an encoder-decoder reads and writes it, its end token last."""
+        ...
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], np.ndarray]:
+        """The ids of `text`, and which of its characters each stands for: int32 [length, 2], begin and end."""
+        ...
+
+    def encode_row(self, texts: Sequence[str], length: int) -> dict[str, np.ndarray]:
+        """What an encoder reads of a text, or of a pair, with the special tokens and padding, by the model's names.
+
+        int32 [length] each: "input_ids", "attention_mask", and, for a model that has them, "token_type_ids". The longer
+        text of a pair loses its end first.
+        """
+        ...
+
+
 class Tokenizer:
     """A trained vocabulary. Special ids: 0 padding, 1 begin, 2 end, 3 unknown (never produced), 4 mask."""
 
     pad_id, bos_id, eos_id, unk_id, mask_id = PAD_ID, BOS_ID, EOS_ID, UNK_ID, MASK_ID
+    start_id, begin_ids, between_ids, has_types = BOS_ID, (BOS_ID,), (EOS_ID,), True
 
     def __init__(self, model: bytes):
         """Raises ValueError unless `model` is what `to_bytes` gave."""
@@ -94,6 +173,10 @@ class Tokenizer:
         sizes = [len(piece.replace(_SPACE, " ").encode()) for piece in pieces]
         is_byte = [self._processor.is_byte(token) for token in range(self.vocab_size)]
         return np.where(is_byte, 1, sizes)
+
+    def sequence(self, text: str) -> list[int]:
+        """See `TextTokenizer`."""
+        return [*self.encode(text), EOS_ID]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; special tokens have none. ValueError for an id outside the vocabulary."""

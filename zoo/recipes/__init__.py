@@ -1,5 +1,6 @@
 """Recipes: one function a run. `RECIPES` maps the names on the command line to them; the first is the default."""
 
+from zoo.recipes.classify import classify_tiny
 from zoo.recipes.full import (
     answer_squad,
     bert_base,
@@ -41,6 +42,7 @@ RECIPES: dict[str, Recipe] = {
     "search-tiny": search_tiny,
     "vit-tiny": vit_tiny,
     "answer-tiny": answer_tiny,
+    "classify-tiny": classify_tiny,
     "text-to-image-tiny": text_to_image_tiny,
     "image-tokens-tiny": image_tokens_tiny,
     "picture-judge-tiny": picture_judge_tiny,

@@ -6,24 +6,36 @@ from typing import Any
 import jax
 from rich.console import Console
 
+from zoo.bundle import START
+from zoo.data import open_dataset
+from zoo.pretrained import load_frozen
 from zoo.recipes.companions import make_companions
+from zoo.recipes.preparation import prepare
 from zoo.recipes.report import show_next, show_results, show_sample
-from zoo.recipes.run import Run, prepare
+from zoo.recipes.run import Run
+from zoo.recipes.start import begin
 from zoo.serialization import as_dict
 from zoo.tasks.report import Question
 from zoo.training.checkpoint import load_params
 from zoo.training.loop import check_folder, train
 from zoo.training.metrics import read_metrics
 from zoo.training.state import bind_apply, count_parameters
+from zoo.training.tuning import merge
 
 
 def train_and_report(run: Run, console: Console) -> None:
     """Train in the run's folder, going on from its newest checkpoint, and print results, a sample and what is next."""
     run.mesh.sizes(jax.device_count())  # raises where they do not fit
-    resolved = as_dict(run)
+    dataset = open_dataset(run.data)
+    start = begin(run, dataset)
+    run, resolved = start.run, as_dict(start.run)
     check_folder(run.folder, resolved)
     make_companions(run, console)
-    prepared = prepare(run)
+    start.save()
+    prepared = prepare(run, dataset)
+    about = list(start.describe())
+    for line in about:
+        console.print(line, soft_wrap=True, highlight=False)
     state = train(
         prepared.model,
         prepared.task,
@@ -33,20 +45,22 @@ def train_and_report(run: Run, console: Console) -> None:
         mesh=run.mesh,
         training=run.training,
         resolved=resolved,
+        params=start.params,
+        frozen=start.frozen,
         compute_dtype=run.compute_dtype,
-        description=getattr(prepared.task, "description", ""),
+        description="\n\n".join(filter(None, (getattr(prepared.task, "description", ""), _listed(about)))),
     )
     prefix = "validation_"
     last = read_metrics(Path(run.folder) / "metrics.csv")[-1]
     results = {name.removeprefix(prefix): float(x) for name, x in last.items() if name.startswith(prefix)}
     show_results(console, prepared, results, with_baselines=True)
-    show_sample(console, prepared, bind_apply(prepared.model), state.params)
+    show_sample(console, prepared, bind_apply(prepared.model), merge(state.params, start.frozen))
     show_next(console, run, prepared)
 
 
 def score(run: Run, step: int | None, console: Console) -> None:
     """Print a checkpoint's held-out results and a sample."""
-    params, step = load_params(run.folder, step)
+    params, step = _params(run, step)
     prepared = prepare(run)
     apply = bind_apply(prepared.model)
     console.print(f"{run.folder}, step {step}: {run.model.family}, {count_parameters(params):,} parameters")
@@ -57,7 +71,7 @@ def score(run: Run, step: int | None, console: Console) -> None:
 
 def answer(run: Run, wanted: Any, console: Console) -> None:
     """Print what a checkpoint makes of the prompt of a `zoo.cli.Evaluation`."""
-    params, _ = load_params(run.folder, wanted.step)
+    params, _ = _params(run, wanted.step)
     prepared = prepare(run)
     task = prepared.task
     needs = (task.option, *getattr(task, "beside", {}))
@@ -94,7 +108,7 @@ def write_predictions(run: Run, wanted: Any, console: Console) -> None:
     Raises:
         ValueError: a task whose predictions no scorer of the field reads.
     """
-    params, step = load_params(run.folder, wanted.step)
+    params, step = _params(run, wanted.step)
     prepared = prepare(run)
     if not hasattr(prepared.task, "predictions"):
         raise ValueError("--predictions: this run's task has none that a scorer reads; leave it out for its own scores")
@@ -103,3 +117,13 @@ def write_predictions(run: Run, wanted: Any, console: Console) -> None:
         file = path.with_name(f"{path.stem}.{name}{path.suffix}") if name else path
         file.write_text(text, encoding="utf-8")
         console.print(f"{file}, of {run.folder}, step {step}", soft_wrap=True, highlight=False)
+
+
+def _listed(lines: list[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _params(run: Run, step: int | None) -> tuple[Any, int]:
+    """The model's parameters at a step, what is frozen among them."""
+    params, step = load_params(run.folder, step)
+    return merge(params, load_frozen(Path(run.folder) / START)), step

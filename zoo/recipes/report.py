@@ -10,7 +10,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from zoo.recipes.run import Prepared, Run
+from zoo.recipes.preparation import Prepared
+from zoo.recipes.run import Run
 
 
 def show_results(console: Console, prepared: Prepared, results: dict[str, float], with_baselines: bool) -> None:

@@ -1,4 +1,4 @@
-"""`Run`, the whole of one training run as data, and what it becomes: dataset, tokenizer, model and task.
+"""`Run`, the whole of one training run as data.
 
 A recipe returns a `Run`; the command line overrides its fields; every checkpoint holds the result, so a run's folder
 alone is enough to go on, evaluate or sample.
@@ -7,13 +7,13 @@ alone is enough to go on, evaluate or sample.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from zoo.config import ImageTokenizerConfig, LearnedPositions, TransformerConfig
-from zoo.data import DataConfig, Dataset, Tokenizer, fit_tokenizer, open_dataset
+from zoo.data import DataConfig
 from zoo.image_tokens import ImageTokenizer
 from zoo.serialization import from_dict
 from zoo.tasks.causal_lm import CausalLMConfig
@@ -26,7 +26,7 @@ from zoo.tasks.sentence_embedding import SentenceEmbeddingConfig
 from zoo.tasks.sequence_to_sequence import SequenceToSequenceConfig
 from zoo.tasks.text_classification import TextClassificationConfig
 from zoo.tasks.text_to_image import TextToImageConfig
-from zoo.training.config import MeshConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
+from zoo.training.config import InitConfig, MeshConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
 from zoo.training.run_record import read_run
 from zoo.transformer import Remat, Transformer
 
@@ -50,7 +50,8 @@ class Run:
     """Everything that decides what a training run does."""
 
     model: ModelConfig
-    """The network."""
+    """The network; that of `init.checkpoint` takes its place."""
+    init: InitConfig = InitConfig()
     task: TaskConfig
     """What it learns, and the shape of a batch."""
     data: DataConfig
@@ -73,18 +74,20 @@ class Run:
             raise ValueError(f"a model of {type(self.model).__name__} does not learn {type(self.task).__name__}")
         if isinstance(self.model, ImageTokenizerConfig):
             return
+        if self.init.checkpoint is not None and self.data.tokenizer is not None:
+            return  # the network is still the recipe's: zoo.recipes.start puts the checkpoint's in its place
         for name, embedding in (
             ("embedding", self.model.embedding),
             ("decoder_embedding", self.model.decoder_embedding),
         ):
             if embedding is None:
                 continue
-            ours, theirs = embedding.vocab_size, self.data.tokenizer.vocab_size
+            ours, tokenizer = embedding.vocab_size, self.data.tokenizer
             # A picture's tokens have a table of their own, which fits once their tokenizer is known.
             is_text = name == "embedding" or not isinstance(self.task, TextToImageConfig)
-            if ours is not None and ours != theirs and is_text:
+            if None not in (ours, tokenizer) and ours != tokenizer.vocab_size and is_text:
                 raise ValueError(
-                    f"model.{name}.vocab_size is {ours} and data.tokenizer.vocab_size is {theirs}; "
+                    f"model.{name}.vocab_size is {ours} and data.tokenizer.vocab_size is {tokenizer.vocab_size}; "
                     "give both the same value"
                 )
             positions = embedding.positions
@@ -93,7 +96,7 @@ class Run:
             if isinstance(positions, LearnedPositions) and positions.max_length < need:
                 raise ValueError(
                     f"model.{name}.positions.max_length is {positions.max_length} and the task's rows are "
-                    f"{need} long; give max_length at least that"
+                    f"{need} long; give max_length at least that, or shorter rows"
                 )
 
     @classmethod
@@ -111,52 +114,6 @@ class Run:
         if isinstance(self.model, ImageTokenizerConfig):
             return ImageTokenizer(self.model, dtype=dtype)
         return Transformer(self.model, dtype=dtype, layers=self.layers, remat=self.remat)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """What a run needs before its first step."""
-
-    dataset: Dataset
-    tokenizer: Tokenizer | None
-    """None for tasks without text."""
-    model: Transformer | ImageTokenizer
-    task: Any
-
-
-def prepare(run: Run) -> Prepared:
-    """Open the data, load the folder's tokenizer or train it, and bind the task.
-
-    Raises:
-        ValueError, FileNotFoundError: data that is missing, empty or malformed, before anything compiles.
-    """
-    dataset = open_dataset(run.data)
-    keys = run.task.text_keys(run.data)
-    tokenizer = _prepare_tokenizer(run, dataset, keys) if keys else None
-    others: dict[str, Any] = {}
-    if isinstance(run.task, TextToImageConfig):
-        from zoo.recipes.companions import open_companions  # they are runs themselves
-
-        others = open_companions(run, dataset)
-    task = run.task.bind(dataset, tokenizer, seed=run.training.seed, data=run.data, **others)
-    return Prepared(dataset=dataset, tokenizer=tokenizer, model=run.make_model(), task=task)
-
-
-def _prepare_tokenizer(run: Run, dataset: Dataset, keys: tuple[str, ...]) -> Tokenizer:
-    path = Path(run.folder) / "tokenizer.model"
-    if path.exists():
-        tokenizer = Tokenizer.load(path)
-    else:
-        tokenizer = fit_tokenizer(dataset.split("train"), run.data.tokenizer, keys=keys)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tokenizer.save(path)
-    known = run.model.embedding.vocab_size or run.model.target_vocab_size or 0
-    if tokenizer.vocab_size > known:
-        raise ValueError(
-            f"{path} has {tokenizer.vocab_size} tokens and the model {known}; "
-            "remove the folder to start anew, or use the vocabulary size it was made with"
-        )
-    return tokenizer
 
 
 def fast_dtype() -> Literal["float32", "bfloat16"]:

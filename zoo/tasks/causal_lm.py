@@ -11,7 +11,7 @@ import numpy as np
 from zoo.data import (
     DataConfig,
     Dataset,
-    Tokenizer,
+    TextTokenizer,
     ngram_bits_per_byte,
     packed_batches,
     read_texts,
@@ -38,6 +38,8 @@ class CausalLMConfig:
     """Held-out windows advance by this many tokens, so that each scored token has at least
     sequence_length - stride tokens of context, where its document has them."""
 
+    head: ClassVar[str] = "causal_lm"
+
     def __post_init__(self):
         if not 0 < self.stride <= self.sequence_length:
             raise ValueError(f"stride is {self.stride}; give 1 to sequence_length ({self.sequence_length})")
@@ -50,7 +52,7 @@ class CausalLMConfig:
         """Positions that each embedding needs."""
         return {"embedding": self.sequence_length}
 
-    def bind(self, dataset: Dataset, tokenizer: Tokenizer, *, seed: int, data: DataConfig) -> "CausalLM":
+    def bind(self, dataset: Dataset, tokenizer: TextTokenizer, *, seed: int, data: DataConfig) -> "CausalLM":
         """The task on a dataset."""
         return CausalLM(self, dataset, tokenizer, seed, data.text_key)
 
@@ -61,7 +63,7 @@ class CausalLM:
 
     config: CausalLMConfig
     dataset: Dataset
-    tokenizer: Tokenizer
+    tokenizer: TextTokenizer
     seed: int
     text_key: str
 

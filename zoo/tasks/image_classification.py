@@ -7,7 +7,7 @@ step's key, so a resumed run sees the same ones.
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from zoo.data import DataConfig, Dataset, Tokenizer, label_batches
+from zoo.data import DataConfig, Dataset, TextTokenizer, label_batches
 from zoo.data.images import ImageProcessor
 from zoo.data.pictures import open_picture
 from zoo.tasks.losses import score_split
@@ -33,6 +33,14 @@ class ImageClassificationConfig:
     """Height and width in pixels to which pictures are brought."""
     channels: Literal[1, 3] = 3
     """Grey, or red, green and blue; pictures of the other kind are converted."""
+    shorter_side: int | None = None
+    """Bring pictures to this length of the shorter side, and cut out the middle; None: stretch them."""
+    resample: int = 2
+    """Pillow's number of the filter: 0 nearest, 1 Lanczos, 2 bilinear, 3 bicubic."""
+    mean: tuple[float, ...] = (0.5,)
+    """Subtracted from each channel, of values from 0 to 1."""
+    std: tuple[float, ...] = (0.5,)
+    """Divides each channel then."""
     batch_size: int = 128
     """Pictures a step over all devices, B."""
     zoom: float = 0.0
@@ -46,12 +54,29 @@ class ImageClassificationConfig:
     label_smoothing: float = 0.0
     """Share of the target that all classes get alike (Szegedy et al. 2016)."""
 
+    head: ClassVar[str] = "image_classification"
+
     def __post_init__(self):
         for name in ("zoom", "shift", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; give a share from 0 to below 1")
         if self.mixup < 0:
             raise ValueError(f"mixup is {self.mixup}; give 0 for none, or a number above it, such as 0.2")
+
+    def read_like(self, processor: ImageProcessor, num_channels: int) -> "ImageClassificationConfig":
+        """The same with pictures made as for a checkpoint. ValueError where they are not square."""
+        size = processor.crop or processor.size
+        if not isinstance(size, tuple) or size[0] != size[1] or processor.clusters is not None:
+            raise ValueError(f"the checkpoint reads pictures of size {size}, or their colours; this task's are square")
+        return replace(
+            self,
+            image_size=size[0],
+            channels=num_channels,
+            shorter_side=processor.size if isinstance(processor.size, int) else None,
+            resample=processor.resample,
+            mean=(0.0,) if processor.mean is None else tuple(processor.mean),
+            std=(1.0,) if processor.mean is None else tuple(processor.std),
+        )
 
     def text_keys(self, data: DataConfig) -> tuple[str, ...]:
         """It reads no text."""
@@ -63,7 +88,7 @@ class ImageClassificationConfig:
         return {"embedding": 0}
 
     def bind(
-        self, dataset: Dataset, tokenizer: Tokenizer | None, *, seed: int, data: DataConfig
+        self, dataset: Dataset, tokenizer: TextTokenizer | None, *, seed: int, data: DataConfig
     ) -> "ImageClassification":
         """The task on a dataset. ValueError if its labels have no names."""
         del tokenizer
@@ -176,12 +201,21 @@ class ImageClassification:
         return ", ".join(f"{self.classes[index]} ({100 * likely[index]:.1f} %)" for index in best)
 
     def _pixels(self, picture: Any) -> Float[np.ndarray, "C height width"]:
-        """A picture of any size, from -1 to 1."""
-        size = self.config.image_size
-        pixels = ImageProcessor(size=(size, size), mean=(0.5,), std=(0.5,))(picture)["pixel_values"][0]
-        if len(pixels) != self.config.channels:
-            pixels = np.broadcast_to(pixels.mean(0), (self.config.channels, size, size))
-        return pixels
+        """A picture of any size, as the model reads it."""
+        config = self.config
+        square = (config.image_size, config.image_size)
+        processor = ImageProcessor(size=config.shorter_side or square, crop=square, resample=config.resample, mean=None)
+        pixels = processor(picture)["pixel_values"][0]
+        if len(pixels) != config.channels:
+            pixels = np.broadcast_to(pixels.mean(0), (config.channels, *square))
+        mean, std = self._normalisation
+        return (pixels - mean) / std
+
+    @property
+    def _normalisation(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of each channel, [C, 1, 1] or [1, 1, 1]."""
+        mean, std = (np.array(values, np.float32) for values in (self.config.mean, self.config.std))
+        return mean[:, None, None], std[:, None, None]
 
     def _arrays(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         source = self.dataset.split(split)
@@ -198,12 +232,15 @@ class ImageClassification:
             zoom = jax.random.uniform(zoom_rng, (batch, 1), minval=-1, maxval=1) * self.config.zoom + 1
             shift = jax.random.uniform(shift_rng, (batch, 2), minval=-1, maxval=1) * self.config.shift * size
 
+            mean, std = self._normalisation
+            black = jnp.asarray(-mean / std)
+
             def place(picture, zoom, shift):
-                # About the middle; what comes in from outside is black, which is -1.
+                # About the middle; what comes in from outside is black.
                 scale, start = jnp.broadcast_to(zoom, (2,)), shift + (1 - zoom) * size / 2
-                return jax.image.scale_and_translate(
-                    picture + 1, (channels, height, width), (1, 2), scale, start, method="linear"
-                ) - 1  # fmt: skip
+                return black + jax.image.scale_and_translate(
+                    picture - black, (channels, height, width), (1, 2), scale, start, method="linear"
+                )
 
             pixels = jax.vmap(place)(pixels, zoom, shift)
         if self.config.flip:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from zoo.data import DataConfig, Dataset, Tokenizer, row_batches
+from zoo.data import DataConfig, Dataset, TextTokenizer, row_batches
 from zoo.data.clusters import assign, fit_clusters
 from zoo.data.pictures import as_levels, open_picture, square
 from zoo.tasks.losses import score_split
@@ -37,7 +37,7 @@ class ImageTokensConfig:
         del data
         return ()
 
-    def bind(self, dataset: Dataset, tokenizer: Tokenizer | None, *, seed: int, data: DataConfig) -> "ImageTokens":
+    def bind(self, dataset: Dataset, tokenizer: TextTokenizer | None, *, seed: int, data: DataConfig) -> "ImageTokens":
         """The task on a dataset."""
         del tokenizer
         return ImageTokens(self, dataset, seed, data.image_key)

@@ -10,7 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from zoo.data import DataConfig, Dataset, Tokenizer, packed_batches, read_texts, scored_windows, unigram_cross_entropy
+from zoo.data import (
+    DataConfig,
+    Dataset,
+    TextTokenizer,
+    packed_batches,
+    read_texts,
+    scored_windows,
+    unigram_cross_entropy,
+)
 from zoo.generation_config import read_config
 from zoo.logits import choose, narrow
 from zoo.tasks.losses import cross_entropy, score_split
@@ -36,6 +44,8 @@ class MaskedLMConfig:
     mask_rate: float = 0.15
     """Share of tokens to predict; of these 80 % become the mask token, 10 % a random one, 10 % stay."""
 
+    head: ClassVar[str] = "masked_lm"
+
     def __post_init__(self):
         if not 0 < self.mask_rate < 1:
             raise ValueError(f"mask_rate is {self.mask_rate}; give a share between 0 and 1, 0.15 in BERT")
@@ -48,7 +58,7 @@ class MaskedLMConfig:
         """Positions that each embedding needs."""
         return {"embedding": self.sequence_length}
 
-    def bind(self, dataset: Dataset, tokenizer: Tokenizer, *, seed: int, data: DataConfig) -> "MaskedLM":
+    def bind(self, dataset: Dataset, tokenizer: TextTokenizer, *, seed: int, data: DataConfig) -> "MaskedLM":
         """The task on a dataset."""
         return MaskedLM(self, dataset, tokenizer, seed, data.text_key)
 
@@ -59,7 +69,7 @@ class MaskedLM:
 
     config: MaskedLMConfig
     dataset: Dataset
-    tokenizer: Tokenizer
+    tokenizer: TextTokenizer
     seed: int
     text_key: str
 
@@ -142,7 +152,7 @@ class MaskedLM:
         logits = apply(params, input_ids=row[None]).logits[0]
         special = [self.tokenizer.pad_id, self.tokenizer.bos_id, self.tokenizer.eos_id,
                    self.tokenizer.unk_id, self.tokenizer.mask_id]  # fmt: skip
-        known = logits.at[:, np.array(special)].set(-jnp.inf)
+        known = logits.at[:, np.array([token for token in special if token is not None])].set(-jnp.inf)
         config = read_config({"top_k": None, **question.options})
         if config.do_sample:
             known = narrow(known, config.temperature, config.top_k, config.top_p, config.min_p)

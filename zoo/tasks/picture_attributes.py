@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from zoo.data import DataConfig, Dataset, Tokenizer, row_batches
+from zoo.data import DataConfig, Dataset, TextTokenizer, row_batches
 from zoo.data.pictures import open_picture, square
 from zoo.tasks.losses import score_split
 from zoo.tasks.report import Figure, Question
@@ -47,7 +47,7 @@ class PictureAttributesConfig:
         """Positions that each embedding needs: those of a picture are checked by the model's own configuration."""
         return {"embedding": 0}
 
-    def bind(self, dataset: Dataset, tokenizer: Tokenizer | None, *, seed: int, data: DataConfig):
+    def bind(self, dataset: Dataset, tokenizer: TextTokenizer | None, *, seed: int, data: DataConfig):
         """The task on a dataset. ValueError for an attribute without classes."""
         del tokenizer
         return PictureAttributes(self, dataset, seed, data.image_key, {k: dataset.classes(k) for k in self.attributes})

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from zoo.data import DataConfig, Dataset, Tokenizer, read_texts, window_batches
+from zoo.data import DataConfig, Dataset, TextTokenizer, read_texts, window_batches
 from zoo.data.sources import Source
 from zoo.tasks.answer_baselines import nearest_sentences
 from zoo.tasks.report import Figure, Question
@@ -50,6 +50,8 @@ class QuestionAnsweringConfig:
     """No answer is given where the first position's score is more than so far above the best span's; None: always one
     (SQuAD 1.1)."""
 
+    head: ClassVar[str] = "question_answering"
+
     def __post_init__(self):
         for name in ("question_length", "answer_length", "stride"):
             if getattr(self, name) < 1:
@@ -72,7 +74,7 @@ class QuestionAnsweringConfig:
         """Positions that each embedding needs."""
         return {"embedding": self.sequence_length}
 
-    def bind(self, dataset: Dataset, tokenizer: Tokenizer, *, seed: int, data: DataConfig) -> "QuestionAnswering":
+    def bind(self, dataset: Dataset, tokenizer: TextTokenizer, *, seed: int, data: DataConfig) -> "QuestionAnswering":
         """The task on a dataset. ValueError if it has no questions in SQuAD's shape."""
         example = dataset.split("train")[0]
         missing = [name for name in ("question", "context", "answers") if name not in example]
@@ -106,7 +108,7 @@ class QuestionAnswering:
 
     config: QuestionAnsweringConfig
     dataset: Dataset
-    tokenizer: Tokenizer
+    tokenizer: TextTokenizer
     seed: int
 
     unit: ClassVar[str] = "windows"
@@ -137,12 +139,14 @@ class QuestionAnswering:
         question = tokenizer.encode(example["question"])[: config.question_length]
         ids, offsets = _encode_context(tokenizer, example["context"])
         answer = _locate(offsets, example["answers"]) if "answers" in example else None
-        head = [tokenizer.bos_id, *question, tokenizer.eos_id]
+        head = [tokenizer.bos_id, *question, *tokenizer.between_ids]
         room = config.sequence_length - len(head) - 1
         rows = []
         for begin in window_starts(len(ids), room, config.stride):
             window = [*ids[begin : begin + room], tokenizer.eos_id]
             row = _lay_row(head, window, config.sequence_length, tokenizer.pad_id)
+            if not tokenizer.has_types:
+                del row["token_type_ids"]
             shift = begin - len(head)
             ends = [0, 0]
             if answer is not None and begin <= answer[0] and answer[1] < begin + room:
@@ -261,7 +265,7 @@ class QuestionAnswering:
 
     def logits(self, apply, params, batch: Mapping[str, Any], rng) -> tuple[jax.Array, jax.Array]:
         """Start and end logits [B, T], out of reach where no answer can be."""
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in batch}
         output = apply(params, **inputs, dropout_rng=rng)
         ends = (output.start_logits, output.end_logits)
         start, end = (jnp.where(batch["candidates"] > 0, logits.astype(jnp.float32), _NEVER) for logits in ends)
@@ -282,7 +286,7 @@ class QuestionAnswering:
 
 
 @functools.lru_cache(maxsize=1 << 15)
-def _encode_context(tokenizer: Tokenizer, context: str) -> tuple[list[int], np.ndarray]:
+def _encode_context(tokenizer: TextTokenizer, context: str) -> tuple[list[int], np.ndarray]:
     """The tokens of a context and their characters; several questions are asked about each."""
     return tokenizer.encode_with_offsets(context)
 

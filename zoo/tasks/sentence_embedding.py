@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from zoo.data import DataConfig, Dataset, Tokenizer, read_texts, row_batches
+from zoo.data import DataConfig, Dataset, TextTokenizer, read_texts, row_batches
 from zoo.data.sources import read_field
 from zoo.tasks.losses import score_split
 from zoo.tasks.report import Figure, Question
@@ -38,6 +38,8 @@ class SentenceEmbeddingConfig:
     symmetric: bool = True
     """Find sources by targets as well as targets by sources (CLIP, Radford et al. 2021)."""
 
+    head: ClassVar[str] = "embedding"
+
     def __post_init__(self):
         if self.temperature <= 0:
             raise ValueError(f"temperature is {self.temperature}; give a number above 0, such as 0.05")
@@ -52,7 +54,7 @@ class SentenceEmbeddingConfig:
         """Positions that each embedding needs."""
         return {"embedding": max(self.source_length, self.target_length)}
 
-    def bind(self, dataset: Dataset, tokenizer: Tokenizer, *, seed: int, data: DataConfig) -> "SentenceEmbedding":
+    def bind(self, dataset: Dataset, tokenizer: TextTokenizer, *, seed: int, data: DataConfig) -> "SentenceEmbedding":
         """The task on a dataset."""
         return SentenceEmbedding(self, dataset, tokenizer, seed, data.source_key, data.target_key)
 
@@ -63,7 +65,7 @@ class SentenceEmbedding:
 
     config: SentenceEmbeddingConfig
     dataset: Dataset
-    tokenizer: Tokenizer
+    tokenizer: TextTokenizer
     seed: int
     source_key: str
     target_key: str

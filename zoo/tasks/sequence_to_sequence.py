@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 import numpy as np
 
-from zoo.data import DataConfig, Dataset, Tokenizer, pair_batches, read_texts
+from zoo.data import DataConfig, Dataset, TextTokenizer, pair_batches, read_texts
 from zoo.generate import generate
 from zoo.tasks.losses import cross_entropy, score_split
 from zoo.tasks.pair_baselines import PairBaseline, write_baseline
@@ -37,6 +37,8 @@ class SequenceToSequenceConfig:
     num_beams: int = 1
     """Sequences to follow side by side when held-out sources are scored; 1 is greedy."""
 
+    head: ClassVar[str] = "seq2seq_lm"
+
     def __post_init__(self):
         if self.num_beams < 1:
             raise ValueError(f"num_beams is {self.num_beams}; give at least 1, which is greedy")
@@ -49,7 +51,7 @@ class SequenceToSequenceConfig:
         """Positions that each embedding needs."""
         return {"embedding": self.source_length, "decoder_embedding": self.target_length}
 
-    def bind(self, dataset: Dataset, tokenizer: Tokenizer, *, seed: int, data: DataConfig) -> "SequenceToSequence":
+    def bind(self, dataset: Dataset, tokenizer: TextTokenizer, *, seed: int, data: DataConfig) -> "SequenceToSequence":
         """The task on a dataset. ValueError for a score whose package is missing."""
         check_scores(self.scores)
         return SequenceToSequence(self, dataset, tokenizer, seed, data.source_key, data.target_key)
@@ -61,7 +63,7 @@ class SequenceToSequence:
 
     config: SequenceToSequenceConfig
     dataset: Dataset
-    tokenizer: Tokenizer
+    tokenizer: TextTokenizer
     seed: int
     source_key: str
     target_key: str
@@ -143,15 +145,16 @@ class SequenceToSequence:
         source = self.dataset.split("validation")
         for place in np.linspace(0, len(source) - 1, _SHOWN).astype(int):
             prompt = source[int(place)][self.source_key]
-            ids = self.tokenizer.encode(prompt)[: self.config.source_length - 1]
+            ids = self.tokenizer.sequence(prompt)
+            ids = [*ids[: self.config.source_length - 1], ids[-1]] if len(ids) > self.config.source_length else ids
             yield prompt.split("\n")[0], "".join(self._answer(apply, params, ids, Question()))
 
     def respond(self, apply, params, question: Question) -> Iterator[str]:
         """The target that the model writes for one source."""
-        ids = self.tokenizer.encode(question.prompt)
-        if len(ids) >= self.config.source_length:
+        ids = self.tokenizer.sequence(question.prompt)
+        if len(ids) > self.config.source_length:
             raise ValueError(
-                f"the prompt has {len(ids)} tokens and this model reads {self.config.source_length - 1}; shorten it"
+                f"the prompt has {len(ids)} tokens and this model reads {self.config.source_length}; shorten it"
             )
         return self._answer(apply, params, ids, question)
 
@@ -163,8 +166,8 @@ class SequenceToSequence:
             raise ValueError(
                 f"the prefix has {len(begin)} tokens and this model writes {self.config.target_length}; shorten it"
             )
-        options["input_ids"] = np.array([[*ids, self.tokenizer.eos_id]], np.int32)
-        options["decoder_input_ids"] = np.array([[self.tokenizer.bos_id, *begin]], np.int32)
+        options["input_ids"] = np.array([ids], np.int32)
+        options["decoder_input_ids"] = np.array([[self.tokenizer.start_id, *begin]], np.int32)
         return write(apply, params, decode, begin, **options)
 
     def predictions(self, apply, params) -> dict[str, str]:
@@ -193,5 +196,5 @@ class SequenceToSequence:
             "num_beams": self.config.num_beams,
             "eos_token_id": self.tokenizer.eos_id,
             "pad_token_id": self.tokenizer.pad_id,
-            "decoder_start_token_id": self.tokenizer.bos_id,
+            "decoder_start_token_id": self.tokenizer.start_id,
         }

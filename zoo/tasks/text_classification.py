@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoo.data import DataConfig, Dataset, Tokenizer, label_batches, read_texts
+from zoo.data import DataConfig, Dataset, TextTokenizer, label_batches, read_texts
 from zoo.tasks.losses import score_split
 from zoo.tasks.report import Figure, Question
 
@@ -29,6 +29,8 @@ class TextClassificationConfig:
     label_smoothing: float = 0.0
     """Share of the target that all classes get alike (Szegedy et al. 2016)."""
 
+    head: ClassVar[str] = "sequence_classification"
+
     def __post_init__(self):
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing is {self.label_smoothing}; give a share from 0 to below 1")
@@ -41,7 +43,7 @@ class TextClassificationConfig:
         """Positions that each embedding needs."""
         return {"embedding": self.sequence_length}
 
-    def bind(self, dataset: Dataset, tokenizer: Tokenizer, *, seed: int, data: DataConfig) -> "TextClassification":
+    def bind(self, dataset: Dataset, tokenizer: TextTokenizer, *, seed: int, data: DataConfig) -> "TextClassification":
         """The task on a dataset. ValueError if it has no classes."""
         classes = dataset.classes(data.label_key)
         return TextClassification(self, dataset, tokenizer, seed, self.text_keys(data), data.label_key, classes)
@@ -53,7 +55,7 @@ class TextClassification:
 
     config: TextClassificationConfig
     dataset: Dataset
-    tokenizer: Tokenizer
+    tokenizer: TextTokenizer
     seed: int
     text_keys: tuple[str, ...]
     label_key: str
@@ -172,9 +174,9 @@ class TextClassification:
         return ", ".join(f"{self.classes[i]} ({100 * likely[i]:.1f} %)" for i in np.argsort(-likely)[:3])
 
     def _logits(self, apply, params, batch: Mapping[str, Any], rng):
-        types = {"token_type_ids": batch["token_type_ids"]} if len(self.text_keys) > 1 else {}
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        return apply(params, **inputs, **types, dropout_rng=rng).logits
+        # A single text is all of the first type, which is what models take without being told.
+        names = ("input_ids", "attention_mask", "token_type_ids")[: 2 if len(self.text_keys) == 1 else 3]
+        return apply(params, **{name: batch[name] for name in names if name in batch}, dropout_rng=rng).logits
 
     def _texts(self, split: str) -> tuple[list[str], list[int]]:
         source = self.dataset.split(split)

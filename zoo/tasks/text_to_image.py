@@ -23,7 +23,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import UInt8
 
-from zoo.data import DataConfig, Dataset, Tokenizer, row_batches
+from zoo.data import DataConfig, Dataset, TextTokenizer, row_batches
 from zoo.data.pictures import as_levels, square
 from zoo.data.sources import read_field
 from zoo.generate import generate
@@ -94,7 +94,7 @@ class TextToImageConfig:
     def bind(
         self,
         dataset: Dataset,
-        tokenizer: Tokenizer,
+        tokenizer: TextTokenizer,
         *,
         seed: int,
         data: DataConfig,
@@ -123,7 +123,7 @@ class TextToImage:
 
     config: TextToImageConfig
     dataset: Dataset
-    tokenizer: Tokenizer
+    tokenizer: TextTokenizer
     seed: int
     image_key: str
     caption_key: str

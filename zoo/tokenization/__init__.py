@@ -7,6 +7,7 @@ zoo trains are in `zoo.data.tokenizer`.
 
 from zoo.tokenization.files import load_tokenizer
 from zoo.tokenization.gguf import gguf_tokenizer
+from zoo.tokenization.tasks import TaskTokenizer
 from zoo.tokenization.tokenizer import PretrainedTokenizer, UnreadTokenizer
 
-__all__ = ["PretrainedTokenizer", "UnreadTokenizer", "gguf_tokenizer", "load_tokenizer"]
+__all__ = ["PretrainedTokenizer", "TaskTokenizer", "UnreadTokenizer", "gguf_tokenizer", "load_tokenizer"]

@@ -158,10 +158,14 @@ class Checkpoints:
         counter = jax.device_put(jax.numpy.asarray(step, target.step.dtype), target.step.sharding)
         return TrainState(step=counter, params=restored.params, opt_state=restored.optimizer)
 
+    def read_shapes(self, step: int) -> Params:
+        """Return the shapes and dtypes of a step's parameters."""
+        metadata = self._manager.item_metadata(step)["params"]
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), metadata.tree)
+
     def restore_params(self, step: int, mesh: Mesh) -> Params:
         """Return the parameters of a step, sharded by the table; the checkpoint knows their shapes."""
-        metadata = self._manager.item_metadata(step)["params"]
-        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), metadata.tree)
+        shapes = self.read_shapes(step)
         target = jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
             shapes,

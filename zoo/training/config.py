@@ -65,6 +65,37 @@ class ScheduleConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class InitConfig:
+    """What a run starts from, and what of that trains."""
+
+    checkpoint: str | None = None
+    """A pretrained model to fine-tune (`--init MODEL` for short): a folder or a name on the hub, as zoo.load takes it.
+    The run has its configuration, parameters and tokenizer, and reads pictures as it does. None: from scratch."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    tune: Literal["full", "frozen", "lora"] = "full"
+    """What trains: full (everything), frozen (a head that the checkpoint lacks, alone), or lora (that head, and
+    low-rank updates of the targets; Hu et al. 2021)."""
+    rank: int = 8
+    """LoRA: the rank of an update."""
+    alpha: float = 16.0
+    """LoRA: updates are multiplied by alpha / rank."""
+    targets: tuple[str, ...] = ("query", "value")
+    """LoRA: the projections that are updated, by their names: query key value output up gate down."""
+
+    def __post_init__(self):
+        known = ("full", "frozen", "lora")
+        _require(self.tune in known, "init.tune", self.tune, "one of " + ", ".join(known))
+        _require(self.checkpoint != "", "init.checkpoint", self.checkpoint, "a folder or a name on the hub")
+        scratch = self.checkpoint is None
+        _require(not scratch or self.tune == "full", "init.tune", self.tune, "'full' without a checkpoint (--init)")
+        _require(not scratch or self.revision is None, "init.revision", self.revision, "absent without a checkpoint")
+        _require(self.rank >= 1, "init.rank", self.rank, "at least 1")
+        _require(self.alpha > 0, "init.alpha", self.alpha, "above 0")
+        _require(bool(self.targets), "init.targets", self.targets, "at least one projection, such as query")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
     """How many devices each mesh axis has. -1, on at most one axis, takes all devices that remain."""
 

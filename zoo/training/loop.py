@@ -35,13 +35,15 @@ from zoo.training.progress import Progress
 from zoo.training.protocol import Model, Params, Task
 from zoo.training.run_record import check_same_run, write_run
 from zoo.training.scalars import Scalars
-from zoo.training.sharding import make_mesh
+from zoo.training.sharding import make_mesh, shard_parameters
 from zoo.training.state import TrainState, abstract_state, bind_apply, initialise_state, start_state
 from zoo.training.step import make_train_step
 from zoo.training.stopping import EvaluationStopped, Stopped, StopRequest
+from zoo.training.tuning import merge
 
 # Steps in flight while the host reads the metrics of the one before them: the device never idles for it.
 LAG = 2
+_merge = jax.jit(merge)
 
 
 class NonFiniteError(FloatingPointError):
@@ -59,6 +61,7 @@ def train(
     training: TrainingConfig,
     resolved: dict[str, Any] | None = None,
     params: Params | None = None,
+    frozen: Params | None = None,
     may_differ: tuple[str, ...] = (),
     compute_dtype: Any = "bfloat16",
     description: str = "",
@@ -67,7 +70,9 @@ def train(
 
     `resolved` is the whole run as nested JSON-able dicts, kept in every checkpoint. A folder of another run
     is refused, unless only fields that do not change the mathematics or `may_differ` (globs over dotted
-    fields) differ. A new run starts from `params`, such as a pretrained model's; None initialises them.
+    fields) differ. A new run starts from `params`, such as a pretrained model's; None initialises them. Where `params`
+    are not the whole model, `frozen` is the rest of it, as `zoo.training.tuning.split` gives them, and the state that
+    is returned, and saved, holds what trains alone.
     `compute_dtype` is what MFU is measured against; `description` opens the model card.
 
     Raises ValueError for a folder of another run, and a mesh or a batch that does not fit; NonFiniteError for
@@ -89,9 +94,10 @@ def train(
             device_mesh = make_mesh(mesh)
             with jax.set_mesh(device_mesh), Prefetcher(iterator, device_mesh, training.prefetch) as batches:
                 session = _Session(task, bind_apply(model), training, checkpoints, batches, stop, resolved)
+                session.place_frozen(frozen or {}, device_mesh)
                 step = session.prepare(model, optimizer, schedule, device_mesh, params, position)
                 session.run(step, compute_dtype)
-        write_report(folder, session.state.params, resolved, description)
+        write_report(folder, session.model_params, resolved, description)
         return session.state
 
 
@@ -116,6 +122,15 @@ class _Session:
         self.progress: Progress
         self.scalars: Scalars
 
+    def place_frozen(self, frozen: Params, mesh: Mesh) -> None:
+        """Put the parameters that no step changes on the mesh."""
+        self.frozen = jax.device_put(frozen, shard_parameters(frozen, mesh))
+
+    @property
+    def model_params(self) -> Params:
+        """What the model takes: the state's parameters, or these and the frozen ones in one tree."""
+        return _merge(self.state.params, self.frozen) if self.frozen else self.state.params
+
     def prepare(
         self,
         model: Model,
@@ -133,7 +148,9 @@ class _Session:
         self.item = next(self.batches)
         batch = self.item[0]
         check_batch(batch, mesh, training.accumulate)
-        target = abstract_state(model, self.task, optimizer, batch, mesh)
+        if self.step and self.frozen:
+            params = self.checkpoints.read_shapes(self.step)
+        target = abstract_state(model, self.task, optimizer, batch, mesh, trained=params, frozen=self.frozen)
         if self.step:
             self.state = self.checkpoints.restore(self.step, target)
         elif params is not None:
@@ -156,11 +173,7 @@ class _Session:
         self.scalars = Scalars(self.folder, self.step, self.training.num_steps, self.training.tensorboard)
         flops, peak = 0.0, None
         if self.step < self.training.num_steps:
-
-            def loss(params, batch):
-                return self.task.loss(self.apply, params, batch, None)[0]
-
-            flops = 3 * count_flops(loss, self.state.params, self.item[0])
+            flops = self._count_flops()
             peak = peak_flops(jax.devices()[0], compute_dtype)
         unit = getattr(self.task, "unit", "tokens")
         self.progress = Progress(self.training.num_steps, self.step, flops_per_step=flops, peak=peak, unit=unit)
@@ -172,6 +185,15 @@ class _Session:
             self.metrics.close()
             self.scalars.close()
 
+    def _count_flops(self) -> float:
+        """Those of a step: three forward passes, or, where parameters are frozen, what their gradients do not need."""
+
+        def loss(params, frozen, batch):
+            return self.task.loss(self.apply, merge(params, frozen), batch, None)[0]
+
+        given = self.state.params, self.frozen, self.item[0]
+        return count_flops(jax.grad(loss), *given) if self.frozen else 3 * count_flops(loss, *given)
+
     def _take_steps(self, train_step: Callable) -> None:
         if self.step:
             done = self.step == self.training.num_steps
@@ -182,7 +204,7 @@ class _Session:
             if self.stop:
                 self._save_and_stop()
             batch, self.data = self.item
-            self.state, metrics = train_step(self.state, batch)
+            self.state, metrics = train_step(self.state, batch, self.frozen)
             self.step += 1
             for value in metrics.values():
                 value.copy_to_host_async()
@@ -227,7 +249,7 @@ class _Session:
         self._read_metrics(0)
         try:
             with self.stop.interruptible():
-                values = self.task.evaluate(self.apply, self.state.params)
+                values = self.task.evaluate(self.apply, self.model_params)
         except EvaluationStopped:
             self._save_and_stop()
         values = {name: float(value) for name, value in values.items()}

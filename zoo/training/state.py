@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from zoo.training.protocol import Apply, Batch, Model, Params, Task
 from zoo.training.sharding import shard_optimizer_state, shard_parameters
+from zoo.training.tuning import merge
 
 
 @flax.struct.dataclass
@@ -51,7 +52,7 @@ def _initial_parameters(model: Model, task: Task, batch: Any, rng: jax.Array) ->
     task.loss(apply, {}, batch, None)
     if not found:
         raise ValueError(f"{type(task).__name__}.loss never called apply, so the model's inputs are unknown")
-    return jax.tree.map(lambda x: x.astype(jnp.float32), found[0])
+    return found[0]
 
 
 def _make_initialiser(model: Model, task: Task, optimizer: optax.GradientTransformation, batch: Batch):
@@ -59,17 +60,30 @@ def _make_initialiser(model: Model, task: Task, optimizer: optax.GradientTransfo
 
     def initialise(rng):
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        params = _initial_parameters(model, task, zeros, rng)
-        return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
+        return _at_start(_initial_parameters(model, task, zeros, rng), optimizer)
 
     return initialise
 
 
 def abstract_state(
-    model: Model, task: Task, optimizer: optax.GradientTransformation, batch: Batch, mesh: Mesh
+    model: Model,
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    batch: Batch,
+    mesh: Mesh,
+    *,
+    trained: Params | None = None,
+    frozen: Params | None = None,
 ) -> TrainState:
-    """Return the state's shapes, dtypes and shardings (ShapeDtypeStructs); nothing is allocated."""
+    """Return the state's shapes, dtypes and shardings (ShapeDtypeStructs); nothing is allocated.
+
+    `trained` (arrays or shapes) are the parameters that train where they are not simply the model's; with `frozen`
+    they must make up those. Raises ValueError if a parameter is missing, unknown or of another shape.
+    """
     state = jax.eval_shape(_make_initialiser(model, task, optimizer, batch), jax.random.key(0))
+    if trained is not None:
+        _check_parameters(jax.eval_shape(merge, trained, frozen or {}), state.params)
+        state = jax.eval_shape(lambda params: _at_start(params, optimizer), trained)
     shardings = TrainState(
         step=NamedSharding(mesh, PartitionSpec()),
         params=shard_parameters(state.params, mesh),
@@ -93,19 +107,15 @@ def initialise_state(
 
 
 def start_state(params: Params, optimizer: optax.GradientTransformation, target: TrainState) -> TrainState:
-    """Return a state at step 0 around given parameters, such as a pretrained checkpoint's.
-
-    Raises ValueError if a parameter is missing, unknown or of another shape.
-    """
-    _check_parameters(params, target.params)
+    """Return a state at step 0 around given parameters, such as a pretrained checkpoint's."""
     shardings = jax.tree.map(lambda x: x.sharding, target)
-
-    def start(params):
-        params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
-        return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
-
     # jit copies: the caller's arrays are not donated with the state.
-    return jax.jit(start, out_shardings=shardings)(params)
+    return jax.jit(lambda params: _at_start(params, optimizer), out_shardings=shardings)(params)
+
+
+def _at_start(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
 
 
 def _check_parameters(params: Params, target: Params) -> None:

@@ -10,15 +10,18 @@ import optax
 from zoo.training.protocol import Apply, Params, Task
 from zoo.training.sharding import shard_batch
 from zoo.training.state import TrainState
+from zoo.training.tuning import merge
 
 Metrics = dict[str, jax.Array]
 
 
-def _gradients(task: Task, apply: Apply, params: Params, batch: Any, rng: jax.Array) -> tuple[Metrics, Params]:
-    """Return metrics (with "loss") and the gradients of the mean loss per scored token."""
+def _gradients(
+    task: Task, apply: Apply, params: Params, frozen: Params, batch: Any, rng: jax.Array
+) -> tuple[Metrics, Params]:
+    """Return metrics (with "loss") and the gradients of the mean loss per scored token, of `params` alone."""
 
     def loss(params):
-        value, metrics = task.loss(apply, params, batch, rng)
+        value, metrics = task.loss(apply, merge(params, frozen), batch, rng)
         return value, {"loss": value, **metrics}
 
     (_, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(params)
@@ -38,7 +41,7 @@ def split_batch(batch: Any, parts: int) -> Any:
 
 
 def accumulate_gradients(
-    task: Task, apply: Apply, params: Params, batch: Any, rng: jax.Array, parts: int
+    task: Task, apply: Apply, params: Params, frozen: Params, batch: Any, rng: jax.Array, parts: int
 ) -> tuple[Metrics, Params]:
     """Return what `_gradients` gives for the whole batch, made in `parts` micro-batches one after the other.
 
@@ -46,7 +49,7 @@ def accumulate_gradients(
     """
     micro = split_batch(batch, parts)
     first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), micro)
-    shapes = jax.eval_shape(lambda b: _gradients(task, apply, params, b, rng), first)
+    shapes = jax.eval_shape(lambda b: _gradients(task, apply, params, frozen, b, rng), first)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
 
     def body(total, xs):
@@ -54,7 +57,7 @@ def accumulate_gradients(
         mesh = jax.sharding.get_abstract_mesh()
         if not mesh.empty:
             part = jax.lax.with_sharding_constraint(part, shard_batch(part, mesh))
-        metrics, gradients = _gradients(task, apply, params, part, jax.random.fold_in(rng, index))
+        metrics, gradients = _gradients(task, apply, params, frozen, part, jax.random.fold_in(rng, index))
         weight = metrics["weight"]
         return jax.tree.map(lambda t, x: t + weight * x, total, (metrics | {"weight": 1.0}, gradients)), None
 
@@ -74,20 +77,21 @@ def make_train_step(
     seed: int,
     accumulate: int,
     target: TrainState,
-) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
-    """Return the jitted `step(state, batch) -> (state, metrics)`; call it under `jax.set_mesh`.
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """Return the jitted `step(state, batch, frozen=None) -> (state, metrics)`; call it under `jax.set_mesh`.
 
-    The state is donated. Metrics are float32 scalars on the device: those of the task and loss, grad_norm
-    (before clipping) and learning_rate. The step's rng is `fold_in(seed, step)`, so a resumed run needs no
-    rng state.
+    The state is donated; what is frozen is neither donated nor differentiated. Metrics are float32 scalars on
+    the device: those of the task and loss, grad_norm (before clipping) and learning_rate. The step's rng is
+    `fold_in(seed, step)`, so a resumed run needs no rng state.
     """
 
-    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: Any, frozen: Params | None = None) -> tuple[TrainState, Metrics]:
+        frozen = frozen or {}
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         if accumulate > 1:
-            metrics, gradients = accumulate_gradients(task, apply, state.params, batch, rng, accumulate)
+            metrics, gradients = accumulate_gradients(task, apply, state.params, frozen, batch, rng, accumulate)
         else:
-            metrics, gradients = _gradients(task, apply, state.params, batch, rng)
+            metrics, gradients = _gradients(task, apply, state.params, frozen, batch, rng)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         metrics |= {"grad_norm": optax.tree.norm(gradients), "learning_rate": schedule(state.step)}
         params = optax.apply_updates(state.params, updates)
