@@ -1,6 +1,7 @@
 """Runs that start from a checkpoint: what is fresh, what trains, what stays to the bit, and what is refused."""
 
 import io
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from zoo.config import ClassifierHead
 from zoo.data import DataConfig, TokenizerConfig
 from zoo.recipes.classify import classify_tiny
 from zoo.recipes.job import train_and_report
+from zoo.recipes.preparation import prepare
 from zoo.recipes.run import Run
 from zoo.recipes.start import begin
 from zoo.tasks.text_classification import TextClassificationConfig
@@ -281,3 +283,29 @@ def test_mistakes_on_the_command_line(arguments, message, words, capsys, tmp_pat
         cli.train(["classify-tiny", *arguments, *data, "--folder", str(tmp_path / "run")])
     said = capsys.readouterr().err
     assert stop.value.code == 1 and message in said and len(said.strip().splitlines()) == 1, said
+
+
+def test_pairs_with_numbered_classes_as_glue_has_them(bert, compile_cache, tmp_path):
+    rows = [
+        {
+            "sentence1": f"good thing {number}",
+            "sentence2": f"{'good' if number % 2 else 'bad'} thing",
+            "label": number % 2,
+        }
+        for number in range(30)
+    ]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = plan(tmp_path / "run", path, steps=2, checkpoint=str(bert))
+    run = replace(run, data=replace(run.data, text_key="sentence1", pair_key="sentence2"))
+    assert "in 2 classes" in train(run)
+    prepared = prepare(Run.load(tmp_path / "run"))
+    tokenizer = zoo.load(bert).tokenizer
+    wanted = tokenizer([rows[3]["sentence1"]], [rows[3]["sentence2"]])
+    found = prepared.task.encode(rows[3])
+    assert prepared.task.classes == ("0", "1") and found["token_type_ids"].any()
+    for name, value in wanted.items():
+        kept = min(value.shape[1], 16)
+        assert found[name].shape == (16,)
+        if value.shape[1] <= 16:
+            assert found[name][:kept].tolist() == value[0].tolist()

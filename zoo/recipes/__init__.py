@@ -1,6 +1,6 @@
 """Recipes: one function a run. `RECIPES` maps the names on the command line to them; the first is the default."""
 
-from zoo.recipes.classify import classify_tiny
+from zoo.recipes.classify import classify_tiny, glue
 from zoo.recipes.full import (
     answer_squad,
     bert_base,
@@ -48,6 +48,7 @@ RECIPES: dict[str, Recipe] = {
     "picture-judge-tiny": picture_judge_tiny,
     "text-to-image-pixels-tiny": text_to_image_pixels_tiny,
     "picture-judge-16-tiny": picture_judge_16_tiny,
+    "glue": glue,
     "gpt2": gpt2,
     "llama-1b": llama_1b,
     "bert-base": bert_base,
