@@ -84,7 +84,7 @@ def test_pictures_show_colour_size_and_place():
         cover = ink.max(-1)
         rows, columns = np.nonzero(cover > 64)
         height, middle = np.ptp(rows) + 1, (np.ptp(columns) / 2 + columns.min(), np.ptp(rows) / 2 + rows.min())
-        assert (height > 12) == (scene.size == "large"), scene
+        assert (height > 14.5) == (scene.size == "large"), scene
         for place, offset in zip(middle, pictures.PLACES[scene.place], strict=True):
             assert abs(place - 15.5 - 7.5 * offset) < 4, scene
         shade = 255 - ink[cover == cover.max()][0]
@@ -93,15 +93,16 @@ def test_pictures_show_colour_size_and_place():
 
 
 def test_styles_differ_and_drawings_repeat():
-    def ink(style, name="E"):
+    def draw(style, name="E"):
         things = (Thing(object=name, colour="black", style=style),)
         scene = Scene(things=things, size="large", place="in the centre")
-        pictures_ = [render(scene, random.Random(seed)) for seed in range(8)]
-        assert len({picture.tobytes() for picture in pictures_}) == 8
-        return 255.0 - np.mean(pictures_)
+        drawn = np.stack([render(scene, random.Random(seed)) for seed in range(8)])
+        assert len({picture.tobytes() for picture in drawn}) == 8
+        return 255.0 - drawn
 
-    assert ink("bold") > 1.3 * ink("plain") and abs(ink("serif") / ink("plain") - 1) > 0.02
-    assert ink("plain", "square") > 2 * ink("outlined", "square")
+    assert draw("bold").mean() > 1.3 * draw("plain").mean()
+    assert np.abs(draw("serif") - draw("plain")).mean() > 0.2 * draw("plain").mean()
+    assert draw("plain", "square").mean() > 2 * draw("outlined", "square").mean()
     first, again = (next(write_pictures("validation")) for _ in range(2))
     assert first["caption"] == again["caption"] and (first["image"] == again["image"]).all()
 

@@ -116,8 +116,10 @@ def _open_palette(run: Run, dataset: Dataset) -> PaletteTokens:
         places = np.linspace(0, len(source) - 1, min(len(source), _SAMPLED)).astype(int)
         pictures = [square(source[int(place)][run.data.image_key], size) for place in places]
         levels = np.stack(pictures).transpose(0, 2, 3, 1).reshape(-1, 3).astype(np.float32) / 127.5 - 1
-        # Different colours, each once: of most pixels, those of the background, nothing is to be learned.
-        colours = fit_clusters(np.unique(levels, axis=0), run.task.palette_size, seed=run.training.seed)
+        # Different colours, each once, for most pixels are background; the commonest, its colour, is kept as it is.
+        different, counts = np.unique(levels, axis=0, return_counts=True)
+        found = fit_clusters(different, run.task.palette_size - 1, seed=run.training.seed)
+        colours = np.concatenate([different[counts.argmax()][None], found])
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, colours)
     return PaletteTokens(np.load(path), size)

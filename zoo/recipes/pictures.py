@@ -24,17 +24,17 @@ from zoo.training.config import MeshConfig, OptimizerConfig, ScheduleConfig, Tra
 
 
 def image_tokens_tiny() -> Run:
-    """An autoencoder that writes pictures of 32 by 32 pixels as 64 tokens of 1,000 kinds.
+    """An autoencoder that writes pictures of 32 by 32 pixels as 64 tokens of 1,728 kinds.
 
     Not yet measured.
     """
     return Run(
-        model=ImageTokenizerConfig(image_size=32, patch_size=4, width=128, num_blocks=2, levels=(8, 5, 5, 5)),
-        task=ImageTokensConfig(image_size=32, batch_size=32),
+        model=ImageTokenizerConfig(image_size=32, patch_size=4, width=128, num_blocks=2, levels=(8, 6, 6, 6)),
+        task=ImageTokensConfig(image_size=32, batch_size=32, baseline_codes=1728),
         data=DataConfig(name="zoo_pictures"),
         optimizer=OptimizerConfig(name="adamw", learning_rate=3e-3, weight_decay=0.01),
         schedule=ScheduleConfig(name="cosine", warmup_steps=50, final_fraction=0.01),
-        training=TrainingConfig(num_steps=1500, evaluate_every=500, checkpoint_every=500),
+        training=TrainingConfig(num_steps=2000, evaluate_every=500, checkpoint_every=500),
         compute_dtype=fast_dtype(),
         layers=fast_layers(),
         folder="runs/image-tokens-tiny",
@@ -80,7 +80,7 @@ def text_to_image_tiny() -> Run:
     Trains image-tokens-tiny and picture-judge-tiny first, where their runs are not there yet. Not yet measured.
     """
     return Run(
-        model=_text_to_image(vocab_size=384, num_codes=1000, num_tokens=64, width=128, num_layers=3),
+        model=_text_to_image(vocab_size=384, num_codes=1728, num_tokens=64, width=128, num_layers=3),
         task=TextToImageConfig(image_size=32, caption_length=32, batch_size=64),
         data=DataConfig(name="zoo_pictures", tokenizer=TokenizerConfig(vocab_size=384, cross_words=False)),
         optimizer=OptimizerConfig(name="adamw", learning_rate=3e-3, weight_decay=0.05),
@@ -111,7 +111,7 @@ def text_to_image_pixels_tiny() -> Run:
         data=DataConfig(name="zoo_pictures", tokenizer=TokenizerConfig(vocab_size=384, cross_words=False)),
         optimizer=OptimizerConfig(name="adamw", learning_rate=3e-3, weight_decay=0.05),
         schedule=ScheduleConfig(name="cosine", warmup_steps=50, final_fraction=0.01),
-        training=TrainingConfig(num_steps=1200, evaluate_every=1200, checkpoint_every=300),
+        training=TrainingConfig(num_steps=800, evaluate_every=800, checkpoint_every=200),
         compute_dtype=fast_dtype(),
         layers=fast_layers(),
         folder="runs/text-to-image-pixels-tiny",

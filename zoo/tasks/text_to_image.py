@@ -70,6 +70,8 @@ class TextToImageConfig:
     def __post_init__(self):
         if not 0 <= self.caption_dropout < 1:
             raise ValueError(f"caption_dropout is {self.caption_dropout}; give a share from 0 to below 1")
+        if self.palette_size < 2:
+            raise ValueError(f"palette_size is {self.palette_size}; give at least 2 colours")
         if self.guidance_scale != 1 and not self.caption_dropout:
             raise ValueError(
                 f"guidance_scale is {self.guidance_scale} and caption_dropout 0, so that the model never learns what "

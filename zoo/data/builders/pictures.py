@@ -35,7 +35,7 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "heart", "diamond")
 OBJECTS = (*"ACEHKMRSTX", *"23479", *SHAPES)
 STYLES = ("plain", "bold", "serif", "outlined")
 """Letters and digits are plain, bold or serif; shapes are plain, which is filled, or outlined."""
-HEIGHTS = {"small": 9.0, "medium": 12.0, "large": 16.0}
+HEIGHTS = {"small": 11.0, "medium": 12.5, "large": 17.5}
 """In pixels."""
 PLACES = {
     "in the centre": (0, 0), "at the top left": (-1, -1), "at the top right": (1, -1), "at the bottom left": (-1, 1),
@@ -135,9 +135,9 @@ def render(scene: Scene, rng: random.Random) -> np.ndarray:
     picture = Image.new("RGB", (SIZE, SIZE), (255, 255, 255))
     x, y = (PLACES | RELATIONS)[scene.place]
     for thing, side in zip(scene.things, (1, -1), strict=False):
-        centre = tuple(SIZE / 2 + side * _OFFSET * offset + rng.uniform(-1.5, 1.5) for offset in (x, y))
-        mask = _draw_mask(thing, HEIGHTS[scene.size] * rng.uniform(0.94, 1.06), centre, rng.uniform(-8, 8))
-        shade = tuple(min(255, max(0, level + rng.randint(-10, 10))) for level in COLOURS[thing.colour])
+        centre = tuple(SIZE / 2 + side * _OFFSET * offset + rng.uniform(-1.25, 1.25) for offset in (x, y))
+        mask = _draw_mask(thing, HEIGHTS[scene.size] * rng.uniform(0.95, 1.05), centre, rng.uniform(-6, 6))
+        shade = tuple(min(255, max(0, level + rng.randint(-6, 6))) for level in COLOURS[thing.colour])
         picture.paste(shade, mask=mask)
     return np.asarray(picture)
 
@@ -226,7 +226,7 @@ class ZooPictures(EmbeddedBuilder):
     """Captioned pictures of letters, digits and shapes, with what the caption says as classes."""
 
     VERSION = tfds.core.Version(".".join([*PIL.__version__.split("."), "0", "0"][:3]))
-    BUILDER_CONFIGS: ClassVar = [tfds.core.BuilderConfig(name="edition_1", version=VERSION)]
+    BUILDER_CONFIGS: ClassVar = [tfds.core.BuilderConfig(name="edition_2", version=VERSION)]
     FEATURES: ClassVar = {
         "image": tfds.features.Tensor(shape=(SIZE, SIZE, 3), dtype=np.uint8),
         "caption": tfds.features.Text(),
