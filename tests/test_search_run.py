@@ -61,7 +61,7 @@ def test_mistakes_are_one_line(run, capsys):
     for arguments, expected in (
         (["--prompt", "x", "--candidates", "missing.txt"], "missing.txt"),
         (["--image", "x.png"], "this run answers --prompt"),
-        (["--prompt", "x", "--output", "x.png"], "--output is of no use here: this run draws no pictures"),
+        (["--prompt", "x", "--output", "x.png"], "--prompt and --output: this run answers --prompt"),
         (["--prompt", "x", "--context", "y"], "--context"),
     ):
         with pytest.raises(SystemExit):

@@ -148,8 +148,8 @@ def test_training_leaves_captions_out_at_the_rate_asked_for(tmp_path):
 def test_seeds_vary_pictures_and_repeat_them(model, tmp_path):
     apply, params = model
     task = make(tmp_path)
-    captions, wild = ["red on the left"] * 4, dataclasses.replace(task.sampling, temperature=5.0)
-    first, again, other = (task.draw(apply, params, captions, seed=seed, sampling=wild) for seed in (1, 1, 2))
+    captions, wild = ["red on the left"] * 4, {"temperature": 5.0}
+    first, again, other = (task.draw(apply, params, captions, seed=seed, options=wild) for seed in (1, 1, 2))
     assert first.shape == (4, 3, 4, 4) and first.dtype == np.uint8
     assert (first == again).all() and (first != other).any()
     assert len({picture.tobytes() for picture in [*first, *other]}) == 8
@@ -159,7 +159,6 @@ def test_drawing_is_guided_and_left_alone(model, tmp_path):
     """Greedy drawings with a scale are those of the formula, computed over whole sequences."""
     apply, params = model
     task = make(tmp_path)
-    greedy = dataclasses.replace(task.sampling, temperature=0.0)
     ids = [np.array(task.tokenizer.encode_row([caption], 32)["input_ids"]) for caption in ("blue on the left", "")]
     ids = [row[: np.flatnonzero(row)[-1] + 1][None] for row in ids]
     forward = jax.jit(lambda ids, shifted: apply(params, input_ids=ids, decoder_input_ids=shifted).logits)
@@ -169,7 +168,8 @@ def test_drawing_is_guided_and_left_alone(model, tmp_path):
             shifted = np.array([[4, *tokens, *[0] * (15 - place)]])
             led, away = (forward(row, shifted)[0, place] for row in ids)
             tokens.append(int((away + scale * (led - away)).argmax()))
-        drawn = task.draw(apply, params, ["blue on the left"], sampling=greedy, guidance_scale=scale)
+        greedy = {"do_sample": False, "guidance_scale": scale}
+        drawn = task.draw(apply, params, ["blue on the left"], options=greedy)
         assert (PALETTE.encode(drawn / 127.5 - 1)[0] == np.array(tokens)).all()
 
 
@@ -207,13 +207,13 @@ def test_the_distance_is_that_of_normal_distributions():
 def test_a_prompt_becomes_a_picture_of_variants(model, tmp_path):
     apply, params = model
     task = make(tmp_path)
-    path = task.respond(apply, params, Question(prompt="Red, on the left!", variants=3, seed=5, sampling=task.sampling))
+    path = task.respond(apply, params, Question(prompt="Red, on the left!", variants=3, seed=5))
     assert path == str(tmp_path / "pictures" / "red-on-the-left-seed-5.png")
     assert size_of(path)[0] > 3 * 150 and size_of(path)[1] > 150
     chosen = str(tmp_path / "other" / "grid.png")
-    assert task.respond(apply, params, Question(prompt="red", output=chosen, sampling=task.sampling)) == chosen
+    assert task.respond(apply, params, Question(prompt="red", output=chosen)) == chosen
     with pytest.raises(ValueError, match=r"let it end in \.png"):
-        task.respond(apply, params, Question(prompt="red", output=str(tmp_path / "grid.txt"), sampling=task.sampling))
+        task.respond(apply, params, Question(prompt="red", output=str(tmp_path / "grid.txt")))
     with pytest.raises(ValueError, match=r"the prompt has \d+ tokens and this model reads 32; shorten it"):
         task.respond(apply, params, Question(prompt="x" * 80))
     *shown, (label, grid) = task.samples(apply, params)
@@ -255,10 +255,9 @@ def test_a_folder_of_pictures_trains_and_answers(trained, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--max-new-tokens", "5"], "--max-new-tokens is of no use here: a picture has as many tokens"),
-        (["--candidates", "a", "b"], "--candidates is of no use here"),
+        (["--max-new-tokens", "5"], "--max-new-tokens is of no use here: a picture has 16 tokens"),
+        (["--candidates", "a", "b"], "--prompt and --candidates: this run answers --prompt"),
         (["--variants", "0"], "variants is 0; give at least 1"),
-        (["--num-beams", "2"], "--num-beams is of no use here"),
     ],
 )
 def test_options_without_use_are_refused(trained, options, message, capsys):
