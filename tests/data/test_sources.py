@@ -212,7 +212,7 @@ class TestFiles:
         ("a.txt", b" \n\n", r"a\.txt' is empty"),
         ("a.txt", b"short", "holds a single document: nothing is left to hold out"),
         ("a.txt", b"abc\xffdef", r"a\.txt' is not UTF-8 text \(byte 3 is 0xff\)"),
-        ("a.csv", b"a,b\n", r"a\.csv' is a \.csv file; give a \.txt, \.jsonl or \.tsv file, or a folder"),
+        ("a.csv", b"a,b\n", r"a\.csv' is a \.csv file; give a \.txt, \.jsonl, \.tsv or \.json"),
         (
             "a.jsonl",
             b'{"text": "x"}\n{"text": \n',
