@@ -237,6 +237,12 @@ def test_recipes_survive_json(name):
     assert from_dict(Run, json.loads(json.dumps(as_dict(run))), "x") == run
 
 
+def test_a_run_from_before_models_had_kinds_opens():
+    fields = as_dict(RECIPES["bert-tiny"]())
+    del fields["model"]["kind"]
+    assert from_dict(Run, fields, "x").model == RECIPES["bert-tiny"]().model
+
+
 def test_help_lists_recipes_and_fields(capsys):
     cli.train(["--help"])
     said = capsys.readouterr().out

@@ -52,11 +52,13 @@ def _converter() -> cattrs.Converter:
 
     def read_choice(kind: Any):
         classes = {member.__name__: member for member in _members(kind)}
+        # What was written while the field could hold one class alone has no tag; that class comes first.
+        first = next(iter(classes))
 
         def read(value: Any, _: Any) -> Any:
             if value is None and types.NoneType in get_args(kind):
                 return None
-            name = value.get(KIND) if isinstance(value, dict) else None
+            name = value.get(KIND, first) if isinstance(value, dict) else None
             if name not in classes:
                 raise ValueError(f"{KIND} is {name!r}; it must be one of {', '.join(classes)}")
             return converter.structure({k: v for k, v in value.items() if k != KIND}, classes[name])
