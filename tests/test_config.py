@@ -26,6 +26,7 @@ from zoo.config import (
     EmbeddingHead,
     ExpertsConfig,
     GridBiasConfig,
+    ImageTokenizerConfig,
     LanguageModelHead,
     LearnedPositions,
     LinearScaling,
@@ -39,6 +40,7 @@ from zoo.config import (
     TokenHead,
     TransformerConfig,
 )
+from zoo.image_tokens import ImageTokenizer
 from zoo.serialization import as_dict, from_dict
 from zoo.transformer import Transformer
 
@@ -223,17 +225,25 @@ def _places(config: Any, wanted: type):
                 yield place, found
 
 
+def _module(config: Any) -> tuple[Any, dict[str, Any]]:
+    """A configuration's module, and inputs for it."""
+    if isinstance(config, ImageTokenizerConfig):
+        return ImageTokenizer(config), {"pixel_values": np.zeros((2, 3, config.image_size, config.image_size))}
+    return Transformer(config), inputs(config)
+
+
 @functools.cache
-def _program(config: TransformerConfig) -> tuple[str, list[np.ndarray]]:
+def _program(config: Any) -> tuple[str, list[np.ndarray]]:
     """Initialisation and the forward pass in training as JAX traces them: the text, and the constants in it."""
-    model, given = Transformer(config), inputs(config)
+    model, given = _module(config)
     if "input_ids" in given:  # padding: some fields say what it does
         given["attention_mask"] = np.ones_like(given["input_ids"])
         given["attention_mask"][1, -3:] = 0
 
     def run(rng):
         params = model.init(rng, **given)["params"]
-        return params, model.apply({"params": params}, **given, dropout_rng=rng)
+        training = {"dropout_rng": rng} if isinstance(config, TransformerConfig) else {}
+        return params, model.apply({"params": params}, **given, **training)
 
     traced = jax.make_jaxpr(run)(jax.random.key(0))
     return re.sub("0x[0-9a-f]+", "address", str(traced)), list(_constants(traced))
@@ -257,7 +267,7 @@ def _differs(old: TransformerConfig, new: TransformerConfig) -> bool:
 
 def _is_alive(cls: type, field: dataclasses.Field) -> bool:
     kind = get_type_hints(cls)[field.name]
-    for config in CONFIGS.values():
+    for config in (*CONFIGS.values(), ImageTokenizerConfig(image_size=12, patch_size=4)):
         for put, found in _places(config, cls):
             for value in _alternatives(kind, getattr(found, field.name)):
                 try:
