@@ -19,7 +19,7 @@ def open_picture(path: str | Path) -> Image.Image:
 def stretch(picture: Image.Image, size: int) -> np.ndarray:
     """Pixels [1, 3, size, size] in [-1, 1], for checkpoints that do not say how theirs are made."""
     pixels = np.asarray(picture.resize((size, size), resample=Image.Resampling.BILINEAR), np.float32)
-    return (pixels / 127.5 - 1).transpose(2, 0, 1)[None]
+    return as_pixels(pixels).transpose(2, 0, 1)[None]
 
 
 def square(picture: Any, size: int) -> UInt8[np.ndarray, "3 size size"]:
@@ -37,6 +37,11 @@ def square(picture: Any, size: int) -> UInt8[np.ndarray, "3 size size"]:
     left, top = ((length - side) // 2 for length in whole.size)
     middle = whole.crop((left, top, left + side, top + side))
     return np.asarray(middle.resize((size, size), resample=Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+
+
+def as_pixels(levels: Any) -> Any:
+    """Whole levels, of NumPy or JAX, as pixels from -1 to 1."""
+    return levels.astype(np.float32) / 127.5 - 1
 
 
 def as_levels(pixels: Any) -> UInt8[np.ndarray, "B height width 3"]:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from zoo.data import Dataset
 from zoo.data.clusters import fit_clusters
-from zoo.data.pictures import square
+from zoo.data.pictures import as_pixels, square
 from zoo.image_tokens import ImageTokenizer, LearnedTokens, PaletteTokens
 from zoo.recipes.run import Run
 from zoo.tasks.picture_attributes import Judge, PictureAttributes
@@ -115,7 +115,7 @@ def _open_palette(run: Run, dataset: Dataset) -> PaletteTokens:
         source = dataset.split("train")
         places = np.linspace(0, len(source) - 1, min(len(source), _SAMPLED)).astype(int)
         pictures = [square(source[int(place)][run.data.image_key], size) for place in places]
-        levels = np.stack(pictures).transpose(0, 2, 3, 1).reshape(-1, 3).astype(np.float32) / 127.5 - 1
+        levels = as_pixels(np.stack(pictures).transpose(0, 2, 3, 1).reshape(-1, 3))
         # Different colours, each once, for most pixels are background; the commonest, its colour, is kept as it is.
         different, counts = np.unique(levels, axis=0, return_counts=True)
         found = fit_clusters(different, run.task.palette_size - 1, seed=run.training.seed)

@@ -81,18 +81,8 @@ def answer(run: Run, wanted: Any, console: Console) -> None:
         known = " and ".join(f"--{name}" for name in needs)
         more = "".join(f", --{name} where wanted" for name in extras)
         raise ValueError(f"{' and '.join(f'--{name}' for name in given)}: this run answers {known}{more}")
-    question = Question(
-        prompt=wanted.prompt or "",
-        pair=wanted.pair or "",
-        context=wanted.context or "",
-        image=wanted.image or "",
-        prefix=wanted.prefix or "",
-        candidates=wanted.candidates,
-        output=wanted.output,
-        variants=wanted.variants,
-        options=wanted.options,
-        seed=wanted.seed,
-    )
+    asked = {name: getattr(wanted, name) for name in given}
+    question = Question(**asked, options=wanted.options, seed=wanted.seed)
     text = task.respond(bind_apply(prepared.model), params, question)
     for piece in [text] if isinstance(text, str) else text:
         console.out(piece, end="", highlight=False)

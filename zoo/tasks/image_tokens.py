@@ -12,7 +12,7 @@ from PIL import Image
 
 from zoo.data import DataConfig, Dataset, TextTokenizer, row_batches
 from zoo.data.clusters import assign, fit_clusters
-from zoo.data.pictures import as_levels, open_picture, square
+from zoo.data.pictures import as_levels, as_pixels, open_picture, square
 from zoo.tasks.losses import score_split
 from zoo.tasks.report import Figure, Question
 
@@ -68,7 +68,7 @@ class ImageTokens:
     def loss(self, apply, params, batch: Mapping[str, Any], rng=None):
         """Mean squared error of values from -1 to 1."""
         del rng  # nothing is drawn
-        pixels, weights = batch["pixels"].astype(jnp.float32) / 127.5 - 1, batch["weights"]
+        pixels, weights = as_pixels(batch["pixels"]), batch["weights"]
         output = apply(params, pixel_values=pixels)
         error = jnp.square(output.pixel_values - pixels).mean((1, 2, 3))
         weight = weights.sum()
@@ -82,7 +82,7 @@ class ImageTokens:
         encode = jax.jit(lambda params, pixels: apply(params, pixel_values=pixels).token_ids)
         written = []
         for batch in self.batches("validation"):
-            ids = np.asarray(encode(params, batch["pixels"].astype(np.float32) / 127.5 - 1))
+            ids = np.asarray(encode(params, as_pixels(batch["pixels"])))
             written.append(ids[batch["weights"] > 0])
         share = np.unique_counts(np.concatenate(written)).counts / sum(ids.size for ids in written)
         return {
@@ -131,7 +131,7 @@ class ImageTokens:
         return self._describe(apply, params, open_picture(question.image))
 
     def _describe(self, apply, params, picture: Any) -> str:
-        pixels = square(picture, self.config.image_size)[None].astype(np.float32) / 127.5 - 1
+        pixels = as_pixels(square(picture, self.config.image_size)[None])
         output = apply(params, pixel_values=pixels)
         kept = float(_decibels(np.square(np.clip(output.pixel_values, -1, 1) - pixels).mean()))
         return f"{' '.join(map(str, np.asarray(output.token_ids)[0]))} ({kept:.1f} dB)"
@@ -140,7 +140,7 @@ class ImageTokens:
         """Up to 2,000 pictures of a split, [n, 3, size, size] from -1 to 1."""
         source = self.dataset.split(split)
         chosen = [source[index][self.image_key] for index in range(min(len(source), 2000))]
-        return np.stack([square(picture, self.config.image_size) for picture in chosen]).astype(np.float32) / 127.5 - 1
+        return as_pixels(np.stack([square(picture, self.config.image_size) for picture in chosen]))
 
 
 def _decibels(error: Any) -> Any:
@@ -157,7 +157,7 @@ def _through_thumbnail(pixels: np.ndarray, side: int) -> np.ndarray:
     picture = Image.fromarray(as_levels(pixels[None])[0])
     small = picture.resize((side, side), resample=Image.Resampling.BOX)
     stretched = small.resize(picture.size, resample=Image.Resampling.BICUBIC)
-    return np.asarray(stretched, np.float32).transpose(2, 0, 1) / 127.5 - 1
+    return as_pixels(np.asarray(stretched).transpose(2, 0, 1))
 
 
 def _patches(pixels: np.ndarray, size: int = 4) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from zoo.data import DataConfig, Dataset, TextTokenizer, row_batches
-from zoo.data.pictures import open_picture, square
+from zoo.data.pictures import as_pixels, open_picture, square
 from zoo.tasks.losses import score_split
 from zoo.tasks.report import Figure, Question
 
@@ -87,7 +87,7 @@ class PictureAttributes:
     def loss(self, apply, params, batch: Mapping[str, Any], rng=None):
         """Nats per picture, summed over its attributes."""
         pixels, labels, weights = batch["pixels"], batch["labels"], batch["weights"]
-        output = apply(params, pixel_values=pixels.astype(jnp.float32) / 127.5 - 1, dropout_rng=rng)
+        output = apply(params, pixel_values=as_pixels(pixels), dropout_rng=rng)
         nats, right = jnp.zeros(len(labels)), []
         for column, logits in enumerate(self.split(output.logits)):
             own = labels[:, column, None]
@@ -96,7 +96,8 @@ class PictureAttributes:
         weight = weights.sum()
         count = jnp.maximum(weight, 1.0)
         metrics = {"weight": weight, "accuracy": (jnp.stack(right).all(0) * weights).sum() / count}
-        metrics |= {f"{name}_accuracy": (hit * weights).sum() / count for name, hit in zip(self.classes, right)}  # noqa: B905
+        for name, hit in zip(self.classes, right, strict=True):
+            metrics[f"{name}_accuracy"] = (hit * weights).sum() / count
         return (nats * weights).sum() / count, metrics
 
     def split(self, logits: Float[jax.Array, "B classes"]) -> list[Float[jax.Array, "B C"]]:
@@ -151,7 +152,7 @@ class PictureAttributes:
     def _arrays(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         source = self.dataset.split(split)
         examples = [source[index] for index in range(min(len(source), 5000))]
-        pixels = np.stack([self.pixels(example) for example in examples]).astype(np.float32) / 127.5 - 1
+        pixels = as_pixels(np.stack([self.pixels(example) for example in examples]))
         return pixels.reshape(len(pixels), -1), np.stack([self.labels(example) for example in examples])
 
     def samples(self, apply, params) -> Iterator[tuple[str, str]]:
@@ -205,7 +206,7 @@ class Judge:
 
 
 def _read_batch(task, apply, params, pixels):
-    output = apply(params, pixel_values=pixels.astype(jnp.float32) / 127.5 - 1)
+    output = apply(params, pixel_values=as_pixels(pixels))
     labels = jnp.stack([logits.argmax(-1) for logits in task.split(output.logits)], 1)
     return labels, output.last_hidden_state[:, 0]
 

@@ -24,7 +24,7 @@ from jax import lax
 from jaxtyping import UInt8
 
 from zoo.data import DataConfig, Dataset, TextTokenizer, row_batches
-from zoo.data.pictures import as_levels, square
+from zoo.data.pictures import as_levels, as_pixels, square
 from zoo.data.sources import read_field
 from zoo.generate import generate
 from zoo.generation_config import GenerationConfig
@@ -156,7 +156,7 @@ class TextToImage:
             dropped = jax.random.bernoulli(drop_rng, self.config.caption_dropout, (len(ids), 1))
             ids = jnp.where(dropped, self._nothing["input_ids"], ids)
             mask = jnp.where(dropped, self._nothing["attention_mask"], mask)
-        targets = lax.stop_gradient(self.codec.encode(batch["pixels"].astype(jnp.float32) / 127.5 - 1))
+        targets = lax.stop_gradient(self.codec.encode(as_pixels(batch["pixels"])))
         start = jnp.full_like(targets[:, :1], self.codec.num_codes)
         output = apply(
             params,
@@ -289,7 +289,5 @@ class TextToImage:
         """Examples' own pictures, and what is left of them after their tokens."""
         own = np.stack([square(example[self.image_key], self.config.image_size) for example in examples])
         through = jax.jit(lambda pixels: self.codec.decode(self.codec.encode(pixels)))
-        parts = [
-            as_levels(through(part.astype(np.float32) / 127.5 - 1)) for part in np.split(own, range(64, len(own), 64))
-        ]
+        parts = [as_levels(through(as_pixels(part))) for part in np.split(own, range(64, len(own), 64))]
         return own, np.concatenate(parts).transpose(0, 3, 1, 2)
