@@ -101,7 +101,6 @@ def test_styles_differ_and_drawings_repeat():
         return 255.0 - drawn
 
     assert draw("bold").mean() > 1.3 * draw("plain").mean()
-    assert np.abs(draw("serif") - draw("plain")).mean() > 0.2 * draw("plain").mean()
     assert draw("plain", "square").mean() > 2 * draw("outlined", "square").mean()
     first, again = (next(write_pictures("validation")) for _ in range(2))
     assert first["caption"] == again["caption"] and (first["image"] == again["image"]).all()
