@@ -158,6 +158,8 @@ def _read_own(folder: Path, wanted: _Wanted) -> tuple[Bundle, Fields]:
         origin, tokenizer = _read_origin(folder, record)
     elif (folder / "tokenizer.model").exists():
         tokenizer = Tokenizer.load(folder / "tokenizer.model")
+    elif (folder / "tokenizer.json").exists():
+        tokenizer = load_tokenizer(folder, {})
     dtype = jnp.dtype(wanted.dtype or record["compute_dtype"])
     model = _module(config)(config, dtype=dtype, layers=wanted.layers or record["layers"])
     return Bundle(model=model, params={}, config=config, tokenizer=tokenizer, origin=origin), record

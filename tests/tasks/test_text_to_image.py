@@ -1,6 +1,7 @@
 """Captions to pictures: the loss from its definition, guidance and seeds, the judge's scores, and what a user sees."""
 
 import dataclasses
+import io
 import json
 from types import SimpleNamespace
 
@@ -8,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from checkpoints import write_checkpoint
 from PIL import Image
 from rich.console import Console
 
+import zoo
 from zoo.cli import evaluate, parse_run
 from zoo.config import (
     AttentionConfig,
@@ -30,9 +33,11 @@ from zoo.tasks.picture_attributes import Judge, PictureAttributesConfig
 from zoo.tasks.picture_scores import frechet_distance
 from zoo.tasks.report import Question
 from zoo.tasks.text_to_image import TextToImageConfig
-from zoo.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
+from zoo.training.checkpoint import load_params
+from zoo.training.config import InitConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
 from zoo.training.state import bind_apply
 from zoo.transformer import Transformer
+from zoo.weights import flatten
 
 COLOURS = {"red": (250, 10, 10), "green": (10, 250, 10), "blue": (10, 10, 250)}
 PALETTE = PaletteTokens(np.array([*COLOURS.values(), (255, 255, 255)], np.float32) / 127.5 - 1, 4)
@@ -222,23 +227,34 @@ def test_a_prompt_becomes_a_picture_of_variants(model, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A run on raw pixels from a folder of captioned pictures, as a user starts it, and what it printed."""
+def pictures(tmp_path_factory):
+    """A folder of captioned pictures."""
     folder = tmp_path_factory.mktemp("pictures")
     rows = []
     for index, example in enumerate(examples(120)):
         Image.fromarray(example["image"]).save(folder / f"{index}.png")
         rows.append({"file_name": f"{index}.png", "caption": f"{example['caption']} {index % 7}"})
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    run = Run(
+    return folder
+
+
+def plan(pictures, folder, *, steps: int, **init) -> Run:
+    return Run(
         model=network(300),
+        init=InitConfig(**init),
         task=TextToImageConfig(image_size=4, batch_size=16, image_tokens=None, palette_size=4, judge=None),
-        data=DataConfig(path=str(folder), tokenizer=TokenizerConfig(vocab_size=300)),
+        data=DataConfig(path=str(pictures), tokenizer=TokenizerConfig(vocab_size=300)),
         optimizer=OptimizerConfig(learning_rate=1e-2),
         schedule=ScheduleConfig(warmup_steps=5),
-        training=TrainingConfig(num_steps=60, tensorboard=False),
-        folder=str(tmp_path_factory.mktemp("run") / "halves"),
+        training=TrainingConfig(num_steps=steps, tensorboard=False),
+        folder=str(folder),
     )
+
+
+@pytest.fixture(scope="module")
+def trained(pictures, tmp_path_factory):
+    """A run on raw pixels from a folder of captioned pictures, as a user starts it, and what it printed."""
+    run = plan(pictures, tmp_path_factory.mktemp("run") / "halves", steps=60)
     console = Console(record=True, width=120)
     train_and_report(run, console)
     return run.folder, console.export_text()
@@ -250,6 +266,52 @@ def test_a_folder_of_pictures_trains_and_answers(trained, capsys):
     path = f"{folder}/grid.png"
     evaluate([folder, "--prompt", "red on the left", "--seed", "3", "--variants", "2", "--output", path])
     assert path in capsys.readouterr().out and size_of(path)[0] > 2 * 150
+
+
+@pytest.mark.parametrize(
+    ("model_type", "tune", "trains"),
+    [("t5", "frozen", ()), ("bert", "lora", ("lora_a", "lora_b")), ("distilbert", "full", ("embedder", "encoder"))],
+)
+def test_a_loaded_encoder_reads_the_captions(model_type, tune, trains, pictures, tmp_path, capsys):
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", model_type, "base")
+    run = plan(pictures, tmp_path / "run", steps=2, checkpoint=str(checkpoint), tune=tune)
+    console = Console(record=True, width=120)
+    train_and_report(run, console)
+    assert f"starts from {checkpoint}" in console.export_text()
+
+    before, after = zoo.load(checkpoint), zoo.load(run.folder)
+    assert after.config.encoder == before.config.encoder and after.config.decoder == run.model.decoder
+    assert after.config.memory_width == 32 != after.config.encoder.width
+    given, found = flatten(before.params), flatten(after.params)
+    shared = {path for path in given if path.startswith(("embedder/", "encoder/"))}
+    moved = {path for path in shared if not np.array_equal(given[path], found[path])}
+    assert bool(moved) == bool(trains) and shared <= set(found)
+    learned = flatten(load_params(run.folder)[0])
+    encoders = {path for path in learned if path.startswith(("embedder/", "encoder/"))}
+    assert all(path.startswith(trains) or path.endswith(trains) for path in encoders) and bool(encoders) == bool(trains)
+    assert {"memory_projection/kernel", "head/kernel"} <= set(learned)
+
+    # The tokenizer is the checkpoint's, in the run's folder, wherever the checkpoint goes.
+    (tmp_path / "checkpoint").rename(tmp_path / "elsewhere")
+    assert zoo.load(run.folder).tokenizer.encode("red") == before.tokenizer.encode("red")
+    evaluate([run.folder, "--prompt", "red on the left", "--variants", "1", "--output", str(tmp_path / "grid.png")])
+    assert str(tmp_path / "grid.png") in capsys.readouterr().out
+
+
+def test_a_run_that_draws_goes_on_with_other_pictures(trained, pictures, tmp_path):
+    run = plan(pictures, tmp_path / "run", steps=1, checkpoint=trained[0])
+    train_and_report(run, Console(file=io.StringIO()))
+    before, after = zoo.load(trained[0]), zoo.load(run.folder)
+    assert after.config == before.config
+    for path, leaf in flatten(after.params).items():
+        assert np.abs(leaf - flatten(before.params)[path]).max() < 0.05, path
+
+
+def test_checkpoints_that_read_no_texts_are_refused(pictures, tmp_path):
+    for model_type in ("vit", "gpt2"):
+        checkpoint = write_checkpoint(tmp_path / model_type, model_type, "base")
+        with pytest.raises(ValueError, match="has no encoder of texts; take an encoder"):
+            train_and_report(plan(pictures, tmp_path / "run", steps=1, checkpoint=str(checkpoint)), Console())
 
 
 @pytest.mark.parametrize(

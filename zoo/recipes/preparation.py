@@ -72,8 +72,8 @@ def task_tokenizer(bundle: Bundle) -> TextTokenizer:
         return tokenizer
     if not isinstance(tokenizer, PretrainedTokenizer):
         raise ValueError(getattr(tokenizer, "reason", "the checkpoint has no tokenizer, and this task reads texts"))
-    assert origin is not None  # only a pretrained checkpoint has such a tokenizer
-    stored = stored_options(origin.fields, origin.generation)
+    stored = {} if origin is None else stored_options(origin.fields, origin.generation)
     starts = (stored.get("decoder_start_token_id"), tokenizer.bos_id, tokenizer.pad_id, 0)
     start_id = next(token for token in starts if token is not None)
-    return TaskTokenizer(pretrained=tokenizer, vocab_size=bundle.config.target_vocab_size, start_id=start_id)
+    vocab_size = bundle.config.embedding.vocab_size or bundle.config.target_vocab_size
+    return TaskTokenizer(pretrained=tokenizer, vocab_size=vocab_size, start_id=start_id)

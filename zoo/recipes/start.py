@@ -2,11 +2,12 @@
 
 The checkpoint gives its configuration, parameters and tokenizer, and how it reads pictures; the recipe keeps its task,
 data, optimizer and schedule. The head is the one of the checkpoint's architecture for the task, with the data's
-classes, or the recipe's own where the checkpoint is a model that zoo made. Parameters of the head that the checkpoint
-lacks are initialised and named; anything else that is missing or left over is refused, as by `zoo.load`.
+classes, or the recipe's own where the checkpoint is a model that zoo made. Of a checkpoint for text to image only the
+encoder of texts is taken, and the recipe's decoder stays, unless the checkpoint draws pictures itself. Parameters that
+the checkpoint lacks are initialised and named; anything else that is missing or left over is refused, as by `zoo.load`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -22,6 +23,9 @@ from zoo.pretrained import LABEL_PARAMETERS, initialise_fresh, load, load_frozen
 from zoo.recipes.run import Run
 from zoo.saving import save_start
 from zoo.tasks.image_classification import ImageClassificationConfig
+from zoo.tasks.text_to_image import TextToImageConfig
+from zoo.tokenization import PretrainedTokenizer
+from zoo.tokenization.tokenizer import FastCoder
 from zoo.training.checkpoint import list_steps
 from zoo.training.sharding import make_mesh
 from zoo.training.state import count_parameters
@@ -100,9 +104,12 @@ def _open(run: Run, labels: tuple[str, ...] | None, mesh: Any) -> tuple[Bundle, 
         bundle = load(name, head=head, labels=labels, revision=run.init.revision, mesh=mesh)
     else:
         bundle = load(name, mesh=mesh)
-        if bundle.origin is None:
+        if bundle.origin is None and not isinstance(run.task, TextToImageConfig):
             return _with_recipe_head(bundle, run.model.head)
-        bundle = with_head(bundle, head, labels)
+        if bundle.origin is not None:
+            bundle = with_head(bundle, head, labels)
+    if isinstance(run.task, TextToImageConfig):
+        return _with_recipe_decoder(bundle, run)
     return bundle, () if bundle.origin is None else bundle.origin.fresh
 
 
@@ -116,18 +123,40 @@ def _with_recipe_head(bundle: Bundle, head: Head | None) -> tuple[Bundle, tuple[
         head = own
     if head == own:
         return bundle, ()
-    config = replace(bundle.config, head=head)
+    return _rebuild(bundle, replace(bundle.config, head=head), LABEL_PARAMETERS if same_kind else ("head/*",))
+
+
+def _with_recipe_decoder(bundle: Bundle, run: Run) -> tuple[Bundle, tuple[str, ...]]:
+    """The checkpoint's encoder of texts, and the recipe's decoder; all of a run that draws pictures."""
+    config, recipe, name = bundle.config, run.model, run.init.checkpoint
+    if not isinstance(config, TransformerConfig) or config.encoder is None or config.embedding.vocab_size is None:
+        raise ValueError(f"{name} has no encoder of texts; take an encoder or an encoder-decoder, such as BERT or T5")
+    if bundle.origin is None and config.decoder_embedding is not None:
+        return bundle, ()
+    if isinstance(bundle.tokenizer, PretrainedTokenizer):
+        if not isinstance(bundle.tokenizer.coder, FastCoder):
+            raise ValueError(f"{name} has two vocabularies; take a checkpoint with a tokenizer.json")
+        # Written anew, and not copied: the files of some checkpoints mean nothing without their config.json.
+        bundle = replace(bundle, tokenizer=replace(bundle.tokenizer, files=()))
+    width = recipe.decoder.width
+    memory_width = None if config.encoder.width == width else width
+    joined = replace(recipe, embedding=config.embedding, encoder=config.encoder, memory_width=memory_width)
+    decoder = ("decoder/*", "decoder_embedder/*", "memory_projection/*", "head/*")
+    return _rebuild(replace(bundle, origin=None), joined, decoder)
+
+
+def _rebuild(bundle: Bundle, config: TransformerConfig, fresh: Sequence[str]) -> tuple[Bundle, tuple[str, ...]]:
+    """The model as `config` says, and the paths of its new parameters: those that the patterns `fresh` match."""
     model = bundle.model.clone(config=config)
     shapes, given = flatten(parameter_shapes(model)), flatten(bundle.params)
-    patterns = LABEL_PARAMETERS if same_kind else ("head/*",)
-    fresh = tuple(path for path in shapes if any(fnmatchcase(path, pattern) for pattern in patterns))
-    anywhere = jax.tree.leaves(bundle.params)[0].sharding
+    paths = tuple(path for path in shapes if any(fnmatchcase(path, pattern) for pattern in fresh))
+    anywhere = _replicated(jax.tree.leaves(bundle.params)[0].sharding)
     leaves = {
-        path: jnp.zeros(shape.shape, shape.dtype, device=_replicated(anywhere)) if path in fresh else given[path]
+        path: jnp.zeros(shape.shape, shape.dtype, device=anywhere) if path in paths else given[path]
         for path, shape in shapes.items()
     }
-    params = initialise_fresh(model, unflatten(leaves), fresh)
-    return replace(bundle, model=model, config=config, params=params), fresh
+    params = initialise_fresh(model, unflatten(leaves), paths)
+    return replace(bundle, model=model, config=config, params=params), paths
 
 
 def _replicated(sharding: Any) -> Any:
@@ -140,7 +169,7 @@ def _adopt(run: Run, bundle: Bundle) -> Run:
     config, task = bundle.config, run.task
     if not isinstance(config, TransformerConfig):
         raise ValueError(f"{run.init.checkpoint} is two encoders of one space; this task trains one model")
-    if config.family == "encoder-decoder" and task.head != "seq2seq_lm":
+    if config.family == "encoder-decoder" and task.head not in ("seq2seq_lm", TextToImageConfig.head):
         raise ValueError(
             f"{run.init.checkpoint} is an encoder-decoder and this task reads texts with one stack; take an encoder or "
             "a decoder, or the recipe of a task that writes one text from another"

@@ -67,6 +67,9 @@ class TextToImageConfig:
     num_judged: int = 500
     """Captions of each part of the held-out pictures that are drawn to be judged."""
 
+    head: ClassVar[str] = "base"
+    """What it takes of a pretrained checkpoint, which becomes the encoder."""
+
     def __post_init__(self):
         if not 0 <= self.caption_dropout < 1:
             raise ValueError(f"caption_dropout is {self.caption_dropout}; give a share from 0 to below 1")
