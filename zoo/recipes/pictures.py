@@ -26,7 +26,8 @@ from zoo.training.config import MeshConfig, OptimizerConfig, ScheduleConfig, Tra
 def image_tokens_tiny() -> Run:
     """An autoencoder that writes pictures of 32 by 32 pixels as 64 tokens of 1,728 kinds.
 
-    Not yet measured.
+    Measured on 2 virtual CPU cores with AVX512-BF16, in four minutes beside other jobs: PSNR 28.31 dB on 2,000 held-out
+    pictures, which use 1,662 of the kinds; the nearest of as many patches, by k-means, have 26.64 dB.
     """
     return Run(
         model=ImageTokenizerConfig(image_size=32, patch_size=4, width=128, num_blocks=2, levels=(8, 6, 6, 6)),
@@ -44,7 +45,9 @@ def image_tokens_tiny() -> Run:
 def picture_judge_tiny() -> Run:
     """A vision transformer that reads what pictures show, to judge those that other models draw.
 
-    Not yet measured.
+    Measured on 2 virtual CPU cores with AVX512-BF16, in six minutes beside other jobs: all eight attributes right for
+    99.40 % of 2,000 held-out pictures (100 % where the combinations are known, 98.80 % where they are not), where a
+    linear model of the pixels has 14.60 %.
     """
     width = 96
     return Run(
@@ -77,7 +80,10 @@ def picture_judge_tiny() -> Run:
 def text_to_image_tiny() -> Run:
     """Pictures from captions, 64 learned tokens each: "a large red A at the top left", in colours and letters apart.
 
-    Trains image-tokens-tiny and picture-judge-tiny first, where their runs are not there yet. Not yet measured.
+    Trains image-tokens-tiny and picture-judge-tiny first, where their runs are not there yet. Measured on 2 virtual CPU
+    cores with AVX512-BF16, in nine minutes beside other jobs: the judge finds all that the caption says in 95.20 % of
+    pictures drawn for held-out captions of known combinations, and in 88.60 % where colour and object never stood
+    together in train. The training picture with the nearest caption: 58.60 % and none.
     """
     return Run(
         model=_text_to_image(vocab_size=384, num_codes=1728, num_tokens=64, width=128, num_layers=3),

@@ -146,7 +146,9 @@ def translate_tiny() -> Run:
 def summarize_tiny() -> Run:
     """A T5 that writes a docstring's first line from the signature and the rest, from the installed packages' sources.
 
-    Not yet measured.
+    Measured on 2 virtual CPU cores with AVX512-BF16, in nine minutes beside other jobs, on 1,908 held-out docstrings:
+    ROUGE-1, -2 and -L of 24.34, 7.34 and 23.03. The source's first ten words have 20.04, 2.90 and 16.86; the summary of
+    the nearest training source, by TF-IDF of letters, 29.01, 13.54 and 27.34: much of what packages say, they say twice.
     """
     vocab_size = 2048
     return Run(
@@ -176,9 +178,9 @@ def summarize_tiny() -> Run:
 def search_tiny() -> Run:
     """A sentence encoder that finds what means the same in another of eight languages, from Babel's locale data.
 
-    Not yet measured as it is. After 200 steps of a schedule of 400, on 2 virtual CPU cores beside other jobs: the right
-    one of 823 held-out texts is the first found for 99.51 % of 823 held-out ones and among the first five for all,
-    where TF-IDF of words has it first for 47.14 % and TF-IDF of letters for 44.23 %.
+    Measured on 2 virtual CPU cores with AVX512-BF16, in three and a half minutes beside other jobs: the right one of 808
+    held-out texts is the first found for 99.26 % of 808 held-out ones and among the first five for all, where TF-IDF of
+    words has it first for 47.15 % and TF-IDF of letters for 44.55 %.
     """
     vocab_size, width, length = 4096, 192, 32
     return Run(
@@ -246,7 +248,9 @@ def vit_tiny() -> Run:
 def answer_tiny() -> Run:
     """An encoder that answers questions about API documentation, by a span of it, from scratch.
 
-    Not yet measured.
+    Measured on 2 virtual CPU cores with AVX512-BF16, in seven and a half minutes beside other jobs, on 2,680 held-out
+    questions: F1 43.54 and 36.12 % exact. The sentence most like the question, by TF-IDF, has F1 24.12; to answer none,
+    16.83.
     """
     vocab_size, width = 2048, 192
     return Run(
