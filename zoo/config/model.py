@@ -6,6 +6,7 @@ from typing import Literal
 
 from zoo.config.embedding import EmbeddingConfig
 from zoo.config.heads import EmbeddingHead, Head, LanguageModelHead, TokenHead
+from zoo.config.recurrent import RecurrentConfig
 from zoo.config.stack import StackConfig
 from zoo.config.validation import positive, require
 
@@ -148,6 +149,6 @@ class DualConfig:
         return self.text.embedding
 
 
-ModelConfig = TransformerConfig | DualConfig
+ModelConfig = TransformerConfig | RecurrentConfig | DualConfig
 
 replace = dataclasses.replace
