@@ -22,7 +22,7 @@ from zoo.architectures import Architecture, Fields, find_architecture, list_arch
 from zoo.architectures.architecture import keep_activation_names, label_fields, merge_fields
 from zoo.architectures.fitting import WrittenTensors
 from zoo.bundle import OWN, START, Bundle, Origin
-from zoo.config import DualConfig, ModelConfig, TransformerConfig
+from zoo.config import DualConfig, ModelConfig, RecurrentConfig, TransformerConfig
 from zoo.dual import DualEncoder
 from zoo.formats.folder import open_weights
 from zoo.formats.gguf import GgufFile
@@ -30,6 +30,7 @@ from zoo.formats.hub import download
 from zoo.formats.language_part import LanguagePart
 from zoo.formats.mxfp4 import Mxfp4Tensors
 from zoo.formats.safetensors import read_json
+from zoo.recurrent import Recurrent
 from zoo.sentences import Modules, ModuleTensors, plain_modules, read_modules, with_embedding
 from zoo.serialization import from_dict
 from zoo.tokenization import PretrainedTokenizer, UnreadTokenizer, gguf_tokenizer, load_tokenizer
@@ -110,12 +111,12 @@ def _load_run(folder: Path, step: int | None, wanted: _Wanted) -> Bundle:
 
     record = read_run(folder)
     fields = dict(record["model"])
-    if fields.pop("kind", None) != TransformerConfig.__name__:
-        raise ValueError(f"{folder} holds no transformer; open an image tokenizer with zoo.recipes.companions")
-    config = from_dict(TransformerConfig, fields, f"{folder}/run.json")
+    kind = _KINDS.get(fields.pop("kind", TransformerConfig.__name__))
+    if kind is None:
+        raise ValueError(f"{folder} holds an image tokenizer; open it with zoo.recipes.companions")
+    config = from_dict(kind, fields, f"{folder}/run.json")
     params, step = load_params(folder, step, wanted.mesh)
-    dtype = jnp.dtype(wanted.dtype or record["compute_dtype"])
-    model = Transformer(config, dtype=dtype, layers=wanted.layers or record["layers"])
+    model = _module(config, wanted, record)
     if (folder / START).exists():
         start, _ = load_start(folder / START)
         params = merge(params, load_frozen(folder / START, wanted.mesh))
@@ -149,17 +150,15 @@ def _read_own(folder: Path, wanted: _Wanted) -> tuple[Bundle, Fields]:
 
     file = folder / OWN
     record = Fields(read_json(file), str(file))
-    kinds = {kind.__name__: kind for kind in (TransformerConfig, DualConfig)}
-    if record["kind"] not in kinds:
-        raise CheckpointError(f"{file}: kind is {record['kind']!r}; zoo has {', '.join(kinds)}")
-    config = from_dict(kinds[record["kind"]], record["config"], str(file))
+    if record["kind"] not in _KINDS:
+        raise CheckpointError(f"{file}: kind is {record['kind']!r}; zoo has {', '.join(_KINDS)}")
+    config = from_dict(_KINDS[record["kind"]], record["config"], str(file))
     origin, tokenizer = None, None
     if record.get("head") is not None:
         origin, tokenizer = _read_origin(folder, record)
     elif (folder / "tokenizer.model").exists():
         tokenizer = Tokenizer.load(folder / "tokenizer.model")
-    dtype = jnp.dtype(wanted.dtype or record["compute_dtype"])
-    model = _module(config)(config, dtype=dtype, layers=wanted.layers or record["layers"])
+    model = _module(config, wanted, record)
     return Bundle(model=model, params={}, config=config, tokenizer=tokenizer, origin=origin), record
 
 
@@ -266,8 +265,21 @@ def _generation_fields(folder: Path) -> dict[str, Any]:
     return read_json(file) if file.exists() else {}
 
 
-def _module(config: ModelConfig) -> type[Transformer] | type[DualEncoder]:
-    return DualEncoder if isinstance(config, DualConfig) else Transformer
+_KINDS: dict[str, type[ModelConfig]] = {
+    kind.__name__: kind for kind in (TransformerConfig, RecurrentConfig, DualConfig)
+}
+
+
+def _module(
+    config: ModelConfig, wanted: _Wanted, record: Mapping[str, Any] | Fields | None = None
+) -> Transformer | Recurrent | DualEncoder:
+    """The module of a configuration, run as the caller of `load` asks, else as it was before."""
+    before = {"compute_dtype": "float32", "layers": "unrolled"} if record is None else record
+    dtype = jnp.dtype(wanted.dtype or before["compute_dtype"])
+    if isinstance(config, RecurrentConfig):
+        return Recurrent(config, dtype=dtype)
+    kind = DualEncoder if isinstance(config, DualConfig) else Transformer
+    return kind(config, dtype=dtype, layers=wanted.layers or before["layers"])
 
 
 def _language_part(fields: Fields) -> Fields:
@@ -360,7 +372,7 @@ def _build(
     _check_tokenizer(tokenizer, config.embedding.vocab_size, fields.origin)
     if head == "base" and not head_given and not _has_head(architecture.weights(config, head), tensors, architecture):
         config = dataclasses.replace(config, head=None)
-    model = _module(config)(config, dtype=jnp.dtype(wanted.dtype or jnp.float32), layers=wanted.layers or "unrolled")
+    model = _module(config, wanted)
     shapes = _shapes(model, fields)
     imported = import_params(
         architecture.weights(config, head),
@@ -522,10 +534,10 @@ def _all_heads(
         # Another head's may fail: the one that was asked for was translated before.
         with contextlib.suppress(CheckpointError):
             config = _translate(architecture, fields, head)
-            yield architecture.weights(config, head), functools.partial(_shapes, _module(config)(config), fields)
+            yield architecture.weights(config, head), functools.partial(_shapes, _module(config, _Wanted()), fields)
 
 
-def initialise_fresh(model: Transformer, params: dict, fresh: tuple[str, ...]) -> dict:
+def initialise_fresh(model: Any, params: dict, fresh: tuple[str, ...]) -> dict:
     """Random values for the parameters that the checkpoint lacks."""
     if not fresh:
         return params

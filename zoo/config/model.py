@@ -115,6 +115,16 @@ class TransformerConfig:
         return stack
 
     @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether it writes one sequence from another."""
+        return self.encoder is not None and self.decoder is not None
+
+    @property
+    def generates(self) -> bool:
+        """Whether it writes tokens, one after the other."""
+        return self.decoder is not None and isinstance(self.head, LanguageModelHead)
+
+    @property
     def family(self) -> Literal["encoder-only", "decoder-only", "encoder-decoder"]:
         """For messages and tables; no code branches on it."""
         if self.encoder is None:
@@ -137,6 +147,16 @@ class DualConfig:
                 isinstance(config.head, EmbeddingHead) and config.head.normalize,
                 f"DualConfig.{name} has head {config.head}; give an EmbeddingHead with normalize=True",
             )
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Neither writes anything."""
+        return False
+
+    @property
+    def generates(self) -> bool:
+        """The same."""
+        return False
 
     @property
     def embedding(self) -> EmbeddingConfig:

@@ -83,6 +83,16 @@ class RecurrentConfig:
         return self.width if self.attention is None else self.target_embedding.width
 
     @property
+    def is_encoder_decoder(self) -> bool:
+        """Each writes one sequence from another."""
+        return True
+
+    @property
+    def generates(self) -> bool:
+        """Each writes tokens, one after the other."""
+        return True
+
+    @property
     def family(self) -> Literal["recurrent encoder-decoder"]:
         """For messages and tables."""
         return "recurrent encoder-decoder"
