@@ -1,6 +1,7 @@
 """Recurrent encoder-decoders: padding changes nothing, decoding is the forward pass, attention is its definition."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +20,11 @@ NAMES = list(RECURRENT)
 START, END = 1, 2
 
 
+@functools.cache
 def build(name):
     model, params = models.build(name)
-    return bind_apply(model), params
+    apply = bind_apply(model)
+    return apply, params, jax.jit(apply)
 
 
 def four(source, mask, target, target_mask=None):
@@ -41,34 +44,34 @@ def ragged(ids, lengths, side, width):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_changes_nothing(name, side):
-    apply, params = build(name)
-    given, lengths = inputs(RECURRENT[name], batch=3, length=7), (7, 4, 1)
-    source, mask = ragged(given["input_ids"], lengths, side, 11)
-    target, target_mask = ragged(given["decoder_input_ids"], (4, 2, 3), side, 9)
-    padded = apply(params, **four(source, mask, target, target_mask))
-    for row, (length, written) in enumerate(zip(lengths, (4, 2, 3), strict=True)):
-        alone = apply(
-            params,
-            input_ids=given["input_ids"][row : row + 1, :length],
-            decoder_input_ids=given["decoder_input_ids"][row : row + 1, :written],
-        )
-        seen = target_mask[row] == 1
-        np.testing.assert_allclose(padded.logits[row, seen], alone.logits[0], atol=1e-6)
-        states = padded.encoder_last_hidden_state[row]
-        np.testing.assert_allclose(states[mask[row] == 1], alone.encoder_last_hidden_state[0], atol=1e-6)
-        assert (np.asarray(states)[mask[row] == 0] == 0).all()
+def test_padding_changes_nothing(name):
+    """On either side, in the source and in the target: the row is what it is alone."""
+    _, params, forward = build(name)
+    given, length, written = inputs(RECURRENT[name], batch=3, length=7), 4, 2
+    alone = forward(
+        params,
+        input_ids=given["input_ids"][1:2, :length],
+        decoder_input_ids=given["decoder_input_ids"][1:2, :written],
+    )
+    for side in ("left", "right"):
+        source, mask = ragged(given["input_ids"], (7, length, 1), side, 11)
+        target, target_mask = ragged(given["decoder_input_ids"], (4, written, 3), side, 9)
+        padded = forward(params, **four(source, mask, target, target_mask))
+        shown, seen = mask[1] == 1, target_mask[1] == 1
+        np.testing.assert_allclose(padded.logits[1, seen], alone.logits[0], atol=1e-6)
+        states = np.asarray(padded.encoder_last_hidden_state[1])
+        np.testing.assert_allclose(states[shown], alone.encoder_last_hidden_state[0], atol=1e-6)
+        assert (states[~shown] == 0).all()
         if padded.alignment is not None:
-            weights = np.asarray(padded.alignment)[row, seen]
-            np.testing.assert_allclose(weights[:, mask[row] == 1], alone.alignment[0], atol=1e-6)
-            assert (weights[:, mask[row] == 0] == 0).all()
+            weights = np.asarray(padded.alignment)[1, seen]
+            np.testing.assert_allclose(weights[:, shown], alone.alignment[0], atol=1e-6)
+            assert (weights[:, ~shown] == 0).all()
 
 
 def test_a_reversed_source_is_the_source_read_forward_in_reverse():
     """Of the real tokens alone: the padding stays where it is."""
-    apply, params = build("lstm")
-    forward = bind_apply(Recurrent(dataclasses.replace(RECURRENT["lstm"], direction="forward")))
+    _, params, apply = build("lstm")
+    forward = jax.jit(bind_apply(Recurrent(dataclasses.replace(RECURRENT["lstm"], direction="forward"))))
     renamed = {layer: {"forward": sides["backward"]} for layer, sides in params["encoder"].items()}
     given = inputs(RECURRENT["lstm"], batch=3, length=7)
     lengths = (7, 4, 1)
@@ -103,9 +106,9 @@ def cell_step(kind, inputs, recurrent, hidden, cell):
 def test_additive_attention_is_its_definition(name):
     """Bahdanau et al. 2015, A.1.2 and A.2.2, step by step in NumPy and float64, from the encoder's states on."""
     config = RECURRENT[name]
-    apply, params = build(name)
+    apply, params, forward = build(name)
     given = inputs(config, batch=1, length=7)
-    output = apply(params, **given)
+    output = forward(params, **given)
     encoded = apply(params, input_ids=given["input_ids"], method="encode")
     weights = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
     own = "embedder" if config.decoder_embedding is None else "decoder_embedder"
@@ -151,26 +154,27 @@ def test_cells_forget_and_update_as_their_gates_say():
     np.testing.assert_allclose(reset.hidden, np.tanh(0.3) * np.ones((1, 2)), rtol=1e-6)
 
 
-def log_probabilities(apply, params, source, mask, prefixes):
-    """By whole forward passes: of the token after each prefix, of one source."""
-    rows = np.array(prefixes, np.int32)
-    source, mask = (np.repeat(array, len(rows), 0) for array in (source, mask))
-    logits = apply(params, **four(source, mask, rows)).logits[:, -1]
+def log_probabilities(forward, params, source, mask, prefixes):
+    """By whole forward passes: of the token after each prefix (all of one length), of one source."""
+    length = len(prefixes[0])
+    rows = np.pad(np.array(prefixes, np.int32), ((0, 3 - len(prefixes)), (0, 8 - length)))
+    source, mask = (np.repeat(array, 3, 0) for array in (source, mask))
+    logits = forward(params, **four(source, mask, rows)).logits[: len(prefixes), length - 1]
     return np.asarray(jax.nn.log_softmax(logits), np.float64)
 
 
-def greedy_by_definition(apply, params, source, mask, count):
+def greedy_by_definition(forward, params, source, mask, count):
     row = [START]
     while len(row) <= count and row[-1] != END:
-        row.append(int(log_probabilities(apply, params, source, mask, [row])[0].argmax()))
+        row.append(int(log_probabilities(forward, params, source, mask, [row])[0].argmax()))
     return row
 
 
-def beams_by_definition(apply, params, source, mask, count, num_beams):
+def beams_by_definition(forward, params, source, mask, count, num_beams):
     """Beam search over prefixes: the best finished by mean log-probability."""
     going, ended = [([START], 0.0)], []
     for step in range(1, count + 1):
-        found = log_probabilities(apply, params, source, mask, [row for row, _ in going])
+        found = log_probabilities(forward, params, source, mask, [row for row, _ in going])
         longer = [
             ([*row, token], score + found[index, token])
             for index, (row, score) in enumerate(going)
@@ -186,12 +190,12 @@ def beams_by_definition(apply, params, source, mask, count, num_beams):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_greedy_decoding_is_the_argmax_of_whole_forward_passes(name):
-    apply, params = build(name)
+    apply, params, forward = build(name)
     source, mask = ragged(inputs(RECURRENT[name], batch=3, length=7)["input_ids"], (7, 4, 1), "right", 9)
     options = {"max_new_tokens": 6, "decoder_start_token_id": START, "eos_token_id": END, "pad_token_id": 0}
     out = generate(apply, params, source, mask, **options)
     for row in range(3):
-        expected = greedy_by_definition(apply, params, source[row : row + 1], mask[row : row + 1], 6)
+        expected = greedy_by_definition(forward, params, source[row : row + 1], mask[row : row + 1], 6)
         length = int(out.lengths[row])
         assert np.asarray(out.sequences)[row, : length + 1].tolist() == expected
     streamed = np.stack([*stream(apply, params, source, mask, **options)], 1)
@@ -201,20 +205,21 @@ def test_greedy_decoding_is_the_argmax_of_whole_forward_passes(name):
 @pytest.mark.parametrize("name", ["lstm", "attention"])
 def test_beams_are_those_of_a_search_by_whole_forward_passes(name):
     # Sharper logits, and an end token that comes: otherwise the search is all ties and full lengths.
-    _, params = build(name)
+    _, params, _ = build(name)
     apply = bind_apply(Recurrent(dataclasses.replace(RECURRENT[name], head=LanguageModelHead(scale=6.0))))
     source, mask = ragged(inputs(RECURRENT[name], batch=2, length=7)["input_ids"], (7, 4), "right", 9)
     options = {"max_new_tokens": 5, "decoder_start_token_id": START, "eos_token_id": END, "pad_token_id": 0}
+    forward = jax.jit(apply)
     out = generate(apply, params, source, mask, num_beams=3, early_stopping=False, **options)
     for row in range(2):
-        expected, score = beams_by_definition(apply, params, source[row : row + 1], mask[row : row + 1], 5, 3)
+        expected, score = beams_by_definition(forward, params, source[row : row + 1], mask[row : row + 1], 5, 3)
         length = int(out.lengths[row])
         assert np.asarray(out.sequences)[row, : length + 1].tolist() == expected
         assert float(out.scores[row]) == pytest.approx(score, abs=1e-4)
 
 
 def test_guidance_selects_both_sides():
-    apply, params = build("attention")
+    apply, params, _ = build("attention")
     source = inputs(RECURRENT["attention"], batch=2, length=7)["input_ids"]
     options = {"max_new_tokens": 5, "decoder_start_token_id": START, "negative_prompt_ids": source[:1, :3]}
     greedy = generate(apply, params, source, guidance_scale=2.0, **options)

@@ -34,7 +34,7 @@ from zoo.recurrent import Recurrent
 from zoo.sentences import Modules, ModuleTensors, plain_modules, read_modules, with_embedding
 from zoo.serialization import from_dict
 from zoo.tokenization import PretrainedTokenizer, UnreadTokenizer, gguf_tokenizer, load_tokenizer
-from zoo.training.checkpoint import list_steps, load_params
+from zoo.training.checkpoint import list_steps, load_params, mean_params, newest_steps
 from zoo.training.run_record import read_run
 from zoo.training.sharding import shard_parameters
 from zoo.training.tuning import merge
@@ -69,6 +69,7 @@ def load(
     mesh: Mesh | None = None,
     revision: str | None = None,
     step: int | None = None,
+    average: int | None = None,
     layers: str | None = None,
 ) -> Bundle:
     """Load a model, its parameters and its tokenizer.
@@ -85,6 +86,7 @@ def load(
         mesh: to shard the parameters over, as in training; None puts them on the first device.
         revision: branch, tag or commit on the hub.
         step: of a run's checkpoint; None is the newest.
+        average: the mean of so many of a run's newest checkpoints, in the place of one.
         layers: "scanned" or "unrolled"; None is unrolled, or the run's own.
 
     Raises:
@@ -98,7 +100,9 @@ def load(
     if folder.is_file():
         return _load_gguf(folder, wanted)
     if (folder / "run.json").exists():
-        return _with_head(_load_run(folder, step, wanted), wanted)
+        return _with_head(_load_run(folder, step, average, wanted), wanted)
+    if average is not None:
+        raise ValueError(f"average is {average}, and {name} is no run of train.py, which alone has several checkpoints")
     if (folder / OWN).exists():
         return _with_head(_load_own(folder, wanted), wanted)
     if not folder.exists():
@@ -106,7 +110,27 @@ def load(
     return _load_pretrained(folder, wanted)
 
 
-def _load_run(folder: Path, step: int | None, wanted: _Wanted) -> Bundle:
+def load_run_params(
+    folder: Path, step: int | None = None, average: int | None = None, mesh: Mesh | None = None
+) -> tuple[Any, int]:
+    """The model's parameters at a run's step, or the mean of so many newest checkpoints, and the newest step of them.
+
+    What is frozen is among them.
+    """
+    frozen = load_frozen(folder / START, mesh)
+    if average is None:
+        params, step = load_params(folder, step, mesh)
+        return merge(params, frozen), step
+    if step is not None:
+        raise ValueError(
+            f"step is {step} and average is {average}, which takes the newest checkpoints; give one of the two"
+        )
+    steps = newest_steps(folder, average)
+    # Merged first: the mean of low-rank updates is not the update of their means.
+    return mean_params(merge(load_params(folder, one, mesh)[0], frozen) for one in steps), steps[-1]
+
+
+def _load_run(folder: Path, step: int | None, average: int | None, wanted: _Wanted) -> Bundle:
     from zoo.data import Tokenizer
 
     record = read_run(folder)
@@ -115,11 +139,10 @@ def _load_run(folder: Path, step: int | None, wanted: _Wanted) -> Bundle:
     if kind is None:
         raise ValueError(f"{folder} holds an image tokenizer; open it with zoo.recipes.companions")
     config = from_dict(kind, fields, f"{folder}/run.json")
-    params, step = load_params(folder, step, wanted.mesh)
+    params, step = load_run_params(folder, step, average, wanted.mesh)
     model = _module(config, wanted, record)
     if (folder / START).exists():
         start, _ = load_start(folder / START)
-        params = merge(params, load_frozen(folder / START, wanted.mesh))
         return dataclasses.replace(start, model=model, params=params, config=config, step=step)
     path = folder / "tokenizer.model"
     tokenizer = Tokenizer.load(path) if path.exists() else None  # pictures alone need none

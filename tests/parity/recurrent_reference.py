@@ -23,7 +23,8 @@ def path_of(cell: str, direction: str) -> Path:
 def run(cell: str, direction: str, weights: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
     """What torch computes of a padded batch, its gradients, and the weights, random unless given.
 
-    "x" [B, T, I]; "output" [B, T, M], zero on padding; "hidden" and "cell" [layers * directions, B, D]; "gradient/NAME".
+    "x" [B, T, I]; "output" [B, T, M], zero on padding; "hidden" and "cell" [layers * directions, B, D]; "weight/NAME";
+    "gradient/NAME".
     """
     import torch
 
