@@ -60,7 +60,8 @@ class Bundle:
     config: Any
     """A `TransformerConfig`, a `RecurrentConfig`, or a `DualConfig`."""
     tokenizer: Any = None
-    """A checkpoint's `PretrainedTokenizer` or `UnreadTokenizer`, or None; `zoo.data.Tokenizer` of a run."""
+    """A checkpoint's `PretrainedTokenizer`, `SymbolTokenizer` or `UnreadTokenizer`, or None; `zoo.data.Tokenizer` of a
+    run."""
     step: int | None = None
     """The training step that a run's parameters are from."""
     origin: Origin | None = None

@@ -1,6 +1,6 @@
 """`load`: from a checkpoint to a model ready for use.
 
-It takes a folder in the layout of transformers, a name on the hub, or a run that `train.py` wrote. No code from a
+It takes a folder in the layout of transformers, a name on the hub, a single file, or a run that `train.py` wrote. No code from a
 checkpoint is run, and no pickle is opened.
 """
 
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from zoo.architectures import Architecture, Fields, find_architecture, list_architectures
+from zoo.architectures import Architecture, Fields, find_architecture, g2p, list_architectures
 from zoo.architectures.architecture import keep_activation_names, label_fields, merge_fields
 from zoo.architectures.fitting import WrittenTensors
 from zoo.bundle import OWN, START, Bundle, Origin
@@ -29,11 +29,19 @@ from zoo.formats.gguf import GgufFile
 from zoo.formats.hub import download
 from zoo.formats.language_part import LanguagePart
 from zoo.formats.mxfp4 import Mxfp4Tensors
+from zoo.formats.npz import NpzFile
 from zoo.formats.safetensors import read_json
 from zoo.recurrent import Recurrent
 from zoo.sentences import Modules, ModuleTensors, plain_modules, read_modules, with_embedding
 from zoo.serialization import from_dict
-from zoo.tokenization import PretrainedTokenizer, UnreadTokenizer, gguf_tokenizer, load_tokenizer
+from zoo.tokenization import (
+    PretrainedTokenizer,
+    SymbolTokenizer,
+    UnreadTokenizer,
+    gguf_tokenizer,
+    load_tokenizer,
+    symbols,
+)
 from zoo.training.checkpoint import list_steps, load_params, mean_params, newest_steps
 from zoo.training.run_record import read_run
 from zoo.training.sharding import shard_parameters
@@ -75,8 +83,8 @@ def load(
     """Load a model, its parameters and its tokenizer.
 
     Args:
-        name: a checkpoint folder in the layout of transformers or sentence-transformers, a GGUF file, a run folder of
-            `train.py`, what `save` wrote, or a name on the hub.
+        name: a checkpoint folder in the layout of transformers or sentence-transformers, a GGUF file, g2p_en's .npz, a
+            run folder of `train.py`, what `save` wrote, or a name on the hub.
         head: "base", "masked_lm", "causal_lm", "sequence_classification", ...; None is what config.json says. A head
             that the checkpoint lacks is initialised, and named in `bundle.origin.fresh`.
         labels: names of a classifier's classes, with `head`. The logits of a checkpoint that has others are
@@ -97,6 +105,8 @@ def load(
         head=head, labels=_checked(labels, head), dtype=dtype, param_dtype=param_dtype, mesh=mesh, layers=layers
     )
     folder = Path(name)
+    if folder.suffix == ".npz" and folder.is_file():
+        return _with_head(_load_npz(folder, wanted), wanted)
     if folder.is_file():
         return _load_gguf(folder, wanted)
     if (folder / "run.json").exists():
@@ -181,6 +191,8 @@ def _read_own(folder: Path, wanted: _Wanted) -> tuple[Bundle, Fields]:
         origin, tokenizer = _read_origin(folder, record)
     elif (folder / "tokenizer.model").exists():
         tokenizer = Tokenizer.load(folder / "tokenizer.model")
+    elif (folder / symbols.FILE).exists():
+        tokenizer = SymbolTokenizer.load(folder)
     model = _module(config, wanted, record)
     return Bundle(model=model, params={}, config=config, tokenizer=tokenizer, origin=origin), record
 
@@ -340,6 +352,18 @@ def _load_gguf(file: Path, wanted: _Wanted) -> Bundle:
     origin = Origin(architecture=architecture, head=chosen, fields=fields.values, generation={}, folder=file.parent)
     tokenizer = gguf_tokenizer(tensors.tokenizer_metadata(), str(file))
     return _build(origin, tensors, fields, tokenizer, wanted)
+
+
+def _load_npz(file: Path, wanted: _Wanted) -> Bundle:
+    tensors = NpzFile(file)
+    config = g2p.read_config(tensors.shapes, tensors.origin)
+    _check_sizes(config, Fields({}, str(file)), tensors)
+    model = _module(config, wanted)
+    shapes = parameter_shapes(model)
+    shardings = None if wanted.mesh is None else shard_parameters(shapes, wanted.mesh)
+    imported = import_params(g2p.WEIGHTS, tensors, shapes, shardings=shardings, dtype=np.dtype(wanted.param_dtype))
+    tokenizer = SymbolTokenizer(letters=g2p.GRAPHEMES, symbols=g2p.PHONEMES)
+    return Bundle(model=model, params=imported.params, config=config, tokenizer=tokenizer)
 
 
 def _plain_modules(folder: Path) -> Modules | None:

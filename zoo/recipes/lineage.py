@@ -57,7 +57,7 @@ def translate_dates_attention() -> Run:
 def transformer_tiny() -> Run:
     """The Transformer of Vaswani et al. 2017, small, that reads dates: its positions, norms, schedule and targets.
 
-    Not yet measured. The paper scores the mean of the last checkpoints: `evaluate.py runs/transformer-tiny --average 5`.
+    Not yet measured. The paper scores the mean of the last checkpoints: evaluate.py runs/transformer-tiny --average 5.
     """
     vocab_size, width, warmup = 512, 128, 200
     return Run(
