@@ -54,13 +54,13 @@ def read_config(shapes: Mapping[str, Shape], origin: str) -> RecurrentConfig:
         raise CheckpointError(
             f"{origin} has no {', '.join(missing)}; the one kind of .npz checkpoint that zoo knows is that of g2p_en"
         )
-    for name, symbols in (("enc_emb", GRAPHEMES), ("dec_emb", PHONEMES)):
+    for name, symbols in (("enc_emb", GRAPHEMES), ("dec_emb", PHONEMES), ("fc_w", PHONEMES)):
         if len(shapes[name]) != 2 or shapes[name][0] != len(symbols):
             raise CheckpointError(f"{origin}: {name} is {shapes[name]}; g2p_en has {len(symbols)} rows, one a symbol")
     return RecurrentConfig(
         embedding=EmbeddingConfig(width=shapes["enc_emb"][1], vocab_size=len(GRAPHEMES)),
         decoder_embedding=EmbeddingConfig(width=shapes["dec_emb"][1], vocab_size=len(PHONEMES)),
         cell="gru",
-        width=shapes["enc_w_hh"][-1],
+        width=shapes["fc_w"][1],
         head=LanguageModelHead(tied=False, bias=True),
     )
