@@ -105,7 +105,7 @@ PRONUNCIATIONS = {
     "university": "Y UW2 N AH0 V ER1 S AH0 T IY0",
     "activationist": "AE2 K T IH0 V EY1 SH AH0 N IH0 S T",
 }
-"""As the CMU pronouncing dictionary has them, but for the last, which it lacks: that is what the package's formulas give."""
+"""As the CMU pronouncing dictionary has them, but for the last, which it lacks: as the package's own code says it."""
 
 
 def test_g2p_pronounces_words_as_the_dictionary_does():

@@ -141,5 +141,5 @@ def test_smoothed_targets_are_their_definition(bound):
     assert float(loss) == pytest.approx(0.7 * float(plain) + 0.3 * flat[kept].mean(), rel=1e-5)
     scored, _ = smooth.loss(apply, params, batch)
     assert float(scored) == pytest.approx(float(plain), rel=1e-6)  # held-out loss is of the targets themselves
-    with pytest.raises(ValueError, match="label_smoothing is 1.0; give a share"):
+    with pytest.raises(ValueError, match=r"label_smoothing is 1\.0; give a share"):
         SequenceToSequenceConfig(label_smoothing=1.0)

@@ -40,7 +40,7 @@ NUM_STEPS, VOCAB, CLASSES = 3, 320, ("few", "some", "many")
 VERDICT = ClassifierHead(num_classes=len(CLASSES))
 LENGTHS = {"source_length": 24, "target_length": 24, "batch_size": 16}
 
-# The task's tiny configuration (or another kind of model's), and a model of tests/models.py with the head that it needs.
+# The task's tiny configuration, and a model of tests/models.py with the head that it needs; one kind has two.
 SETTINGS = {
     CausalLMConfig: (CausalLMConfig(sequence_length=24, batch_size=16, stride=8), GPT2),
     MaskedLMConfig: (MaskedLMConfig(sequence_length=24, batch_size=16), BERT),
