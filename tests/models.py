@@ -30,6 +30,7 @@ from zoo.config import (
     MlpConfig,
     NormConfig,
     PatchConfig,
+    RecurrentConfig,
     RelativeBiasConfig,
     RotaryConfig,
     SinusoidalPositions,
@@ -38,6 +39,7 @@ from zoo.config import (
     TransformerConfig,
     YarnScaling,
 )
+from zoo.recurrent import Recurrent
 from zoo.transformer import Transformer
 
 VOCAB, WIDTH = 61, 16
@@ -412,7 +414,35 @@ CONFIGS = {
 DECODERS = [name for name, config in CONFIGS.items() if config.decoder and isinstance(config.head, LanguageModelHead)]
 
 
-def inputs(config: TransformerConfig, batch: int = 2, length: int = 12, seed: int = 0) -> dict[str, np.ndarray]:
+RECURRENT = {
+    "lstm": RecurrentConfig(
+        embedding=tokens(dropout=0.1), cell="lstm", num_layers=2, width=WIDTH, direction="backward", dropout=0.2
+    ),
+    "gru": RecurrentConfig(
+        embedding=tokens(norm=NormConfig()),
+        decoder_embedding=tokens(vocab_size=53, width=12),
+        cell="gru",
+        width=WIDTH,
+        head=LanguageModelHead(tied=False, bias=True),
+    ),
+    "attention": RecurrentConfig(
+        embedding=tokens(width=12),
+        decoder_embedding=tokens(vocab_size=53, width=10, scale=2.0),
+        cell="gru",
+        num_layers=2,
+        width=WIDTH,
+        direction="both",
+        attention="additive",
+    ),
+    "attention_lstm": RecurrentConfig(
+        embedding=tokens(), cell="lstm", width=8, direction="both", attention="additive", dropout=0.1
+    ),
+}
+
+
+def inputs(
+    config: TransformerConfig | RecurrentConfig, batch: int = 2, length: int = 12, seed: int = 0
+) -> dict[str, np.ndarray]:
     """Random inputs without padding, by the names of `Transformer.__call__`."""
     rng = np.random.default_rng(seed)
     arrays: dict[str, np.ndarray] = {}
@@ -426,7 +456,7 @@ def inputs(config: TransformerConfig, batch: int = 2, length: int = 12, seed: in
         arrays["input_ids"] = rng.integers(1, config.embedding.vocab_size, (batch, length)).astype(np.int32)
     if config.embedding.num_token_types:
         arrays["token_type_ids"] = (np.arange(length) >= length // 2).astype(np.int32)[None].repeat(batch, 0)
-    if config.encoder is not None and config.decoder is not None:
+    if config.is_encoder_decoder:
         ids = rng.integers(1, config.target_vocab_size, (batch, length - 3))
         arrays["decoder_input_ids"] = ids.astype(np.int32)
     return arrays
@@ -435,8 +465,8 @@ def inputs(config: TransformerConfig, batch: int = 2, length: int = 12, seed: in
 @functools.cache
 def build(name: str):
     """A model in float32, and random parameters of which none stands at its zero or one, so that every one matters."""
-    model = Transformer(CONFIGS[name])
-    shapes = jax.eval_shape(model.init, jax.random.key(0), **inputs(CONFIGS[name]))["params"]
+    model = Recurrent(RECURRENT[name]) if name in RECURRENT else Transformer(CONFIGS[name])
+    shapes = jax.eval_shape(model.init, jax.random.key(0), **inputs(model.config))["params"]
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):

@@ -10,7 +10,7 @@ import jax
 import jax.extend
 import numpy as np
 import pytest
-from models import BART, BERT, CONFIGS, GPT2, LLAMA, RMS, T5, attention, inputs, stack, tokens
+from models import BART, BERT, CONFIGS, GPT2, LLAMA, RECURRENT, RMS, T5, attention, inputs, stack, tokens
 
 from zoo import config as zoo_config
 from zoo.config import (
@@ -35,12 +35,14 @@ from zoo.config import (
     MlpConfig,
     NormConfig,
     PatchConfig,
+    RecurrentConfig,
     RelativeBiasConfig,
     RotaryConfig,
     TokenHead,
     TransformerConfig,
 )
 from zoo.image_tokens import ImageTokenizer
+from zoo.recurrent import Recurrent
 from zoo.serialization import as_dict, from_dict
 from zoo.transformer import Transformer
 
@@ -124,12 +126,12 @@ def test_wrong_values_are_named(message):
         WRONG[message]()
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [*CONFIGS, *RECURRENT])
 def test_json_round_trip(name):
     import json
 
-    config = CONFIGS[name]
-    assert from_dict(TransformerConfig, json.loads(json.dumps(as_dict(config))), "x") == config
+    config = (CONFIGS | RECURRENT)[name]
+    assert from_dict(type(config), json.loads(json.dumps(as_dict(config))), "x") == config
 
 
 def test_json_errors_name_field_and_reason():
@@ -229,7 +231,7 @@ def _module(config: Any) -> tuple[Any, dict[str, Any]]:
     """A configuration's module, and inputs for it."""
     if isinstance(config, ImageTokenizerConfig):
         return ImageTokenizer(config), {"pixel_values": np.zeros((2, 3, config.image_size, config.image_size))}
-    return Transformer(config), inputs(config)
+    return Recurrent(config) if isinstance(config, RecurrentConfig) else Transformer(config), inputs(config)
 
 
 @functools.cache
@@ -242,7 +244,7 @@ def _program(config: Any) -> tuple[str, list[np.ndarray]]:
 
     def run(rng):
         params = model.init(rng, **given)["params"]
-        training = {"dropout_rng": rng} if isinstance(config, TransformerConfig) else {}
+        training = {} if isinstance(config, ImageTokenizerConfig) else {"dropout_rng": rng}
         return params, model.apply({"params": params}, **given, **training)
 
     traced = jax.make_jaxpr(run)(jax.random.key(0))
@@ -267,7 +269,7 @@ def _differs(old: TransformerConfig, new: TransformerConfig) -> bool:
 
 def _is_alive(cls: type, field: dataclasses.Field) -> bool:
     kind = get_type_hints(cls)[field.name]
-    for config in (*CONFIGS.values(), ImageTokenizerConfig(image_size=12, patch_size=4)):
+    for config in (*CONFIGS.values(), *RECURRENT.values(), ImageTokenizerConfig(image_size=12, patch_size=4)):
         for put, found in _places(config, cls):
             for value in _alternatives(kind, getattr(found, field.name)):
                 try:

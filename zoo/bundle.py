@@ -12,11 +12,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from zoo.architectures import Architecture
-from zoo.config import EmbeddingHead, LanguageModelHead, LongRopeScaling
+from zoo.config import EmbeddingHead, LongRopeScaling, TransformerConfig
 from zoo.decoder_prompt import decoder_prompt
 from zoo.dual import DualEncoder, DualOutput
 from zoo.generate import Generated, generate, stream
 from zoo.generation_config import FIELDS, SAMPLING, stored_options
+from zoo.recurrent import Recurrent
 from zoo.sentences import Modules
 from zoo.training.state import bind_apply
 from zoo.transformer import Output, Transformer
@@ -54,12 +55,13 @@ class Origin:
 class Bundle:
     """A model ready for use: call it on arrays, or let it generate."""
 
-    model: Transformer | DualEncoder
+    model: Transformer | Recurrent | DualEncoder
     params: Any
     config: Any
-    """A `TransformerConfig`, or a `DualConfig`."""
+    """A `TransformerConfig`, a `RecurrentConfig`, or a `DualConfig`."""
     tokenizer: Any = None
-    """A checkpoint's `PretrainedTokenizer` or `UnreadTokenizer`, or None; `zoo.data.Tokenizer` of a run."""
+    """A checkpoint's `PretrainedTokenizer`, `SymbolTokenizer` or `UnreadTokenizer`, or None; `zoo.data.Tokenizer` of a
+    run."""
     step: int | None = None
     """The training step that a run's parameters are from."""
     origin: Origin | None = None
@@ -127,7 +129,7 @@ class Bundle:
 
     def _options(self, input_ids: Any, given: dict[str, Any]) -> dict[str, Any]:
         """What the caller asked for, over what the checkpoint says."""
-        if getattr(self.config, "decoder", None) is None or not isinstance(self.config.head, LanguageModelHead):
+        if not self.config.generates:
             raise ValueError("this model has no decoder with a language-model head, so it generates nothing")
         for name, value, size in (
             ("input_ids", input_ids, self.config.embedding.vocab_size),
@@ -141,18 +143,18 @@ class Bundle:
             raise ValueError(f"{unused[0]} is given and do_sample is not; give do_sample=True to draw tokens")
         options = stored | given
         first = options.pop("bos_token_id", None)
-        if self.config.encoder is None:
+        if not self.config.is_encoder_decoder:
             options.pop("decoder_start_token_id", None)
         elif options.get("decoder_start_token_id") is None:
             if first is None:
                 raise ValueError("neither the checkpoint nor the caller says decoder_start_token_id; give it")
             options["decoder_start_token_id"] = first
-        if self.config.encoder is not None:
+        if self.config.is_encoder_decoder:
             options = self._prompted(options)
         positions = self.config.target_embedding.positions
         if positions is not None and positions.max_length is not None:
             options["max_positions"] = positions.max_length
-        rotary = self.config.decoder.attention.rotary
+        rotary = self.config.output_stack.attention.rotary if isinstance(self.config, TransformerConfig) else None
         if rotary is not None and isinstance(rotary.scaling, LongRopeScaling):
             options["reread_past"] = rotary.scaling.original_length
         return options

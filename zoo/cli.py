@@ -185,6 +185,9 @@ class Evaluation:
     """Write the model into this folder as transformers opens it: config.json, model.safetensors, tokenizer."""
     step: int | None = None
     """Of a run's checkpoint; the newest unless given."""
+    average: int | None = None
+    """Take the mean of so many of a run's newest checkpoints in the place of one; --training.keep says how many there
+    are."""
     head: str | None = None
     """Of a pretrained checkpoint, as zoo.load takes it; the one that config.json names."""
 
@@ -207,7 +210,7 @@ _GENERATION = (
 )  # fmt: skip
 
 
-RUN_ONLY = ("step", "predictions", "output", "variants", "guidance_scale")
+RUN_ONLY = ("step", "average", "predictions", "output", "variants", "guidance_scale")
 CHECKPOINT_ONLY = (
     "audio", "source_language", "target_language", "chat", "head",
 )  # fmt: skip
@@ -244,7 +247,9 @@ def evaluate(arguments: Sequence[str]) -> None:
         if wanted.export is not None:
             from zoo.recipes.export import export
 
-            export(wanted.model, wanted.export, step=wanted.step, head=wanted.head, console=console)
+            export(
+                wanted.model, wanted.export, step=wanted.step, average=wanted.average, head=wanted.head, console=console
+            )
         elif is_run:
             _evaluate_run(wanted, console)
         else:
@@ -267,7 +272,7 @@ def _evaluate_run(wanted: Evaluation, console: Console) -> None:
     if wanted.predictions is not None:
         write_predictions(run, wanted, console)
     elif wanted.prompt is None and wanted.image is None:
-        score(run, wanted.step, console)
+        score(run, wanted, console)
     else:
         answer(run, wanted, console)
 

@@ -348,10 +348,13 @@ def _decoder_prompt(inputs: Mapping[str, np.ndarray], batch: int, config: Genera
 
 def _read_prompt(apply, params, start: Start, copies: int, guidance: float) -> tuple[Float[Array, "R V"], Any]:
     """Logits of the first new token and a cache, `copies` rows for each prompt."""
-    memory = {}
+    memory: dict[str, Any] = {}
     if start.encoder:
-        encoded = apply(params, **start.encoder, method="encode").last_hidden_state
-        memory = {"encoder_hidden_states": encoded, "encoder_attention_mask": start.encoder.get("attention_mask")}
+        encoded = apply(params, **start.encoder, method="encode")
+        memory["encoder_hidden_states"] = encoded.last_hidden_state
+        memory["encoder_attention_mask"] = start.encoder.get("attention_mask")
+        if encoded.decoder_states is not None:
+            memory["decoder_states"] = encoded.decoder_states
     prompts = {"input_ids": start.ids, "attention_mask": start.mask}
     prompts = {name: jnp.tile(value, (start.sides, 1)) for name, value in prompts.items()} | memory
     logits, cache = apply(params, **prompts, capacity=start.ids.shape[1] + start.room, method="prefill")

@@ -1,7 +1,7 @@
 """`load`: from a checkpoint to a model ready for use.
 
-It takes a folder in the layout of transformers, a name on the hub, or a run that `train.py` wrote. No code from a
-checkpoint is run, and no pickle is opened.
+It takes a folder in the layout of transformers, a name on the hub, a single file, or a run that `train.py` wrote. No
+code from a checkpoint is run, and no pickle is opened.
 """
 
 import contextlib
@@ -18,22 +18,31 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from zoo.architectures import Architecture, Fields, find_architecture, list_architectures
+from zoo.architectures import Architecture, Fields, find_architecture, g2p, list_architectures
 from zoo.architectures.architecture import keep_activation_names, label_fields, merge_fields
 from zoo.architectures.fitting import WrittenTensors
 from zoo.bundle import OWN, START, Bundle, Origin
-from zoo.config import DualConfig, ModelConfig, TransformerConfig
+from zoo.config import DualConfig, ModelConfig, RecurrentConfig, TransformerConfig
 from zoo.dual import DualEncoder
 from zoo.formats.folder import open_weights
 from zoo.formats.gguf import GgufFile
 from zoo.formats.hub import download
 from zoo.formats.language_part import LanguagePart
 from zoo.formats.mxfp4 import Mxfp4Tensors
+from zoo.formats.npz import NpzFile
 from zoo.formats.safetensors import read_json
+from zoo.recurrent import Recurrent
 from zoo.sentences import Modules, ModuleTensors, plain_modules, read_modules, with_embedding
 from zoo.serialization import from_dict
-from zoo.tokenization import PretrainedTokenizer, UnreadTokenizer, gguf_tokenizer, load_tokenizer
-from zoo.training.checkpoint import list_steps, load_params
+from zoo.tokenization import (
+    PretrainedTokenizer,
+    SymbolTokenizer,
+    UnreadTokenizer,
+    gguf_tokenizer,
+    load_tokenizer,
+    symbols,
+)
+from zoo.training.checkpoint import list_steps, load_params, mean_params, newest_steps
 from zoo.training.run_record import read_run
 from zoo.training.sharding import shard_parameters
 from zoo.training.tuning import merge
@@ -68,13 +77,14 @@ def load(
     mesh: Mesh | None = None,
     revision: str | None = None,
     step: int | None = None,
+    average: int | None = None,
     layers: str | None = None,
 ) -> Bundle:
     """Load a model, its parameters and its tokenizer.
 
     Args:
-        name: a checkpoint folder in the layout of transformers or sentence-transformers, a GGUF file, a run folder of
-            `train.py`, what `save` wrote, or a name on the hub.
+        name: a checkpoint folder in the layout of transformers or sentence-transformers, a GGUF file, g2p_en's .npz, a
+            run folder of `train.py`, what `save` wrote, or a name on the hub.
         head: "base", "masked_lm", "causal_lm", "sequence_classification", ...; None is what config.json says. A head
             that the checkpoint lacks is initialised, and named in `bundle.origin.fresh`.
         labels: names of a classifier's classes, with `head`. The logits of a checkpoint that has others are
@@ -84,6 +94,7 @@ def load(
         mesh: to shard the parameters over, as in training; None puts them on the first device.
         revision: branch, tag or commit on the hub.
         step: of a run's checkpoint; None is the newest.
+        average: the mean of so many of a run's newest checkpoints, in the place of one.
         layers: "scanned" or "unrolled"; None is unrolled, or the run's own.
 
     Raises:
@@ -94,10 +105,14 @@ def load(
         head=head, labels=_checked(labels, head), dtype=dtype, param_dtype=param_dtype, mesh=mesh, layers=layers
     )
     folder = Path(name)
+    if folder.suffix == ".npz" and folder.is_file():
+        return _with_head(_load_npz(folder, wanted), wanted)
     if folder.is_file():
         return _load_gguf(folder, wanted)
     if (folder / "run.json").exists():
-        return _with_head(_load_run(folder, step, wanted), wanted)
+        return _with_head(_load_run(folder, step, average, wanted), wanted)
+    if average is not None:
+        raise ValueError(f"average is {average}, and {name} is no run of train.py, which alone has several checkpoints")
     if (folder / OWN).exists():
         return _with_head(_load_own(folder, wanted), wanted)
     if not folder.exists():
@@ -105,20 +120,39 @@ def load(
     return _load_pretrained(folder, wanted)
 
 
-def _load_run(folder: Path, step: int | None, wanted: _Wanted) -> Bundle:
+def load_run_params(
+    folder: Path, step: int | None = None, average: int | None = None, mesh: Mesh | None = None
+) -> tuple[Any, int]:
+    """The model's parameters at a run's step, or the mean of so many newest checkpoints, and the newest step of them.
+
+    What is frozen is among them.
+    """
+    frozen = load_frozen(folder / START, mesh)
+    if average is None:
+        params, step = load_params(folder, step, mesh)
+        return merge(params, frozen), step
+    if step is not None:
+        raise ValueError(
+            f"step is {step} and average is {average}, which takes the newest checkpoints; give one of the two"
+        )
+    steps = newest_steps(folder, average)
+    # Merged first: the mean of low-rank updates is not the update of their means.
+    return mean_params(merge(load_params(folder, one, mesh)[0], frozen) for one in steps), steps[-1]
+
+
+def _load_run(folder: Path, step: int | None, average: int | None, wanted: _Wanted) -> Bundle:
     from zoo.data import Tokenizer
 
     record = read_run(folder)
     fields = dict(record["model"])
-    if fields.pop("kind", None) != TransformerConfig.__name__:
-        raise ValueError(f"{folder} holds no transformer; open an image tokenizer with zoo.recipes.companions")
-    config = from_dict(TransformerConfig, fields, f"{folder}/run.json")
-    params, step = load_params(folder, step, wanted.mesh)
-    dtype = jnp.dtype(wanted.dtype or record["compute_dtype"])
-    model = Transformer(config, dtype=dtype, layers=wanted.layers or record["layers"])
+    kind = _KINDS.get(fields.pop("kind", TransformerConfig.__name__))
+    if kind is None:
+        raise ValueError(f"{folder} holds an image tokenizer; open it with zoo.recipes.companions")
+    config = from_dict(kind, fields, f"{folder}/run.json")
+    params, step = load_run_params(folder, step, average, wanted.mesh)
+    model = _module(config, wanted, record)
     if (folder / START).exists():
         start, _ = load_start(folder / START)
-        params = merge(params, load_frozen(folder / START, wanted.mesh))
         return dataclasses.replace(start, model=model, params=params, config=config, step=step)
     path = folder / "tokenizer.model"
     tokenizer = Tokenizer.load(path) if path.exists() else None  # pictures alone need none
@@ -149,10 +183,9 @@ def _read_own(folder: Path, wanted: _Wanted) -> tuple[Bundle, Fields]:
 
     file = folder / OWN
     record = Fields(read_json(file), str(file))
-    kinds = {kind.__name__: kind for kind in (TransformerConfig, DualConfig)}
-    if record["kind"] not in kinds:
-        raise CheckpointError(f"{file}: kind is {record['kind']!r}; zoo has {', '.join(kinds)}")
-    config = from_dict(kinds[record["kind"]], record["config"], str(file))
+    if record["kind"] not in _KINDS:
+        raise CheckpointError(f"{file}: kind is {record['kind']!r}; zoo has {', '.join(_KINDS)}")
+    config = from_dict(_KINDS[record["kind"]], record["config"], str(file))
     origin, tokenizer = None, None
     if record.get("head") is not None:
         origin, tokenizer = _read_origin(folder, record)
@@ -160,8 +193,9 @@ def _read_own(folder: Path, wanted: _Wanted) -> tuple[Bundle, Fields]:
         tokenizer = Tokenizer.load(folder / "tokenizer.model")
     elif (folder / "tokenizer.json").exists():
         tokenizer = load_tokenizer(folder, {})
-    dtype = jnp.dtype(wanted.dtype or record["compute_dtype"])
-    model = _module(config)(config, dtype=dtype, layers=wanted.layers or record["layers"])
+    elif (folder / symbols.FILE).exists():
+        tokenizer = SymbolTokenizer.load(folder)
+    model = _module(config, wanted, record)
     return Bundle(model=model, params={}, config=config, tokenizer=tokenizer, origin=origin), record
 
 
@@ -268,8 +302,21 @@ def _generation_fields(folder: Path) -> dict[str, Any]:
     return read_json(file) if file.exists() else {}
 
 
-def _module(config: ModelConfig) -> type[Transformer] | type[DualEncoder]:
-    return DualEncoder if isinstance(config, DualConfig) else Transformer
+_KINDS: dict[str, type[ModelConfig]] = {
+    kind.__name__: kind for kind in (TransformerConfig, RecurrentConfig, DualConfig)
+}
+
+
+def _module(
+    config: ModelConfig, wanted: _Wanted, record: Mapping[str, Any] | Fields | None = None
+) -> Transformer | Recurrent | DualEncoder:
+    """The module of a configuration, run as the caller of `load` asks, else as it was before."""
+    before = {"compute_dtype": "float32", "layers": "unrolled"} if record is None else record
+    dtype = jnp.dtype(wanted.dtype or before["compute_dtype"])
+    if isinstance(config, RecurrentConfig):
+        return Recurrent(config, dtype=dtype)
+    kind = DualEncoder if isinstance(config, DualConfig) else Transformer
+    return kind(config, dtype=dtype, layers=wanted.layers or before["layers"])
 
 
 def _language_part(fields: Fields) -> Fields:
@@ -307,6 +354,17 @@ def _load_gguf(file: Path, wanted: _Wanted) -> Bundle:
     origin = Origin(architecture=architecture, head=chosen, fields=fields.values, generation={}, folder=file.parent)
     tokenizer = gguf_tokenizer(tensors.tokenizer_metadata(), str(file))
     return _build(origin, tensors, fields, tokenizer, wanted)
+
+
+def _load_npz(file: Path, wanted: _Wanted) -> Bundle:
+    tensors = NpzFile(file)
+    config = g2p.read_config(tensors.shapes, tensors.origin)
+    model = _module(config, wanted)
+    shapes = parameter_shapes(model)
+    shardings = None if wanted.mesh is None else shard_parameters(shapes, wanted.mesh)
+    imported = import_params(g2p.WEIGHTS, tensors, shapes, shardings=shardings, dtype=np.dtype(wanted.param_dtype))
+    tokenizer = SymbolTokenizer(letters=g2p.GRAPHEMES, symbols=g2p.PHONEMES)
+    return Bundle(model=model, params=imported.params, config=config, tokenizer=tokenizer)
 
 
 def _plain_modules(folder: Path) -> Modules | None:
@@ -362,7 +420,7 @@ def _build(
     _check_tokenizer(tokenizer, config.embedding.vocab_size, fields.origin)
     if head == "base" and not head_given and not _has_head(architecture.weights(config, head), tensors, architecture):
         config = dataclasses.replace(config, head=None)
-    model = _module(config)(config, dtype=jnp.dtype(wanted.dtype or jnp.float32), layers=wanted.layers or "unrolled")
+    model = _module(config, wanted)
     shapes = _shapes(model, fields)
     imported = import_params(
         architecture.weights(config, head),
@@ -524,10 +582,10 @@ def _all_heads(
         # Another head's may fail: the one that was asked for was translated before.
         with contextlib.suppress(CheckpointError):
             config = _translate(architecture, fields, head)
-            yield architecture.weights(config, head), functools.partial(_shapes, _module(config)(config), fields)
+            yield architecture.weights(config, head), functools.partial(_shapes, _module(config, _Wanted()), fields)
 
 
-def initialise_fresh(model: Transformer, params: dict, fresh: tuple[str, ...]) -> dict:
+def initialise_fresh(model: Any, params: dict, fresh: tuple[str, ...]) -> dict:
     """Random values for the parameters that the checkpoint lacks."""
     if not fresh:
         return params

@@ -113,7 +113,7 @@ def _write_own(bundle: Bundle, folder: Path, fresh: Sequence[str] = ()) -> None:
         "head": None if origin is None else origin.head,
         "fresh": list(fresh),
         "compute_dtype": str(jnp.dtype(bundle.model.dtype)),
-        "layers": bundle.model.layers,
+        "layers": getattr(bundle.model, "layers", "unrolled"),
     }
     (folder / OWN).write_text(json.dumps(record, indent=2) + "\n")
     if isinstance(tokenizer, Tokenizer):
@@ -169,7 +169,7 @@ def _fitted(bundle: Bundle, folder: Path, labels: Sequence[str] | None) -> Bundl
     tokenizer, config = bundle.tokenizer, bundle.config
     ids = {} if tokenizer is None else {f"{role}_token_id": getattr(tokenizer, f"{role}_id") for role in _ROLES}
     ids = {name: value for name, value in ids.items() if value is not None}
-    if "bos_token_id" in ids and getattr(config, "decoder", None) is not None and config.encoder is not None:
+    if "bos_token_id" in ids and config.is_encoder_decoder:
         ids["decoder_start_token_id"] = ids["bos_token_id"]
     fit = find_fitting(config, bundle.params, ids)
     fields = fit.fields if labels is None else fit.fields | label_fields(labels)

@@ -31,6 +31,11 @@ _REMAT_POLICIES: dict[Remat, Callable | None] = {
 }
 
 
+def rematerialise(function: Callable, remat: Remat, **options: Any) -> Callable:
+    """The same function, whose backward pass recomputes what `remat` says; options of `jax.checkpoint`."""
+    return function if remat == "none" else jax.checkpoint(function, policy=_REMAT_POLICIES[remat], **options)
+
+
 @struct.dataclass
 class Cache:
     """What decoding keeps between steps. Entries at and past `length` are not yet written."""
@@ -284,8 +289,7 @@ class Stack(nn.Module):
                 x = lax.cond(index == 0, mix, lambda x, _: x, x, rng)
             return x, (fresh, balance, x if output_hidden_states else None)
 
-        if self.remat != "none":
-            layer = jax.checkpoint(layer, policy=_REMAT_POLICIES[self.remat], static_argnums=(5,))
+        layer = rematerialise(layer, self.remat, static_argnums=(5,))
 
         unique, period = config.unique_layers, len(config.pattern)
         caches = (None, None) if cache is None else (cache.layers, cache.memory)

@@ -21,6 +21,7 @@ from zoo.config import (
     LanguageModelHead,
     LearnedPositions,
     ModelConfig,
+    RecurrentConfig,
     SinusoidalPositions,
     TokenHead,
     TransformerConfig,
@@ -49,6 +50,10 @@ class Output:
     """Load-balancing loss of the experts, summed over layers; zero without experts."""
     keys_values: KeysValues | None = None
     """The decoder's keys and values of this call's positions, [L, B, T, K, H], for `Cache`."""
+    alignment: Float[Array, "B T S"] | None = None
+    """Of a recurrent decoder with additive attention: the weights of the encoder's positions."""
+    decoder_states: Any = None
+    """Of a recurrent encoder: what its decoder begins with, a state a layer."""
 
     @property
     def text_embeds(self) -> Float[Array, "B D"] | None:
@@ -338,6 +343,8 @@ class Transformer(nn.Module):
 
 def example_inputs(config: ModelConfig) -> dict[str, Array]:
     """The smallest inputs that a model of this configuration takes, for `init`."""
+    if isinstance(config, RecurrentConfig):
+        return {name: jnp.zeros((1, 1), jnp.int32) for name in ("input_ids", "decoder_input_ids")}
     if isinstance(config, DualConfig):
         return example_inputs(config.text) | example_inputs(config.image)
     inputs: dict[str, Array] = {}
@@ -356,7 +363,7 @@ def example_inputs(config: ModelConfig) -> dict[str, Array]:
 
 def parameter_shapes(model: Any) -> dict:
     """Tree of the parameters' shapes; nothing is allocated, and the time does not grow with the depth."""
-    scanned = model.clone(layers="scanned")
+    scanned = model.clone(layers="scanned") if hasattr(model, "layers") else model
     return jax.eval_shape(lambda: scanned.init(jax.random.key(0), **example_inputs(model.config)))["params"]
 
 

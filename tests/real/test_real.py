@@ -91,3 +91,28 @@ def test_gemma3_equals_the_reference(tmp_path):
     kept = batch["attention_mask"] == 1
     error = np.abs(np.asarray(bundle(**batch).logits) - logits)[kept].max()
     assert error <= 1e-4 * max(1.0, float(np.abs(logits[kept]).max()) / 10)
+
+
+PRONUNCIATIONS = {
+    "cat": "K AE1 T",
+    "thought": "TH AO1 T",
+    "knight": "N AY1 T",
+    "nation": "N EY1 SH AH0 N",
+    "music": "M Y UW1 Z IH0 K",
+    "computer": "K AH0 M P Y UW1 T ER0",
+    "elephant": "EH1 L AH0 F AH0 N T",
+    "telephone": "T EH1 L AH0 F OW2 N",
+    "university": "Y UW2 N AH0 V ER1 S AH0 T IY0",
+    "activationist": "AE2 K T IH0 V EY1 SH AH0 N IH0 S T",
+}
+"""As the CMU pronouncing dictionary has them, but for the last, which it lacks: as the package's own code says it."""
+
+
+def test_g2p_pronounces_words_as_the_dictionary_does():
+    """A recurrent checkpoint: letters to phonemes, greedily and with beams."""
+    bundle = zoo.load(fetch("g2p-en==2.1.0") / "g2p_en" / "checkpoint20.npz")
+    batch = bundle.tokenizer(list(PRONUNCIATIONS))
+    said = [bundle.tokenizer.decode(row) for row in np.asarray(bundle.generate(**batch, max_new_tokens=20).sequences)]
+    assert dict(zip(PRONUNCIATIONS, said, strict=True)) == PRONUNCIATIONS
+    beams = bundle.generate(**batch, max_new_tokens=20, num_beams=4).sequences
+    assert bundle.tokenizer.decode(np.asarray(beams)[0]) == PRONUNCIATIONS["cat"]

@@ -111,3 +111,35 @@ def test_text_comes_in_whole_characters():
     said = {(1,): "a", (1, 2): "a\N{REPLACEMENT CHARACTER}", (1, 2, 3): "aé", (1, 2, 3, 4): "aé!"}
     tokens = [np.array([token, 9]) for token in (2, 3, 4)]
     assert [*spell(tokens, lambda ids: said[tuple(ids)], [1])] == ["a", "é", "!", ""]
+
+
+def test_rows_of_their_own_cost_what_shared_rows_cost(bound):
+    """One pair a row in training, told by masks: the same loss, and the same pairs of an epoch."""
+    task, apply, params = bound
+    alone = dataclasses.replace(task, config=dataclasses.replace(task.config, packed=False))
+    batches, seen = alone.batches("train"), []
+    for _ in range(10):
+        batch = next(batches)
+        assert batch["inputs_segment_ids"].max() == 1 and batch["targets_segment_ids"].max() == 1
+        seen += [alone.tokenizer.decode(row) for row in batch["targets"]]
+        nats, found = alone.loss(apply, params, batch)
+        again, expected = task.loss(apply, params, batch)
+        assert float(nats) == pytest.approx(float(again), rel=1e-5) and found["weight"] == expected["weight"]
+    assert sorted(seen) == sorted(pair["target"] for pair in PAIRS)  # 40 pairs in 10 batches of 4
+
+
+def test_smoothed_targets_are_their_definition(bound):
+    task, apply, params = bound
+    smooth = dataclasses.replace(task, config=dataclasses.replace(task.config, label_smoothing=0.3))
+    batch = next(iter(task.batches("validation")))
+    plain, _ = task.loss(apply, params, batch, jax.random.key(0))
+    loss, _ = smooth.loss(apply, params, batch, jax.random.key(0))
+    ids = {"input_ids": batch["inputs"], "attention_mask": batch["inputs_segment_ids"]}
+    logits = apply(params, **ids, decoder_input_ids=batch["targets"][:, :-1]).logits
+    flat = -np.asarray(jax.nn.log_softmax(logits)).mean(-1)
+    kept = batch["targets_segment_ids"][:, 1:] > 0
+    assert float(loss) == pytest.approx(0.7 * float(plain) + 0.3 * flat[kept].mean(), rel=1e-5)
+    scored, _ = smooth.loss(apply, params, batch)
+    assert float(scored) == pytest.approx(float(plain), rel=1e-6)  # held-out loss is of the targets themselves
+    with pytest.raises(ValueError, match=r"label_smoothing is 1\.0; give a share"):
+        SequenceToSequenceConfig(label_smoothing=1.0)

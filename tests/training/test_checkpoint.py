@@ -18,6 +18,8 @@ from zoo.training.checkpoint import (
     encode_data_state,
     is_disk_full,
     load_params,
+    mean_params,
+    newest_steps,
 )
 from zoo.training.config import MeshConfig, OptimizerConfig, ScheduleConfig
 from zoo.training.loop import NonFiniteError
@@ -269,3 +271,20 @@ def test_train_batches_that_end_are_refused(tmp_path):
 
     with pytest.raises(ValueError, match="must be endless"):
         run_toy(tmp_path, task=Ends())
+
+
+def test_the_mean_of_the_newest_checkpoints(tmp_path):
+    state, _ = make_state(make_mesh(MeshConfig(data=1)))
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        for step in (2, 4, 6, 8):
+            scaled = jax.tree.map(lambda x, step=step: x * step, state.params)
+            checkpoints.save(state.replace(params=scaled), POSITION | {"step": step}, {})
+    assert newest_steps(tmp_path, 2) == [6, 8]
+    mean = mean_params(load_params(tmp_path, step)[0] for step in newest_steps(tmp_path, 2))
+    jax.tree.map(lambda ours, x: np.testing.assert_allclose(ours, 7 * x, rtol=1e-6), mean, state.params)
+    with pytest.raises(ValueError, match=r"average is 4 checkpoints and .* has 3 \(steps 4, 6, 8\); give no more"):
+        newest_steps(tmp_path, 4)
+    with pytest.raises(ValueError, match="average is 0; give at least 1"):
+        newest_steps(tmp_path, 0)
+    with pytest.raises(ValueError, match="has none"):
+        newest_steps(tmp_path / "empty", 2)

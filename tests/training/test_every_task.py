@@ -10,12 +10,13 @@ from typing import get_args
 import jax
 import numpy as np
 import pytest
-from models import BERT, GPT2, T5, VIT
+from models import BERT, GPT2, RECURRENT, T5, VIT
 
-from zoo.config import ClassifierHead, EmbeddingHead, ImageTokenizerConfig, TokenHead
+from zoo.config import ClassifierHead, EmbeddingHead, ImageTokenizerConfig, RecurrentConfig, TokenHead
 from zoo.data import DataConfig, Dataset, TokenizerConfig, fit_tokenizer
 from zoo.image_tokens import ImageTokenizer, PaletteTokens
 from zoo.recipes.run import TaskConfig
+from zoo.recurrent import Recurrent
 from zoo.tasks.causal_lm import CausalLMConfig
 from zoo.tasks.image_classification import ImageClassificationConfig
 from zoo.tasks.image_tokens import ImageTokensConfig
@@ -39,11 +40,12 @@ NUM_STEPS, VOCAB, CLASSES = 3, 320, ("few", "some", "many")
 VERDICT = ClassifierHead(num_classes=len(CLASSES))
 LENGTHS = {"source_length": 24, "target_length": 24, "batch_size": 16}
 
-# The task's tiny configuration, and a model of tests/models.py with the head that it needs.
+# The task's tiny configuration, and a model of tests/models.py with the head that it needs; one kind has two.
 SETTINGS = {
     CausalLMConfig: (CausalLMConfig(sequence_length=24, batch_size=16, stride=8), GPT2),
     MaskedLMConfig: (MaskedLMConfig(sequence_length=24, batch_size=16), BERT),
     SequenceToSequenceConfig: (SequenceToSequenceConfig(**LENGTHS), T5),
+    "recurrent": (SequenceToSequenceConfig(**LENGTHS, packed=False, label_smoothing=0.1), RECURRENT["attention_lstm"]),
     TextClassificationConfig: (
         TextClassificationConfig(sequence_length=24, batch_size=16, label_smoothing=0.1),
         dataclasses.replace(GPT2, head=dataclasses.replace(VERDICT, pooling="last")),
@@ -101,6 +103,9 @@ def small(config):
     """The model with one layer a stack, and the vocabulary of the data."""
     if isinstance(config, ImageTokenizerConfig):
         return ImageTokenizer(config)
+    if isinstance(config, RecurrentConfig):
+        embedding = dataclasses.replace(config.embedding, vocab_size=VOCAB)
+        return Recurrent(dataclasses.replace(config, embedding=embedding))
 
     def shrink(part):
         name = "vocab_size" if hasattr(part, "vocab_size") else "num_layers"
@@ -149,7 +154,7 @@ def test_every_task_has_a_setting():
 
 
 @pytest.mark.parametrize("axes", MESHES, ids=str)
-@pytest.mark.parametrize("kind", SETTINGS, ids=lambda kind: kind.__name__.removesuffix("Config"))
+@pytest.mark.parametrize("kind", SETTINGS, ids=lambda kind: getattr(kind, "__name__", kind).removesuffix("Config"))
 def test_eight_devices_train_as_one(kind, axes):
     found, held = train(kind, {"data": 1, **axes})
     np.testing.assert_allclose(found, alone(kind), rtol=2e-4)

@@ -7,6 +7,7 @@ import optax
 import pytest
 from toy import SHAPES
 
+from zoo.recipes.lineage import transformer_optimizer
 from zoo.training.config import OptimizerConfig, ScheduleConfig
 from zoo.training.optimizer import decay_mask, make_optimizer, make_schedule, muon_dimensions
 
@@ -149,6 +150,10 @@ def test_adafactor_keeps_the_update_size_of_adamw():
             {"name": "wsd", "warmup_steps": 9, "decay_fraction": 0.19, "final_fraction": 0.0},
             {9: 1, 81: 1, 90: 0.5, 99: 0},
         ),
+        (
+            {"name": "inverse_sqrt", "warmup_steps": 8, "final_fraction": 0.5},
+            {0: 1 / 9, 8: 1, 35: 0.5, 99: 0.3, 899: 0.1},
+        ),
     ],
     ids=lambda x: x.get("name", "rates"),
 )
@@ -156,6 +161,19 @@ def test_schedules(config, expected):
     schedule = jax.jit(make_schedule(ScheduleConfig(**config), peak=2.0, num_steps=100))
     for step, fraction in expected.items():
         assert float(schedule(step)) == pytest.approx(2 * fraction, abs=1e-6), step
+
+
+def test_the_transformers_schedule_is_its_papers():
+    """Vaswani et al. 2017, equation 3, with steps counted from 1."""
+    width, warmup = 512, 4000
+    rate = make_schedule(
+        ScheduleConfig(name="inverse_sqrt", warmup_steps=warmup - 1),
+        transformer_optimizer(width, warmup).learning_rate,
+        9,
+    )
+    for number in (1, 100, 3999, 4000, 4001, 100_000):
+        expected = width**-0.5 * min(number**-0.5, number * warmup**-1.5)
+        assert float(rate(number - 1)) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(

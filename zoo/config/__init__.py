@@ -1,9 +1,10 @@
 """Frozen descriptions of a model: what the network is, never how it is run.
 
 `TransformerConfig(embedding, encoder, decoder, head)` describes every family; which stacks exist decides whether
-it is encoder-only, decoder-only or encoder-decoder. Variation is an optional sub-config or a `Literal`, and each
-field exists because a published architecture needs it. `None` means absent. Compute dtype, rematerialisation and
-scanning are arguments of `zoo.transformer.Transformer`, because they do not change the function.
+it is encoder-only, decoder-only or encoder-decoder. `RecurrentConfig` describes the encoder-decoders before it.
+Variation is an optional sub-config or a `Literal`, and each field exists because a published architecture needs it.
+`None` means absent. Compute dtype, rematerialisation and scanning are arguments of `zoo.transformer.Transformer`,
+because they do not change the function.
 
 This package needs the standard library only.
 """
@@ -38,6 +39,7 @@ from zoo.config.positions import (
     SinusoidalPositions,
     YarnScaling,
 )
+from zoo.config.recurrent import Cell, Direction, RecurrentConfig
 from zoo.config.stack import (
     Activation,
     AttentionConfig,
@@ -58,9 +60,11 @@ __all__ = [
     "AttentionPoolConfig",
     "AudioConfig",
     "BiasSlot",
+    "Cell",
     "ClassifierHead",
     "ConvolutionConfig",
     "DenseConfig",
+    "Direction",
     "DisentangledConfig",
     "DualConfig",
     "DynamicScaling",
@@ -83,6 +87,7 @@ __all__ = [
     "PatchConfig",
     "Pooling",
     "PositionTerm",
+    "RecurrentConfig",
     "RelativeBiasConfig",
     "RotaryConfig",
     "RotaryScaling",

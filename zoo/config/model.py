@@ -6,6 +6,7 @@ from typing import Literal
 
 from zoo.config.embedding import EmbeddingConfig
 from zoo.config.heads import EmbeddingHead, Head, LanguageModelHead, TokenHead
+from zoo.config.recurrent import RecurrentConfig
 from zoo.config.stack import StackConfig
 from zoo.config.validation import positive, require
 
@@ -114,6 +115,16 @@ class TransformerConfig:
         return stack
 
     @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether it writes one sequence from another."""
+        return self.encoder is not None and self.decoder is not None
+
+    @property
+    def generates(self) -> bool:
+        """Whether it writes tokens, one after the other."""
+        return self.decoder is not None and isinstance(self.head, LanguageModelHead)
+
+    @property
     def family(self) -> Literal["encoder-only", "decoder-only", "encoder-decoder"]:
         """For messages and tables; no code branches on it."""
         if self.encoder is None:
@@ -138,6 +149,16 @@ class DualConfig:
             )
 
     @property
+    def is_encoder_decoder(self) -> bool:
+        """Neither writes anything."""
+        return False
+
+    @property
+    def generates(self) -> bool:
+        """The same."""
+        return False
+
+    @property
     def embedding(self) -> EmbeddingConfig:
         """What reads `input_ids`: the text's."""
         return self.text.embedding
@@ -148,6 +169,6 @@ class DualConfig:
         return self.text.embedding
 
 
-ModelConfig = TransformerConfig | DualConfig
+ModelConfig = TransformerConfig | RecurrentConfig | DualConfig
 
 replace = dataclasses.replace

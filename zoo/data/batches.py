@@ -267,13 +267,14 @@ def pair_batches(
     target_length: int,
     batch_size: int,
     seed: int | None,
+    packed: bool = True,
     source_key: str = "source",
     target_key: str = "target",
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """Sequence-to-sequence batches: endless, newly shuffled each epoch by `seed` and packed, or one ordered pass of
-    a pair a row if None.
+    """Sequence-to-sequence batches: endless, newly shuffled each epoch by `seed` and, if `packed`, several short pairs
+    to a row; or one ordered pass of a pair a row if `seed` is None.
 
     Yields int32 "inputs" [B, S] (tokens, eos) and "targets" [B, T + 1] (start, tokens, eos), each with "_segment_ids",
     which count a row's pairs from 1 and are 0 on padding, and "_positions", which restart with each. Pairs of one id
@@ -295,11 +296,13 @@ def pair_batches(
         rows = (_pad(make_pair(index), lengths) for index in range(len(source)))
         return deal_rows(rows, batch_size, process_index, process_count)
     indices = grain.MapDataset.range(process_index, len(source), process_count)
-    shuffled = indices.seed(seed).shuffle().repeat().map(make_pair).to_iter_dataset(OWN_THREAD)
-    packed = grain.experimental.FirstFitPackIterDataset(
-        shuffled, length_struct=lengths, num_packing_bins=batch_size, shuffle_bins=False
+    shuffled = indices.seed(seed).shuffle().repeat().map(make_pair)
+    if not packed:
+        return iter(shuffled.map(lambda pair: _pad(pair, lengths)).batch(batch_size).to_iter_dataset(OWN_THREAD))
+    rows = grain.experimental.FirstFitPackIterDataset(
+        shuffled.to_iter_dataset(OWN_THREAD), length_struct=lengths, num_packing_bins=batch_size, shuffle_bins=False
     )
-    return iter(packed.batch(batch_size))
+    return iter(rows.batch(batch_size))
 
 
 def row_batches(

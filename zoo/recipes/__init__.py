@@ -8,10 +8,11 @@ from zoo.recipes.full import (
     llama_1b,
     search_msmarco,
     summarize_cnn,
-    translate_wmt14,
+    transformer_base,
     vit_cifar10,
     vit_imagenet,
 )
+from zoo.recipes.lineage import transformer_tiny, translate_dates_attention, translate_dates_lstm
 from zoo.recipes.pictures import (
     image_tokens,
     image_tokens_tiny,
@@ -37,6 +38,9 @@ RECIPES: dict[str, Recipe] = {
     "gpt-tiny": gpt_tiny,
     "bert-tiny": bert_tiny,
     "translate-dates": translate_dates,
+    "translate-dates-attention": translate_dates_attention,
+    "translate-dates-lstm": translate_dates_lstm,
+    "transformer-tiny": transformer_tiny,
     "translate-tiny": translate_tiny,
     "summarize-tiny": summarize_tiny,
     "search-tiny": search_tiny,
@@ -52,7 +56,7 @@ RECIPES: dict[str, Recipe] = {
     "gpt2": gpt2,
     "llama-1b": llama_1b,
     "bert-base": bert_base,
-    "translate-wmt14": translate_wmt14,
+    "transformer-base": transformer_base,
     "summarize-cnn": summarize_cnn,
     "search-msmarco": search_msmarco,
     "answer-squad": answer_squad,

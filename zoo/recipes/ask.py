@@ -39,6 +39,10 @@ def ask(bundle: Bundle, wanted: Any, console: Console) -> None:
     Raises:
         ValueError: an option that this model's head cannot use, or none where it needs one.
     """
+    if bundle.origin is None:
+        raise ValueError(
+            f"{wanted.model} has no config.json, by which evaluate.py knows what to ask; call zoo.load(…) in Python"
+        )
     if not any(getattr(wanted, name) for name in _EXAMPLES):
         return describe(bundle, console)
     answer, uses = _way(bundle)

@@ -12,14 +12,16 @@ from zoo.saving import save
 from zoo.training.state import count_parameters
 
 
-def export(model: str, folder: str, *, step: int | None, head: str | None, console: Console) -> None:
+def export(
+    model: str, folder: str, *, step: int | None, average: int | None, head: str | None, console: Console
+) -> None:
     """Write config.json, model.safetensors and the tokenizer's files, LoRA merged, and print what they are.
 
     Raises:
         CheckpointError: a model that no architecture of the reference describes.
         ValueError: a folder that holds a run, or zoo's own layout, already.
     """
-    bundle = load(model, step=step, head=head)
+    bundle = load(model, step=step, average=average, head=head)
     save(bundle, folder, labels=_labels(model, bundle))
     written = load(folder, head=head)
     assert written.origin is not None  # it has just been written

@@ -6,9 +6,8 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from zoo.bundle import START
 from zoo.data import open_dataset
-from zoo.pretrained import load_frozen
+from zoo.pretrained import load_run_params
 from zoo.recipes.companions import make_companions
 from zoo.recipes.preparation import prepare
 from zoo.recipes.report import show_next, show_results, show_sample
@@ -16,7 +15,6 @@ from zoo.recipes.run import Run
 from zoo.recipes.start import begin
 from zoo.serialization import as_dict
 from zoo.tasks.report import Question
-from zoo.training.checkpoint import load_params
 from zoo.training.loop import check_folder, train
 from zoo.training.metrics import read_metrics
 from zoo.training.state import bind_apply, count_parameters
@@ -58,12 +56,13 @@ def train_and_report(run: Run, console: Console) -> None:
     show_next(console, run, prepared)
 
 
-def score(run: Run, step: int | None, console: Console) -> None:
-    """Print a checkpoint's held-out results and a sample."""
-    params, step = _params(run, step)
+def score(run: Run, wanted: Any, console: Console) -> None:
+    """Print held-out results and a sample of the checkpoint, or of the mean, that a `zoo.cli.Evaluation` names."""
+    params, step = _params(run, wanted)
+    mean = "" if wanted.average is None else f", the mean of {wanted.average} checkpoints"
     prepared = prepare(run)
     apply = bind_apply(prepared.model)
-    console.print(f"{run.folder}, step {step}: {run.model.family}, {count_parameters(params):,} parameters")
+    console.print(f"{run.folder}, step {step}{mean}: {run.model.family}, {count_parameters(params):,} parameters")
     results = prepared.task.evaluate(apply, params)
     show_results(console, prepared, results, with_baselines=False)
     show_sample(console, prepared, apply, params)
@@ -71,7 +70,7 @@ def score(run: Run, step: int | None, console: Console) -> None:
 
 def answer(run: Run, wanted: Any, console: Console) -> None:
     """Print what a checkpoint makes of the prompt of a `zoo.cli.Evaluation`."""
-    params, _ = _params(run, wanted.step)
+    params, _ = _params(run, wanted)
     prepared = prepare(run)
     task = prepared.task
     needs = (task.option, *getattr(task, "beside", {}))
@@ -98,7 +97,7 @@ def write_predictions(run: Run, wanted: Any, console: Console) -> None:
     Raises:
         ValueError: a task whose predictions no scorer of the field reads.
     """
-    params, step = _params(run, wanted.step)
+    params, step = _params(run, wanted)
     prepared = prepare(run)
     if not hasattr(prepared.task, "predictions"):
         raise ValueError("--predictions: this run's task has none that a scorer reads; leave it out for its own scores")
@@ -113,7 +112,5 @@ def _listed(lines: list[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _params(run: Run, step: int | None) -> tuple[Any, int]:
-    """The model's parameters at a step, what is frozen among them."""
-    params, step = load_params(run.folder, step)
-    return merge(params, load_frozen(Path(run.folder) / START)), step
+def _params(run: Run, wanted: Any) -> tuple[Any, int]:
+    return load_run_params(Path(run.folder), wanted.step, wanted.average)

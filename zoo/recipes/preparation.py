@@ -10,6 +10,7 @@ from zoo.generation_config import stored_options
 from zoo.image_tokens import ImageTokenizer
 from zoo.pretrained import load_start
 from zoo.recipes.run import Run
+from zoo.recurrent import Recurrent
 from zoo.tasks.text_to_image import TextToImageConfig
 from zoo.tokenization import PretrainedTokenizer, TaskTokenizer
 from zoo.transformer import Transformer
@@ -22,7 +23,7 @@ class Prepared:
     dataset: Dataset
     tokenizer: TextTokenizer | None
     """None for tasks without text."""
-    model: Transformer | ImageTokenizer
+    model: Transformer | Recurrent | ImageTokenizer
     task: Any
 
 

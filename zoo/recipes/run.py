@@ -12,9 +12,10 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from zoo.config import ImageTokenizerConfig, LearnedPositions, TransformerConfig
+from zoo.config import ImageTokenizerConfig, LearnedPositions, RecurrentConfig, TransformerConfig
 from zoo.data import DataConfig
 from zoo.image_tokens import ImageTokenizer
+from zoo.recurrent import Recurrent
 from zoo.serialization import from_dict
 from zoo.tasks.causal_lm import CausalLMConfig
 from zoo.tasks.image_classification import ImageClassificationConfig
@@ -30,7 +31,7 @@ from zoo.training.config import InitConfig, MeshConfig, OptimizerConfig, Schedul
 from zoo.training.run_record import read_run
 from zoo.transformer import Remat, Transformer
 
-ModelConfig = TransformerConfig | ImageTokenizerConfig
+ModelConfig = TransformerConfig | RecurrentConfig | ImageTokenizerConfig
 TaskConfig = (
     CausalLMConfig
     | MaskedLMConfig
@@ -74,6 +75,8 @@ class Run:
             raise ValueError(f"a model of {type(self.model).__name__} does not learn {type(self.task).__name__}")
         if isinstance(self.model, ImageTokenizerConfig):
             return
+        if isinstance(self.model, RecurrentConfig):
+            self._check_recurrent()
         if self.init.checkpoint is not None and self.data.tokenizer is not None:
             return  # the network is still the recipe's: zoo.recipes.start puts the checkpoint's in its place
         for name, embedding in (
@@ -99,6 +102,21 @@ class Run:
                     f"{need} long; give max_length at least that, or shorter rows"
                 )
 
+    def _check_recurrent(self) -> None:
+        """What a recurrent model cannot do."""
+        if not isinstance(self.task, SequenceToSequenceConfig):
+            raise ValueError(
+                f"a model of RecurrentConfig does not learn {type(self.task).__name__}; give it a task that writes one "
+                "text from another, SequenceToSequenceConfig"
+            )
+        if self.task.packed:
+            raise ValueError(
+                "task.packed is True and the model is recurrent: it would carry its state from one pair of a row into "
+                "the next; give task.packed=False"
+            )
+        if self.layers != "unrolled":
+            raise ValueError(f"layers is {self.layers!r} and the model is recurrent: it has 'unrolled' layers alone")
+
     @classmethod
     def load(cls, folder: str | Path) -> "Run":
         """The run that a folder was trained with, wherever the folder is now.
@@ -108,11 +126,13 @@ class Run:
         """
         return replace(from_dict(cls, read_run(folder), f"{folder}/run.json"), folder=str(folder))
 
-    def make_model(self) -> Transformer | ImageTokenizer:
+    def make_model(self) -> Transformer | Recurrent | ImageTokenizer:
         """The module, with this run's dtype and execution."""
         dtype = jnp.dtype(self.compute_dtype)
         if isinstance(self.model, ImageTokenizerConfig):
             return ImageTokenizer(self.model, dtype=dtype)
+        if isinstance(self.model, RecurrentConfig):
+            return Recurrent(self.model, dtype=dtype, remat=self.remat)
         return Transformer(self.model, dtype=dtype, layers=self.layers, remat=self.remat)
 
 

@@ -11,9 +11,14 @@ from jaxtyping import Array, Float, Int
 
 
 def cross_entropy(
-    logits: Float[Array, "B T V"], targets: Int[Array, "B T"], weights: Float[Array, "B T"]
+    logits: Float[Array, "B T V"],
+    targets: Int[Array, "B T"],
+    weights: Float[Array, "B T"],
+    smoothing: float = 0.0,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Mean negative log-likelihood in nats over the positions that `weights` counts.
+
+    With `smoothing`, a share of each target's probability goes to all V tokens alike (Szegedy et al. 2016).
 
     Returns:
         The mean, and {"weight": number of positions, "accuracy": share whose likeliest token is right}.
@@ -22,7 +27,8 @@ def cross_entropy(
     # A masked sum, not an indexed read: its gradient fuses with the softmax, where a read's is a scatter.
     is_target = targets[..., None] == jnp.arange(logits.shape[-1], dtype=targets.dtype)
     picked = jnp.sum(jnp.where(is_target, logits, 0.0), -1)
-    nats = jax.nn.logsumexp(logits, axis=-1) - picked
+    aim = picked if smoothing == 0 else (1 - smoothing) * picked + smoothing * logits.mean(-1)
+    nats = jax.nn.logsumexp(logits, axis=-1) - aim
     # The target is likeliest where it equals the greatest; cheaper than argmax.
     right = picked >= logits.max(-1)
     weight = weights.sum()

@@ -29,7 +29,12 @@ class SequenceToSequenceConfig:
     target_length: int = 32
     """Tokens of a target, T, its end token included; a longer target loses its end."""
     batch_size: int = 64
-    """Rows a step over all devices, B; short pairs share one in training."""
+    """Rows a step over all devices, B."""
+    packed: bool = True
+    """Short pairs share a row in training, so that little of it is padding; False: each has its own, for models that
+    carry a state along the row."""
+    label_smoothing: float = 0.0
+    """Share of each target's probability that goes to all tokens alike, in training."""
     scores: tuple[TextScore, ...] = ("exact_match",)
     """Of what the model writes for held-out sources, against their targets."""
     baselines: tuple[PairBaseline, ...] = ()
@@ -40,6 +45,8 @@ class SequenceToSequenceConfig:
     head: ClassVar[str] = "seq2seq_lm"
 
     def __post_init__(self):
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing is {self.label_smoothing}; give a share from 0 to below 1")
         if self.num_beams < 1:
             raise ValueError(f"num_beams is {self.num_beams}; give at least 1, which is greedy")
 
@@ -72,7 +79,7 @@ class SequenceToSequence:
     extras: ClassVar[tuple[str, ...]] = ("prefix",)
 
     def batches(self, split: str):
-        """Packed pairs, endless and shuffled, for "train"; otherwise one pass, a pair a row."""
+        """Pairs, endless and shuffled, for "train", where they may share rows; otherwise one pass, a pair a row."""
         source = self.dataset.split(split)
         return pair_batches(
             source,
@@ -83,23 +90,26 @@ class SequenceToSequence:
             target_length=self.config.target_length,
             batch_size=self.config.batch_size,
             seed=self.seed if split == "train" else None,
+            packed=self.config.packed,
         )
 
     def loss(self, apply, params, batch: Mapping[str, Any], rng=None):
-        """Mean nats per target token, the end token included."""
+        """Mean nats per target token, the end token included; of smoothed targets in training."""
         targets, segments = batch["targets"], batch["targets_segment_ids"]
-        output = apply(
-            params,
-            input_ids=batch["inputs"],
-            segment_ids=batch["inputs_segment_ids"],
-            position_ids=batch["inputs_positions"],
-            decoder_input_ids=targets[:, :-1],
-            decoder_segment_ids=segments[:, :-1],
-            decoder_position_ids=batch["targets_positions"][:, :-1],
-            dropout_rng=rng,
-        )
+        ids = {"input_ids": batch["inputs"], "decoder_input_ids": targets[:, :-1]}
+        if self.config.packed:
+            rows = {
+                "segment_ids": batch["inputs_segment_ids"],
+                "position_ids": batch["inputs_positions"],
+                "decoder_segment_ids": segments[:, :-1],
+                "decoder_position_ids": batch["targets_positions"][:, :-1],
+            }
+        else:  # a row has one pair, whose id is 1
+            rows = {"attention_mask": batch["inputs_segment_ids"], "decoder_attention_mask": segments[:, :-1]}
+        output = apply(params, **ids, **rows, dropout_rng=rng)
         same = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
-        loss, metrics = cross_entropy(output.logits, targets[:, 1:], same.astype(jnp.float32))
+        smoothing = 0.0 if rng is None else self.config.label_smoothing
+        loss, metrics = cross_entropy(output.logits, targets[:, 1:], same.astype(jnp.float32), smoothing)
         return loss + output.aux_loss, metrics
 
     def evaluate(self, apply, params) -> dict[str, float]:

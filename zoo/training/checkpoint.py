@@ -9,7 +9,7 @@ save is never seen.
 import base64
 import errno
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -216,6 +216,32 @@ def load_params(folder: str | Path, step: int | None = None, mesh: Mesh | None =
     with Checkpoints(folder) as checkpoints:
         mesh = make_mesh(MeshConfig(), jax.devices()[:1]) if mesh is None else mesh
         return checkpoints.restore_params(step, mesh), step
+
+
+def newest_steps(folder: str | Path, count: int) -> list[int]:
+    """Return the steps of a run folder's newest `count` checkpoints; ValueError if it has fewer, or for none."""
+    steps = list_steps(folder)
+    if count < 1:
+        raise ValueError(f"average is {count}; give at least 1 checkpoint")
+    if count > len(steps):
+        have = f"{len(steps)} (steps {', '.join(map(str, steps))})" if steps else "none"
+        raise ValueError(
+            f"average is {count} checkpoints and {folder} has {have}; give no more than that, or train with "
+            f"--training.keep {count} and a --training.checkpoint-every that makes as many"
+        )
+    return steps[-count:]
+
+
+def mean_params(trees: Iterable[Params]) -> Params:
+    """Return the mean of parameters, such as those of a run's last checkpoints (Vaswani et al. 2017, section 6.1).
+
+    One tree at a time is added, in float32.
+    """
+    trees = iter(trees)
+    total, count = next(trees), 1
+    for tree in trees:
+        total, count = jax.tree.map(jax.numpy.add, total, tree), count + 1
+    return jax.tree.map(lambda x: x / count, total)
 
 
 def save_params(folder: str | Path, params: Params) -> None:

@@ -47,17 +47,18 @@ class OptimizerConfig:
 class ScheduleConfig:
     """How the learning rate changes over a run, as a fraction of its peak."""
 
-    name: Literal["constant", "cosine", "linear", "wsd"] = "cosine"
-    """After the warm-up: constant; cosine or linear decay; wsd (the peak, then linear decay at the end)."""
+    name: Literal["constant", "cosine", "linear", "wsd", "inverse_sqrt"] = "cosine"
+    """After the warm-up: constant; cosine or linear decay; wsd (the peak, then linear decay at the end); inverse_sqrt
+    (the peak times the root of the warm-up's share of the steps so far; Vaswani et al. 2017)."""
     warmup_steps: int = 100
     """Steps of linear warm-up; the step after them has the peak. 0 starts at the peak."""
     decay_fraction: float = 0.2
     """wsd: the share of all steps that the final decay takes."""
     final_fraction: float = 0.1
-    """The last step's learning rate as a fraction of the peak; without effect on constant."""
+    """The last step's learning rate as a fraction of the peak; without effect on constant and inverse_sqrt."""
 
     def __post_init__(self):
-        known = ("constant", "cosine", "linear", "wsd")
+        known = ("constant", "cosine", "linear", "wsd", "inverse_sqrt")
         _require(self.name in known, "schedule.name", self.name, "one of " + ", ".join(known))
         _require(self.warmup_steps >= 0, "schedule.warmup_steps", self.warmup_steps, "at least 0")
         _require(0 < self.decay_fraction <= 1, "schedule.decay_fraction", self.decay_fraction, "in (0, 1]")
@@ -140,7 +141,7 @@ class TrainingConfig:
     """How long a run is, and how often it reports, evaluates and saves. Steps are optimizer updates."""
 
     num_steps: int = 1000
-    """Optimizer updates in the whole run; the schedule's length, unless that is constant."""
+    """Optimizer updates in the whole run; the schedule's length, unless that is constant or inverse_sqrt."""
     seed: int = 0
     """Seeds the parameters and, with the step's number, each step's dropout. The task seeds its own data."""
     accumulate: int = 1

@@ -21,7 +21,7 @@ def make_schedule(config: ScheduleConfig, peak: float, num_steps: int) -> Callab
     """Return the learning rate of update number `step`, counted from 0.
 
     The warm-up climbs from peak / (warmup_steps + 1), never 0: no update is wasted. The decay reaches
-    `final_fraction` on the last update, num_steps - 1.
+    `final_fraction` on the last update, num_steps - 1; inverse_sqrt knows no last update.
     """
     warmup = config.warmup_steps
     start = warmup if config.name != "wsd" else max(warmup, round(num_steps * (1 - config.decay_fraction)))
@@ -32,11 +32,14 @@ def make_schedule(config: ScheduleConfig, peak: float, num_steps: int) -> Callab
         progress = jnp.clip((step - start) / length, 0.0, 1.0)
         if config.name == "constant":
             shape = jnp.ones_like(progress)
+        elif config.name == "inverse_sqrt":
+            shape = jnp.sqrt((warmup + 1) / jnp.maximum(step + 1, warmup + 1))
         elif config.name == "cosine":
             shape = 0.5 * (1 + jnp.cos(jnp.pi * progress))
         else:
             shape = 1 - progress
-        decay = shape if config.name == "constant" else shape + (1 - shape) * config.final_fraction
+        ends = config.name not in ("constant", "inverse_sqrt")
+        decay = shape + (1 - shape) * config.final_fraction if ends else shape
         return peak * decay * jnp.minimum((step + 1) / (warmup + 1), 1.0)
 
     return schedule
