@@ -68,7 +68,8 @@ def runs(bert, words, compile_cache, tmp_path_factory):
     """A run of each kind: its folder and what it said."""
     folder = tmp_path_factory.mktemp("runs")
     tunes = ("full", "frozen", "lora")
-    said = {t: train(plan(folder / t, words, checkpoint=str(bert), tune=t, rank=2, alpha=6.0)) for t in tunes}
+    some = {"rank": 2, "alpha": 6.0, "targets": ("query", "value")}
+    said = {t: train(plan(folder / t, words, checkpoint=str(bert), tune=t, **some)) for t in tunes}
     return {tune: (folder / tune, said[tune]) for tune in tunes}
 
 
@@ -118,14 +119,15 @@ def test_loading_a_run_merges_what_it_learned(runs, bert):
     np.testing.assert_allclose(whole[f"{path}/kernel"], wanted, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("targets", [("query",), ("output", "up", "down")])
+@pytest.mark.parametrize("targets", [("query",), ("output", "up", "down"), ("all",)])
 def test_lora_starts_at_the_checkpoint_and_adds_a_product(bert, targets):
     bundle = zoo.load(bert, head="sequence_classification", labels=("no", "yes"))
     config = InitConfig(checkpoint="x", tune="lora", rank=3, alpha=1.5, targets=targets)
     trained, frozen = split(bundle.params, bundle.origin.fresh, config, seed=1)
     jax.tree.map(np.testing.assert_array_equal, merge(trained, frozen), bundle.params)
     adapters = {path: leaf for path, leaf in flatten(trained).items() if "lora" in path}
-    assert {path.split("/")[-2] for path in adapters} == set(targets)
+    every = {"query", "key", "value", "output", "up", "down"}
+    assert {path.split("/")[-2] for path in adapters} == (every if targets == ("all",) else set(targets))
 
     # x (W + s A B) = x W + s (x A) B, layer by layer, whichever axes the kernel contracts.
     moved = unflatten({path: leaf + path.endswith("lora_b") for path, leaf in flatten(trained).items()})
@@ -153,7 +155,7 @@ def test_frozen_parameters_are_not_differentiated(bert):
     forward, full = flops()
     assert flops(tune="frozen")[1] < 1.05 * forward < full / 2
     # Back through every layer, and to the two targets of each; not to the other kernels.
-    assert flops(tune="lora", rank=1)[1] < 0.85 * full
+    assert flops(tune="lora", rank=1, targets=("query", "value"))[1] < 0.85 * full
 
 
 def test_a_run_goes_on_without_its_checkpoint(bert, words, compile_cache, tmp_path):
@@ -169,7 +171,8 @@ def test_a_run_goes_on_without_its_checkpoint(bert, words, compile_cache, tmp_pa
 
 def test_eight_devices_do_what_one_does(runs, bert, words, compile_cache, tmp_path):
     one, eight = runs["lora"][0], tmp_path / "eight"
-    train(plan(eight, words, mesh=8, checkpoint=str(bert), tune="lora", rank=2, alpha=6.0))
+    some = {"rank": 2, "alpha": 6.0, "targets": ("query", "value")}
+    train(plan(eight, words, mesh=8, checkpoint=str(bert), tune="lora", **some))
     losses = [[float(row["loss"]) for row in read_metrics(folder / "metrics.csv") if row.get("loss")]
               for folder in (one, eight)]  # fmt: skip
     assert len(losses[0]) == 4

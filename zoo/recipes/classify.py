@@ -25,6 +25,8 @@ def classify_tiny() -> Run:
 
         python train.py classify-tiny --init MODEL --optimizer.learning-rate 2e-4
         python train.py classify-tiny --init MODEL --init.tune lora --optimizer.learning-rate 2e-3
+
+    MiniLM has 69.23 % after as many steps, whole, and 69.13 % by LoRA, which trains 815,627 of 23 million parameters.
     """
     vocab_size, width, length = 8192, 128, 96
     return Run(

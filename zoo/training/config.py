@@ -77,12 +77,13 @@ class InitConfig:
     tune: Literal["full", "frozen", "lora"] = "full"
     """What trains: full (everything), frozen (a head that the checkpoint lacks, alone), or lora (that head, and
     low-rank updates of the targets; Hu et al. 2021)."""
-    rank: int = 8
+    rank: int = 16
     """LoRA: the rank of an update."""
     alpha: float = 16.0
     """LoRA: updates are multiplied by alpha / rank."""
-    targets: tuple[str, ...] = ("query", "value")
-    """LoRA: the projections that are updated, by their names: query key value output up gate down."""
+    targets: tuple[str, ...] = ("all",)
+    """LoRA: the projections that are updated, by their names: query key value output up gate down; all, for those that
+    the model has."""
 
     def __post_init__(self):
         known = ("full", "frozen", "lora")

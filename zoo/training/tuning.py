@@ -25,6 +25,7 @@ from zoo.training.protocol import Params
 from zoo.training.sharding import matrix_axes
 
 _A, _B, _SCALE = "lora_a", "lora_b", "lora_scale"
+_PROJECTIONS = {"query", "key", "value", "output", "up", "gate", "down"}
 
 
 def split(params: Params, fresh: Iterable[str], config: InitConfig, seed: int) -> tuple[Params, Params]:
@@ -73,12 +74,13 @@ def _make_adapters(frozen: dict[str, Any], config: InitConfig, seed: int) -> tup
     """A and B of every kernel that is a target, and their scales, by path."""
     modules = {path.rpartition("/")[0]: path for path in frozen if path.endswith("/kernel")}
     names = {module: module.rpartition("/")[2] for module in modules}
-    for target in config.targets:
+    targets = config.targets if config.targets != ("all",) else _PROJECTIONS & {*names.values()}
+    for target in targets:
         if target not in names.values():
             known = ", ".join(sorted(set(names.values())))
             raise ValueError(f"init.targets has {target!r}, which is no projection of this model; it has {known}")
     adapters, scales = {}, {}
-    chosen = sorted(module for module, name in names.items() if name in config.targets)
+    chosen = sorted(module for module, name in names.items() if name in targets)
     for index, module in enumerate(chosen):
         kernel = frozen[modules[module]]
         axes = matrix_axes(modules[module], kernel.ndim)
