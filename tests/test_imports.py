@@ -73,6 +73,7 @@ ALLOWED = {
         "training",
         "weights",
     },
+    "inspection": {"bundle", "kernels", "layers", "stack", "transformer"},
     "recipes": {
         "bundle",
         "config",
@@ -80,6 +81,7 @@ ALLOWED = {
         "generate",
         "generation_config",
         "image_tokens",
+        "inspection",
         "kernels",
         "layers",
         "pretrained",
