@@ -73,7 +73,7 @@ ALLOWED = {
         "training",
         "weights",
     },
-    "inspection": {"bundle", "kernels", "layers", "stack", "transformer"},
+    "inspection": {"bundle", "config", "dual", "kernels", "layers", "stack", "transformer"},
     "recipes": {
         "bundle",
         "config",

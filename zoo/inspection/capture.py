@@ -40,7 +40,7 @@ class Attended:
     """
 
     weights: Float[np.ndarray, "L B N T S"]
-    """What each query takes of each key. Rows sum to 1, to less where a sink takes the rest, to 0 where all is masked."""
+    """What each query takes of each key. Rows sum to 1; to less where a sink takes the rest; to 0 if all is masked."""
     scores: Float[np.ndarray, "L B N T S"] | None = None
     """What the softmax is taken of: scaled products, with bias and soft cap; -inf where a key is masked."""
     query: Float[np.ndarray, "L B T N H"] | None = None
