@@ -1,4 +1,4 @@
-"""An inspection as one HTML file that needs no network: the page (report.html, .css, .js beside this file) and its data.
+"""An inspection as one HTML file that needs no network: the page (report.html, .css, .js here) and its data.
 
 The data is JSON inside the page. Whatever a prompt holds stays data: `<` is written as an escape, so nothing in it can
 end the script element or start another, and the page's policy forbids it to load or run anything else.
@@ -153,9 +153,7 @@ def _sides(path: str) -> tuple[str | None, str]:
     if path.endswith("head/pool/attention"):  # over what the last stack gives: models that pool so have one, an encoder
         return None, path.removesuffix("head/pool/attention") + "encoder"
     stack, _, kind = path.rpartition("/")
-    return stack, stack.removesuffix("decoder") + "encoder" if stack.endswith(
-        "decoder"
-    ) and kind != "attention" else stack
+    return stack, stack if kind == "attention" else stack.removesuffix("decoder") + "encoder"
 
 
 def _fitting(tokens: Mapping[str, Sequence[str]], stack: str, length: int) -> list[str]:
@@ -170,13 +168,13 @@ _KINDS = {"attention": "self-attention", "cross_attention": "cross-attention", "
 
 
 def _name(path: str) -> str:
-    """ "decoder/cross_attention" as "decoder cross-attention"."""
+    """A path for a reader: decoder/cross_attention is the "decoder cross-attention"."""
     *stacks, kind = path.removesuffix("/attention" if path.endswith("pool/attention") else "").split("/")
     return " ".join([stack for stack in stacks if stack != "head"] + [_KINDS.get(kind, kind.replace("_", " "))])
 
 
 def _vectors(array: np.ndarray | None, row: int) -> dict[str, Any] | None:
-    """One row of the batch; those with heads before positions as they are, others moved to it: [L, N, T, ...]."""
+    """One row of the batch, in as many digits as its largest component has use for."""
     if array is None:
         return None
     finite = np.abs(array[:, row][np.isfinite(array[:, row])])

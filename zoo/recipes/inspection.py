@@ -31,7 +31,10 @@ ROWS = 8
 """Held-out rows that the loss without a head is measured on."""
 WRITTEN = 48
 """Tokens that an encoder-decoder writes to be looked at, at the most, where no `--prefix` says what it writes."""
-SHOWN = 3
+NAMED = 3
+"""Heads that the command line names."""
+CHARACTERS = 160
+"""Of a held-out document that a language model's run is shown by, where no prompt is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +54,14 @@ def inspect_run(run: Run, wanted: Any, console: Console) -> None:
     bundle = load(run.folder, step=wanted.step)
     subject = make_subject(bundle, _with_defaults(wanted, prepared), prepared.tokenizer, console, prepared)
     loss, measure = _held_out_loss(prepared)
-    title = f"{run.folder}, step {bundle.step}"
-    _report(
-        bundle, subject, title, (loss, measure), prepared.tokenizer, wanted.output or Path(run.folder) / FILE, console
+    page = _Page(
+        path=Path(wanted.output or Path(run.folder) / FILE),
+        title=f"{run.folder}, step {bundle.step}",
+        loss=loss,
+        measure=measure,
+        tokenizer=prepared.tokenizer,
     )
+    page.write(bundle, subject, console)
 
 
 def inspect_checkpoint(bundle: Bundle, wanted: Any, console: Console) -> None:
@@ -64,8 +71,11 @@ def inspect_checkpoint(bundle: Bundle, wanted: Any, console: Console) -> None:
     tokenizer = None if bundle.tokenizer is None else task_tokenizer(bundle)
     subject = make_subject(bundle, wanted, tokenizer, console)
     mask_id = None if tokenizer is None else tokenizer.mask_id
-    loss = own_loss(bundle, mask_id=mask_id, **subject.inputs)
-    _report(bundle, subject, Path(wanted.model).name, loss, tokenizer, wanted.output or FILE, console)
+    loss, measure = own_loss(bundle, mask_id=mask_id, **subject.inputs)
+    page = _Page(
+        path=Path(wanted.output or FILE), title=Path(wanted.model).name, loss=loss, measure=measure, tokenizer=tokenizer
+    )
+    page.write(bundle, subject, console)
 
 
 def make_subject(
@@ -106,36 +116,50 @@ def token_labels(tokenizer: TextTokenizer | None, ids: Sequence[int] | np.ndarra
     return [tokenizer.pretrained.decode([token], skip_special_tokens=False) for token in ids]
 
 
-def _report(
-    bundle, subject: Subject, title: str, measured: tuple[Loss, str], tokenizer, path, console: Console
-) -> None:
-    console.print("looking …", style="dim")
-    seen = inspect(bundle, **subject.inputs)
-    loss, measure = measured
-    ablation = Ablation(
-        effects=ablate_heads(loss, bundle.params), measure=measure, whole=float(jax.jit(loss)(bundle.params))
-    )
-    head = getattr(bundle.config, "head", None)
-    lens, answers = None, ()
-    if getattr(seen.output, "logits", None) is not None and getattr(head, "num_classes", 2) > 1:
-        lens = logit_lens(bundle, **subject.inputs)
-        answers = _answers(bundle, lens.ids[:, 0], tokenizer)
-    facts = (
-        getattr(bundle.config, "family", "two encoders"),
-        f"{count_parameters(bundle.params):,} parameters",
-        *(f"{name}: {len(labels)} positions" for name, labels in subject.tokens.items()),
-    )
-    shown = Shown(
-        title=title, tokens=subject.tokens, facts=facts, picture=subject.picture, ablation=ablation, lens=lens,
-        answers=answers,
-    )  # fmt: skip
-    path = write_report(path, seen, shown)
-    for name, layer, place, effect in _worth(ablation.effects)[:SHOWN]:
-        console.print(
-            f"{name}, layer {layer + 1}, head {place + 1}: without it {effect:+.4f} {measure}",
-            soft_wrap=True, highlight=False,
-        )  # fmt: skip
-    console.print(f"open {path} in a browser", soft_wrap=True, highlight=False)
+@dataclass(frozen=True, kw_only=True)
+class _Page:
+    """What a page says beside what is seen."""
+
+    path: Path
+    title: str
+    loss: Loss
+    measure: str
+    tokenizer: TextTokenizer | None
+
+    def write(self, bundle: Bundle, subject: Subject, console: Console) -> None:
+        """Look inside, write the page, and say which heads matter most."""
+        seen = inspect(bundle, **subject.inputs)
+        whole = float(jax.jit(self.loss)(bundle.params))
+        ablation = Ablation(effects=ablate_heads(self.loss, bundle.params), measure=self.measure, whole=whole)
+        lens, answers = None, ()
+        if _chooses(bundle, seen.output):
+            lens = logit_lens(bundle, **subject.inputs)
+            answers = _answers(bundle, lens.ids[:, 0], self.tokenizer)
+        facts = (
+            getattr(bundle.config, "family", "two encoders"),
+            f"{count_parameters(bundle.params):,} parameters",
+            *(f"{name}: {len(labels)} positions" for name, labels in subject.tokens.items()),
+        )
+        shown = Shown(
+            title=self.title,
+            tokens=subject.tokens,
+            facts=facts,
+            picture=subject.picture,
+            ablation=ablation,
+            lens=lens,
+            answers=answers,
+        )
+        path = write_report(self.path, seen, shown)
+        for name, layer, head, effect in _worth(ablation.effects)[:NAMED]:
+            said = f"{name}, layer {layer + 1}, head {head + 1}: without it {effect:+.4f} {self.measure}"
+            console.print(said, soft_wrap=True, highlight=False)
+        console.print(f"open {path} in a browser", soft_wrap=True, highlight=False)
+
+
+def _chooses(bundle: Bundle, output: Any) -> bool:
+    """Whether the model chooses among tokens or classes."""
+    classes = getattr(getattr(bundle.config, "head", None), "num_classes", 2)
+    return getattr(output, "logits", None) is not None and (classes or 0) > 1
 
 
 def _worth(effects: Mapping[str, np.ndarray]) -> list[tuple[str, int, int, float]]:
@@ -152,9 +176,8 @@ def _answers(bundle: Bundle, ids: np.ndarray, tokenizer: TextTokenizer | None) -
     """What the ids [L + 1, (T,) k] of a lens stand for."""
     head = bundle.config.head
     if getattr(head, "num_classes", None) is None:
-        names = {
-            token: label for token, label in zip(known := np.unique(ids), token_labels(tokenizer, known), strict=True)
-        }
+        known = np.unique(ids).tolist()
+        names = dict(zip(known, token_labels(tokenizer, known), strict=True))
     else:
         labels = {} if bundle.origin is None else bundle.origin.fields.get("id2label") or {}
         names = {place: str(labels.get(str(place), place)) for place in np.unique(ids).tolist()}
@@ -163,10 +186,13 @@ def _answers(bundle: Bundle, ids: np.ndarray, tokenizer: TextTokenizer | None) -
 
 
 def _with_defaults(wanted: Any, prepared: Prepared) -> Any:
-    """The options of an `Evaluation`, with the run's own example where nothing was asked."""
+    """The options of an `Evaluation`, with a held-out text or the task's own example where nothing was asked."""
     task = prepared.task
     if getattr(wanted, task.option) is not None or task.option == "image":
         return wanted
+    if hasattr(task, "text_key"):
+        text = prepared.dataset.split("validation")[0][task.text_key]
+        return replace(wanted, prompt=text[:CHARACTERS])
     return replace(wanted, prompt=task.example, **getattr(task, "beside", {}))
 
 
