@@ -1,4 +1,4 @@
-"""The report's page as text: its data is the inspection's, whatever the prompt holds; the browser's part is next door."""
+"""The report as text: its data is the inspection's, whatever the prompt holds; test_report_browser.py opens it."""
 
 import dataclasses
 import html.parser

@@ -39,8 +39,9 @@ FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-default-apps",
     "--force-device-scale-factor=1", "--window-size=1280,1600",
 )  # fmt: skip
-SOURCE = ["</script><script>window.hacked=1</script>", *"the cat — 漢字 🤖 & \" ' <b> \n sat".split(" ")][:12]
-TARGET = "die Katze saß da und schlief sehr tief".split()
+HOSTILE = "</script><script>window.hacked=1</script>"
+SOURCE = [HOSTILE, "the", "cat", "—", "漢字", "🤖", "&", '"', "'", "<b>", "\n", "sat"]
+TARGET = ["die", "Katze", "saß", "da", "und", "schlief", "sehr", "tief"]
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +55,8 @@ def text():
 
     seen, lens = inspect(bundle, **given), logit_lens(bundle, num_shown=3, **given)
     effects = ablate_heads(loss, bundle.params)
-    source = [*SOURCE, *"abcdefghijkl"][:12]
     shown = Shown(
-        title='A report of "</script>" & others', tokens={"encoder": source, "decoder": TARGET}, facts=["tiny"],
+        title='A report of "</script>" & others', tokens={"encoder": SOURCE, "decoder": TARGET}, facts=["tiny"],
         ablation=Ablation(effects=effects, measure="loss, nats", whole=float(loss(bundle.params))), lens=lens,
         answers=[[[f"word {answer}" for answer in cell] for cell in layer] for layer in lens.ids[:, 0].tolist()],
     )  # fmt: skip
@@ -154,7 +154,7 @@ def test_it_opens_alone_and_a_hostile_prompt_stays_text(page):
     assert page.driver.execute_script("return window.hacked") is None
     assert page.driver.execute_script("return performance.getEntriesByType('resource').length") == 0
     chips = [chip.get_property("textContent") for chip in page.all("#queries .chip")]
-    assert chips[0] == SOURCE[0] and chips[4:6] == ["漢字", "🤖"] and chips[9] == "<b>"
+    assert chips[0] == HOSTILE and chips[4:6] == ["漢字", "🤖"] and chips[9] == "<b>"
     page.shot("text-light")
 
 
