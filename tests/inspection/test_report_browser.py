@@ -253,12 +253,12 @@ def test_one_token_in_numbers(page, text):
     page.find("#as-numbers").click()
     cells = [[cell.text for cell in row.find_elements(By.TAG_NAME, "td")] for row in page.all("#numbers tbody tr")]
     vector = lambda cell: np.array(cell.split(), float)  # noqa: E731
-    np.testing.assert_allclose(vector(cells[0][3]), seen.query[1, 0, 4, 2], atol=0.0051)
-    np.testing.assert_allclose(vector(cells[-1][4]), seen.context[1, 0, 4, 2], atol=0.0051)
+    np.testing.assert_allclose(vector(cells[0][3]), seen.query[1, 0, 4, 2], atol=0.0061)
+    np.testing.assert_allclose(vector(cells[-1][4]), seen.context[1, 0, 4, 2], atol=0.0061)
     for place, cell in enumerate(cells[1:-1]):
         assert float(cell[1]) == pytest.approx(seen.scores[1, 0, 2, 4, place], abs=0.051)
-        np.testing.assert_allclose(vector(cell[3]), seen.key[1, 0, place, 2], atol=0.0051)
-        np.testing.assert_allclose(vector(cell[4]), seen.value[1, 0, place, 2], atol=0.0051)
+        np.testing.assert_allclose(vector(cell[3]), seen.key[1, 0, place, 2], atol=0.0061)
+        np.testing.assert_allclose(vector(cell[4]), seen.value[1, 0, place, 2], atol=0.0061)
 
 
 def test_rollout_is_of_self_attention_alone(page, text):

@@ -98,17 +98,20 @@ def inspect(bundle: Bundle, **inputs: Any) -> Inspection:
     # Unrolled: what a scan's body makes cannot leave it. The parameters are the same, and so are the results.
     model = bundle.model.clone(layers="unrolled", remat="none")
 
+    order: list[str] = []
+
     def forward(params, inputs):
         with _recording() as recorder:
             output = model.apply({"params": params}, **inputs, output_hidden_states=True)
         output = output.replace(keys_values=None) if hasattr(output, "keys_values") else output
+        order[:] = recorder.attentions  # JAX sorts what it returns
         return output, recorder.attentions, recorder.states
 
     arguments = bundle.params, bundle.prepare(**inputs)
     _check_size(jax.eval_shape(forward, *arguments)[1])
     output, attentions, states = jax.tree.map(_to_numpy, jax.jit(forward)(*arguments))
     return Inspection(
-        attentions={path: _stacked(layers) for path, layers in attentions.items()},
+        attentions={path: _stacked(attentions[path]) for path in order},
         hidden_states={path: np.stack(layers) for path, layers in states.items()},
         output=output,
     )

@@ -258,7 +258,7 @@ function drawBars() {
     bar.style.width = width + "%";
     bar.style.left = (effect >= 0 ? 50 : 50 - width) + "%";
     bar.style.backgroundColor = effect >= 0 ? `rgb(${css("--mark")})` : css("--good");
-    const line = make("button", { type: "button" }, make("span", { textContent: `${map.name}, ${layer + 1}.${head + 1}` }),
+    const line = make("button", { type: "button" }, make("span", { textContent: `${map.name}, layer ${layer + 1}, head ${head + 1}` }),
       make("i", {}, bar), make("span", { textContent: (effect >= 0 ? "+" : "") + effect.toPrecision(3) }));
     line.setAttribute("aria-label", `${map.name}, layer ${layer + 1}, head ${head + 1}: loss ${effect.toPrecision(3)}`);
     line.classList.toggle("chosen", index === state.map && layer === state.layer && head === state.head);
