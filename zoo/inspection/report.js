@@ -27,7 +27,8 @@ function weightsOf(query, head = state.head) {
 
 const percent = (x) => (100 * x).toFixed(x > 0 && x < 0.0995 ? 1 : 0) + " %";
 const round = (x) => Number.isNaN(x) ? "masked" : x.toFixed(Math.abs(x) < 10 ? 3 : 1);
-const label = (text) => text.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/ /g, "␣") || "∅";
+const label = (text) => text.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/^ +| +$/g, (spaces) => "␣".repeat(spaces.length)) || "∅";
+const short = (text) => label(text).length > 16 ? label(text).slice(0, 15) + "…" : label(text);
 const headName = (head) => head === MEAN ? "mean of all heads" : `head ${head + 1}`;
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
@@ -164,26 +165,26 @@ function drawMatrix() {
   const size = Math.max(2, Math.min(26, Math.floor(880 / S), Math.floor(640 / T)));
   const context = canvas.getContext("2d"), named = size >= 11;
   context.font = "12px ui-monospace, monospace";
-  const widest = (texts) => named ? Math.min(120, Math.max(...texts.map((text) => context.measureText(label(text)).width))) + 8 : 0;
+  const widest = (texts) => named ? Math.min(120, Math.max(...texts.map((text) => context.measureText(short(text)).width))) + 8 : 0;
   matrix.size = size;
   matrix.left = widest(map.queries);
   matrix.top = widest(map.keys);
   const brush = sized(canvas, matrix.left + S * size + 1, matrix.top + T * size + 1);
   brush.font = `${Math.min(12, size - 1)}px ui-monospace, monospace`;
-  for (let t = 0; t < T; t++) {
-    const row = weightsOf(t);
-    for (let s = 0; s < S; s++) {
-      brush.fillStyle = `rgba(${css("--mark")}, ${Math.pow(Math.min(1, row[s]), 0.6).toFixed(3)})`;
-      brush.fillRect(matrix.left + s * size, matrix.top + t * size, size, size);
-    }
-  }
+  const rows = map.queries.map((_, t) => weightsOf(t)), largest = Math.max(...rows.map((row) => Math.max(...row))) || 1;
+  const mark = css("--mark");
+  rows.forEach((row, t) => row.forEach((weight, s) => {
+    brush.fillStyle = `rgba(${mark}, ${Math.pow(weight / largest, 0.6).toFixed(3)})`;
+    brush.fillRect(matrix.left + s * size, matrix.top + t * size, size, size);
+  }));
+  $("matrix-legend").textContent = `The deepest colour is ${percent(largest)}, no colour is 0 %.`;
   if (named) {
     brush.fillStyle = css("--ink");
     brush.textBaseline = "middle";
-    map.queries.forEach((text, t) => brush.fillText(label(text), 2, matrix.top + (t + 0.5) * size, matrix.left - 4));
+    map.queries.forEach((text, t) => brush.fillText(short(text), 2, matrix.top + (t + 0.5) * size, matrix.left - 4));
     brush.save();
     brush.rotate(-Math.PI / 2);
-    map.keys.forEach((text, s) => brush.fillText(label(text), 4 - matrix.top, matrix.left + (s + 0.5) * size, matrix.top - 6));
+    map.keys.forEach((text, s) => brush.fillText(short(text), 4 - matrix.top, matrix.left + (s + 0.5) * size, matrix.top - 6));
     brush.restore();
   }
   brush.strokeStyle = css("--line");
@@ -224,7 +225,7 @@ function figures() {
 
 function drawHeads() {
   const map = current(), figure = figures()[Number($("figure").value)] ?? figures()[0];
-  const all = figure.rows.flat(), low = Math.min(0, ...all), high = Math.max(...all), grid = $("heads");
+  const all = figure.rows.flat(), low = Math.min(...all), high = Math.max(...all), grid = $("heads");
   const focused = grid.contains(document.activeElement);
   grid.style.gridTemplateColumns = `auto repeat(${map.heads}, max-content)`;
   grid.replaceChildren(...figure.rows.flatMap((row, layer) => [make("span", { textContent: `layer ${layer + 1}` }), ...row.map((value, head) => {
