@@ -26,7 +26,6 @@ def inspected(tmp_path, model, *arguments) -> dict:
     ("model_type", "head", "maps", "measure"),
     [
         ("bert", "masked_lm", ["encoder"], "nats per token of this text, each masked in turn"),
-        ("gpt2", "causal_lm", ["decoder"], "nats per token of this text"),
         ("bert", "sequence_classification", ["encoder"], "nats of what the whole model answers"),
         ("t5", "seq2seq_lm", ["encoder", "decoder", "decoder cross"], "nats per token of this text"),
     ],
@@ -39,14 +38,18 @@ def test_checkpoints(model_type, head, maps, measure, tmp_path, capsys):
     bundle = zoo.load(folder)
     ids = bundle.tokenizer([PROMPT])["input_ids"][0]
     words = [bundle.tokenizer.decode([token], skip_special_tokens=False) for token in ids]
-    assert data["maps"][0]["keys"] == words and PROMPT.split()[1] in "".join(words)
+    assert data["maps"][0]["keys"] == words
     assert [entry["name"].removesuffix("-attention").removesuffix(" self") for entry in data["maps"]] == maps
     assert data["ablation"]["measure"] == measure and data["ablation"]["whole"] > 0
     effects = [np.array(found) for found in data["ablation"]["effects"].values()]
     assert len(effects) == len(maps) and all(np.abs(found).max() > 0 for found in effects)
     columns = data["maps"][-1]["queries"] if head != "sequence_classification" else ["the whole input"]
     assert data["lens"]["columns"] == columns
-    assert np.array(data["lens"]["probabilities"]).shape == (3, len(columns), len(data["lens"]["answers"][0][0]))
+    assert np.array(data["lens"]["probabilities"]).shape == (
+        data["maps"][-1]["layers"] + 1,
+        len(columns),
+        len(data["lens"]["answers"][0][0]),
+    )
 
 
 def test_masks_are_written_as_in_other_prompts(tmp_path):

@@ -279,10 +279,10 @@ function vectorCell(vector, largest) {
   }
   const canvas = make("canvas", { title: Array.from(vector, (x) => x.toFixed(2)).join(" ") });
   const size = Math.max(2, Math.min(7, Math.floor(224 / vector.length)));
-  const brush = sized(canvas, vector.length * size, 16);
+  const brush = sized(canvas, vector.length * size, 16), cold = css("--cold"), hot = css("--hot");
   vector.forEach((x, place) => {
     const strength = Math.min(1, Math.abs(x) / largest);
-    brush.fillStyle = `rgba(${css(x < 0 ? "--cold" : "--hot")}, ${strength.toFixed(3)})`;
+    brush.fillStyle = `rgba(${x < 0 ? cold : hot}, ${strength.toFixed(3)})`;
     brush.fillRect(place * size, 0, size, 16);
   });
   canvas.setAttribute("role", "img");
