@@ -73,7 +73,7 @@ def inspect_checkpoint(bundle: Bundle, wanted: Any, console: Console) -> None:
     mask_id = None if tokenizer is None else tokenizer.mask_id
     loss, measure = own_loss(bundle, mask_id=mask_id, **subject.inputs)
     page = _Page(
-        path=Path(wanted.output or FILE), title=Path(wanted.model).name, loss=loss, measure=measure, tokenizer=tokenizer
+        path=Path(wanted.output or FILE), title=wanted.model, loss=loss, measure=measure, tokenizer=tokenizer
     )
     page.write(bundle, subject, console)
 
