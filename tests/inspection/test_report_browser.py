@@ -133,20 +133,21 @@ class Page:
         self.driver.set_window_size(1280, 1600)
 
 
-@pytest.fixture
-def page(browser, text):
-    found = Page(browser, text[2])
-    yield found
+def opened(browser, path: Path):
+    """A page, and afterwards that nothing went wrong in it."""
+    yield Page(browser, path)
     errors = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
     assert not errors, errors
+
+
+@pytest.fixture
+def page(browser, text):
+    yield from opened(browser, text[2])
 
 
 @pytest.fixture
 def picture(browser, image):
-    found = Page(browser, image[2])
-    yield found
-    errors = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
-    assert not errors, errors
+    yield from opened(browser, image[2])
 
 
 def test_it_opens_alone_and_a_hostile_prompt_stays_text(page):

@@ -186,7 +186,7 @@ def _numbers(array: np.ndarray, largest: float) -> dict[str, Any]:
     power = _DIGITS - max(math.ceil(math.log10(largest)) if largest > 0 else 0, -300)
     finite = np.isfinite(array)
     levels = np.round(np.where(finite, array, 0).astype(np.float64) * 10.0**power).astype(np.int64)
-    data: list[int | None] = levels.reshape(-1).tolist()
+    data: list[int | None] = list(levels.reshape(-1).tolist())
     for place in np.flatnonzero(~finite.reshape(-1)):
         data[place] = None
     return {"shape": list(array.shape), "unit": 10.0**-power, "data": data}

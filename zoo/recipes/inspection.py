@@ -60,6 +60,7 @@ def inspect_run(run: Run, wanted: Any, console: Console) -> None:
         loss=loss,
         measure=measure,
         tokenizer=prepared.tokenizer,
+        classes=classes if isinstance(classes := getattr(prepared.task, "classes", ()), tuple) else (),
     )
     page.write(bundle, subject, console)
 
@@ -72,8 +73,14 @@ def inspect_checkpoint(bundle: Bundle, wanted: Any, console: Console) -> None:
     subject = make_subject(bundle, wanted, tokenizer, console)
     mask_id = None if tokenizer is None else tokenizer.mask_id
     loss, measure = own_loss(bundle, mask_id=mask_id, **subject.inputs)
+    labels = {} if bundle.origin is None else bundle.origin.fields.get("id2label") or {}
     page = _Page(
-        path=Path(wanted.output or FILE), title=wanted.model, loss=loss, measure=measure, tokenizer=tokenizer
+        path=Path(wanted.output or FILE),
+        title=wanted.model,
+        loss=loss,
+        measure=measure,
+        tokenizer=tokenizer,
+        classes=tuple(str(labels.get(str(place), place)) for place in range(len(labels))),
     )
     page.write(bundle, subject, console)
 
@@ -125,6 +132,8 @@ class _Page:
     loss: Loss
     measure: str
     tokenizer: TextTokenizer | None
+    classes: Sequence[str]
+    """Names of what a classifier chooses among; numbers stand for those that have none."""
 
     def write(self, bundle: Bundle, subject: Subject, console: Console) -> None:
         """Look inside, write the page, and say which heads matter most."""
@@ -134,7 +143,7 @@ class _Page:
         lens, answers = None, ()
         if _chooses(bundle, seen.output):
             lens = logit_lens(bundle, **subject.inputs)
-            answers = _answers(bundle, lens.ids[:, 0], self.tokenizer)
+            answers = _answers(bundle, lens.ids[:, 0], self.tokenizer, self.classes)
         facts = (
             getattr(bundle.config, "family", "two encoders"),
             f"{count_parameters(bundle.params):,} parameters",
@@ -172,15 +181,17 @@ def _worth(effects: Mapping[str, np.ndarray]) -> list[tuple[str, int, int, float
     return sorted(heads, key=lambda head: -head[-1])
 
 
-def _answers(bundle: Bundle, ids: np.ndarray, tokenizer: TextTokenizer | None) -> list[list[list[str]]]:
+def _answers(
+    bundle: Bundle, ids: np.ndarray, tokenizer: TextTokenizer | None, classes: Sequence[str]
+) -> list[list[list[str]]]:
     """What the ids [L + 1, (T,) k] of a lens stand for."""
     head = bundle.config.head
     if getattr(head, "num_classes", None) is None:
         known = np.unique(ids).tolist()
         names = dict(zip(known, token_labels(tokenizer, known), strict=True))
     else:
-        labels = {} if bundle.origin is None else bundle.origin.fields.get("id2label") or {}
-        names = {place: str(labels.get(str(place), place)) for place in np.unique(ids).tolist()}
+        known = np.unique(ids).tolist()
+        names = {place: classes[place] if place < len(classes) else str(place) for place in known}
     cells = ids if ids.ndim == 3 else ids[:, None]
     return [[[names[answer] for answer in cell] for cell in layer] for layer in cells.tolist()]
 
