@@ -186,11 +186,10 @@ def _answers(
 ) -> list[list[list[str]]]:
     """What the ids [L + 1, (T,) k] of a lens stand for."""
     head = bundle.config.head
+    known: list[int] = np.unique(ids).tolist()
     if getattr(head, "num_classes", None) is None:
-        known = np.unique(ids).tolist()
         names = dict(zip(known, token_labels(tokenizer, known), strict=True))
     else:
-        known = np.unique(ids).tolist()
         names = {place: classes[place] if place < len(classes) else str(place) for place in known}
     cells = ids if ids.ndim == 3 else ids[:, None]
     return [[[names[answer] for answer in cell] for cell in layer] for layer in cells.tolist()]
