@@ -77,6 +77,7 @@ ALLOWED = {
         "training",
         "weights",
     },
+    "inspection": {"bundle", "config", "dual", "kernels", "layers", "stack", "transformer"},
     "recipes": {
         "bundle",
         "config",
@@ -84,6 +85,7 @@ ALLOWED = {
         "generate",
         "generation_config",
         "image_tokens",
+        "inspection",
         "kernels",
         "layers",
         "pretrained",

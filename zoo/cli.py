@@ -175,8 +175,11 @@ class Evaluation:
     predictions: str | None = None
     """Write what a run predicts for its held-out data to this file, as the field's scorers read it: a line a text
     (sacreBLEU), index and class by tabs (GLUE), JSON from id to answer (SQuAD; beside it the .na_prob file)."""
+    inspect: bool = False
+    """Look inside: write a page on what attention does with the prompt or picture (a run has an example of its own)."""
     output: str | None = None
-    """Where to write the picture that a run of text-to-image draws; in the run's folder unless given."""
+    """Where to write the picture that a run of text-to-image draws, or the page of --inspect; in the run's folder
+    unless given, and a checkpoint's page in the working directory."""
     variants: int | None = None
     """Pictures to draw of the prompt, side by side; 4 unless given."""
     guidance_scale: float | None = None
@@ -241,7 +244,7 @@ def evaluate(arguments: Sequence[str]) -> None:
                 "or evaluate the run that it comes from"
             )
         for name in CHECKPOINT_ONLY if is_run else RUN_ONLY:
-            if getattr(wanted, name) not in (None, (), False):
+            if getattr(wanted, name) not in (None, (), False) and not (wanted.inspect and name == "output"):
                 kind = "a run of train.py" if is_run else "a pretrained checkpoint"
                 raise ValueError(f"--{name.replace('_', '-')} is of no use here: {wanted.model} is {kind}")
         if wanted.export is not None:
@@ -269,7 +272,11 @@ def _evaluate_run(wanted: Evaluation, console: Console) -> None:
     from zoo.recipes.job import answer, score, write_predictions
 
     run = Run.load(wanted.model)
-    if wanted.predictions is not None:
+    if wanted.inspect:
+        from zoo.recipes.inspection import inspect_run
+
+        inspect_run(run, wanted, console)
+    elif wanted.predictions is not None:
         write_predictions(run, wanted, console)
     elif wanted.prompt is None and wanted.image is None:
         score(run, wanted, console)
@@ -281,7 +288,12 @@ def _ask_checkpoint(wanted: Evaluation, console: Console) -> None:
     from zoo.pretrained import load
     from zoo.recipes.ask import ask
 
-    ask(load(wanted.model, head=wanted.head), wanted, console)
+    bundle = load(wanted.model, head=wanted.head)
+    if not wanted.inspect:
+        return ask(bundle, wanted, console)
+    from zoo.recipes.inspection import inspect_checkpoint
+
+    inspect_checkpoint(bundle, wanted, console)
 
 
 @contextmanager

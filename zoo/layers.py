@@ -293,30 +293,19 @@ class Attention(nn.Module):
             options.update(dropout_rng=dropout_rng, dropout_rate=config.dropout)
         sinks = self.sinks if config.sinks else None
         if cached is None:
-            out = attention(query, fresh.key, fresh.value, mask=sight.mask, sinks=sinks, **options)
+            out = self.attend(query, fresh, mask=sight.mask, sinks=sinks, **options)
         else:
+            options["return_lse"] = True
             positions = sight.offset + jnp.arange(fresh.key.shape[1])
             # The sink belongs to one softmax, so it joins one of the two parts.
-            old = attention(
-                query,
-                cached.key,
-                cached.value,
-                mask=sight.cached_mask,
-                sinks=sinks,
-                return_lse=True,
-                **options,
-            )
-            new = attention(
-                query,
-                fresh.key,
-                fresh.value,
-                mask=sight.mask,
-                kv_positions=positions,
-                return_lse=True,
-                **options,
-            )
+            old = self.attend(query, cached, mask=sight.cached_mask, sinks=sinks, **options)
+            new = self.attend(query, fresh, mask=sight.mask, kv_positions=positions, **options)
             out, _ = merge(old, new)
         return self.output(out)
+
+    def attend(self, query: Float[Array, "B T N H"], keys_values: KeysValues, **options: Any) -> Any:
+        """The attention op on what the heads compare; a method, so that `zoo.inspection` can see what passes."""
+        return attention(query, keys_values.key, keys_values.value, **options)
 
     def _bias(self, query: Float[Array, "B T N H"], key: Float[Array, "B S N H"], sight: Sight) -> Any:
         """The stack's bias, or the layer's own where it depends on content."""

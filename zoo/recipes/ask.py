@@ -217,9 +217,9 @@ def rewrite(bundle: Bundle, wanted: Any, console: Console) -> None:
     options = _options(bundle, wanted)
     if wanted.audio is not None:
         told = {} if wanted.source_language is None else {"language": wanted.source_language}
-        generated = bundle.generate(input_features=_sound(bundle, wanted.audio, console), **told, **options)
+        generated = bundle.generate(input_features=read_sound(bundle, wanted.audio, console), **told, **options)
     elif wanted.image is not None:
-        generated = bundle.generate(pixel_values=_pixels(bundle, wanted.image), **options)
+        generated = bundle.generate(pixel_values=read_pixels(bundle, wanted.image), **options)
     else:
         tokenizer = bundle.tokenizer
         if wanted.source_language is not None:
@@ -241,14 +241,14 @@ def classify_text(bundle: Bundle, wanted: Any, console: Console) -> None:
 
 def classify_picture(bundle: Bundle, wanted: Any, console: Console) -> None:
     """The likeliest classes of a picture."""
-    _show_classes(bundle, bundle(pixel_values=_pixels(bundle, wanted.image)).logits, console)
+    _show_classes(bundle, bundle(pixel_values=read_pixels(bundle, wanted.image)).logits, console)
 
 
 def match_picture(bundle: Bundle, wanted: Any, console: Console) -> None:
     """The candidates by how well they describe a picture, as shares among them."""
     batch = bundle.tokenizer(list(wanted.candidates))
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    scores = np.asarray(bundle(**inputs, pixel_values=_pixels(bundle, wanted.image)).logits_per_image)[0]
+    scores = np.asarray(bundle(**inputs, pixel_values=read_pixels(bundle, wanted.image)).logits_per_image)[0]
     shares = np.asarray(jax.nn.sigmoid(scores) if bundle.config.bias else jax.nn.softmax(scores))
     best = np.argsort(-shares)
     console.print(_shares([wanted.candidates[place] for place in best], shares[best]))
@@ -348,7 +348,7 @@ def _language(bundle: Bundle, code: str) -> int:
         return bundle.tokenizer.token_id(f"__{code}__")
 
 
-def _pixels(bundle: Bundle, path: str) -> np.ndarray:
+def read_pixels(bundle: Bundle, path: str) -> np.ndarray:
     """A picture as the checkpoint's own processor makes it; without one, stretched to the model's size."""
     origin = bundle.origin
     assert origin is not None
@@ -358,7 +358,7 @@ def _pixels(bundle: Bundle, path: str) -> np.ndarray:
     return stretch(picture, getattr(bundle.config, "image", bundle.config).embedding.patches.image_size)
 
 
-def _sound(bundle: Bundle, path: str, console: Console) -> np.ndarray:
+def read_sound(bundle: Bundle, path: str, console: Console) -> np.ndarray:
     """Speech in a WAV file as the model hears it."""
     assert bundle.origin is not None
     features = AudioFeatures.load(bundle.origin.folder)

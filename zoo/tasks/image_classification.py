@@ -113,7 +113,7 @@ class ImageClassification:
         """Pictures and labels, endless and shuffled, for "train"; otherwise one pass."""
         return label_batches(
             self.dataset.split(split),
-            lambda example: {"pixel_values": self._pixels(example[self.image_key])},
+            lambda example: {"pixel_values": self.pixels(example)},
             classes=self.classes,
             label_key=self.label_key,
             batch_size=self.config.batch_size,
@@ -195,12 +195,16 @@ class ImageClassification:
         return self._name(apply, params, open_picture(question.image))
 
     def _name(self, apply, params, picture: Any) -> str:
-        pixels = self._pixels(picture)[None]
+        pixels = self._read(picture)[None]
         likely = np.asarray(jax.nn.softmax(apply(params, pixel_values=pixels).logits[0]))
         best = np.argsort(-likely)[:3]
         return ", ".join(f"{self.classes[index]} ({100 * likely[index]:.1f} %)" for index in best)
 
-    def _pixels(self, picture: Any) -> Float[np.ndarray, "C height width"]:
+    def pixels(self, example: Mapping[str, Any]) -> Float[np.ndarray, "C height width"]:
+        """An example's picture, as the model reads it."""
+        return self._read(example[self.image_key])
+
+    def _read(self, picture: Any) -> Float[np.ndarray, "C height width"]:
         """A picture of any size, as the model reads it."""
         config = self.config
         square = (config.image_size, config.image_size)
@@ -220,7 +224,7 @@ class ImageClassification:
     def _arrays(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         source = self.dataset.split(split)
         chosen = range(min(len(source), _BASELINE_PICTURES))
-        pixels = [self._pixels(source[index][self.image_key]).ravel() for index in chosen]
+        pixels = [self.pixels(source[index]).ravel() for index in chosen]
         return np.stack(pixels), np.array([source[index][self.label_key] for index in chosen])
 
     def _move(self, pixels: Float[Array, "B C height width"], rng: Array) -> Float[Array, "B C height width"]:
