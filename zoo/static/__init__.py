@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from zoo.static.files import read_vectors, write_vectors
     from zoo.static.similarity import PairScores, read_pairs, score_pairs
     from zoo.static.skipgram import SkipGramConfig, train_skipgram
-    from zoo.static.vectors import WordVectors
+    from zoo.static.vectors import WordVectors, split_words
 
 _HOME = {
     "PairScores": "similarity",
@@ -29,6 +29,7 @@ _HOME = {
     "read_pairs": "similarity",
     "read_vectors": "files",
     "score_pairs": "similarity",
+    "split_words": "vectors",
     "train_skipgram": "skipgram",
     "write_vectors": "files",
 }
@@ -41,6 +42,7 @@ __all__ = [
     "read_pairs",
     "read_vectors",
     "score_pairs",
+    "split_words",
     "train_skipgram",
     "write_vectors",
 ]

@@ -2,14 +2,13 @@
 
 Each word predicts the words near it: log sigmoid(u_context · v_centre) + k E[log sigmoid(-u_negative · v_centre)] is
 raised, over centres thinned by frequency, contexts within a window of random size, and negatives drawn by
-frequency ** 0.75. The original updates after each pair; here a step takes a batch of pairs, its pairs share one sample of
-negatives (Ji et al. 2016), which leaves the expected loss as it is and turns most of the work into two matrix products,
-and Adam takes the place of plain gradient descent. Left out: hierarchical softmax, phrases, CBOW.
+frequency ** 0.75. The original updates after each pair; here a step takes a batch of pairs, which share one sample of
+negatives (Ji et al. 2016): that leaves the expected loss as it is and turns most of the work into two matrix products.
+Adam takes the place of plain gradient descent. Left out: hierarchical softmax, phrases, CBOW.
 """
 
 import collections
 import functools
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -21,9 +20,8 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from zoo.static.vectors import WordVectors
+from zoo.static.vectors import WordVectors, split_words
 
-_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
 _SHARED_NEGATIVES = 256
 """Negatives a step."""
 
@@ -68,11 +66,6 @@ class Progress:
     loss: float
     """Mean over the epoch's pairs, in nats; with zero vectors it is (1 + negatives) log 2."""
     num_pairs: int
-
-
-def split_words(text: str) -> list[str]:
-    """The words of a text in small letters: runs of letters, with an apostrophe inside."""
-    return _WORD.findall(text.lower())
 
 
 def train_skipgram(

@@ -2,11 +2,19 @@
 
 import difflib
 import functools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
+
+_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
+
+
+def split_words(text: str) -> list[str]:
+    """The words of a text in small letters: runs of letters, with an apostrophe inside."""
+    return _WORD.findall(text.lower())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

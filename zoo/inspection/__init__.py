@@ -1,0 +1,1 @@
+"""A look inside models: words by sense (`senses`) and inherited associations (`association`)."""
