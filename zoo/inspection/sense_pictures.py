@@ -15,12 +15,13 @@ FIRST, SECOND = "#d94801", "#08519c"
 def draw_placements(path: Path, placements: Sequence[Placement]) -> Path:
     """A panel a word, in it a line for each way of making vectors, and on the line a dot for each sentence."""
     words = list(dict.fromkeys(placement.word for placement in placements))
-    figure = Figure(figsize=(5.2 * len(words), 4.6), dpi=150, layout="constrained")
+    figure = Figure(figsize=(5.2 * len(words), 5.2), dpi=150, layout="constrained")
     panels = figure.subplots(1, len(words), squeeze=False)[0]
     for panel, word in zip(panels, words, strict=True):
         _draw_word(panel, [placement for placement in placements if placement.word == word])
     figure.suptitle(
-        "Each dot is a sentence with the word in it; its place says to which sense the word's vector leans there",
+        "Each dot is a sentence that uses the word; its place says to which sense the word's vector leans in it. "
+        "Told apart: 50 % is chance.",
         fontsize=12,
     )
     figure.savefig(path)

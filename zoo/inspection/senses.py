@@ -32,6 +32,8 @@ from zoo.static import WordVectors, read_vectors, split_words
 OWN = Path(__file__).with_name("senses.json")
 SHOWN = ("money in the bank grows", "the bank of the river", "a piece of cake")
 """Sentences whose weights are shown."""
+STATIC_WAYS = ("static", "attention without weights")
+"""Ways of making vectors that need no model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,8 +158,8 @@ def static_placements(word: str, senses: tuple[Sense, Sense], vectors: WordVecto
         mixed.append(weight_free_attention(vectors.matrix[vectors.rows(known)])[0][known.index(word)])
     shared = dict(word=word, senses=senses, anchors=anchors)
     return (
-        Placement(way="static", vectors=np.stack(alone), **shared),
-        Placement(way="attention without weights", vectors=np.stack(mixed), **shared),
+        Placement(way=STATIC_WAYS[0], vectors=np.stack(alone), **shared),
+        Placement(way=STATIC_WAYS[1], vectors=np.stack(mixed), **shared),
     )
 
 
@@ -284,7 +286,7 @@ def weigh_sentences(
         tokens, layers = learned_attention(bundle, sentence)
         found.append(
             [
-                WeightMap(way="attention without weights", tokens=known, weights=free),
+                WeightMap(way=STATIC_WAYS[1], tokens=known, weights=free),
                 WeightMap(way=layer_name(1), tokens=tuple(tokens), weights=layers[0]),
                 WeightMap(way=layer_name(len(layers)), tokens=tuple(tokens), weights=layers[-1]),
             ]
@@ -328,7 +330,6 @@ def run(
     maps = weigh_sentences(bundle, sentences, static)
     output.mkdir(parents=True, exist_ok=True)
     write_placements(output / "senses.csv", placements)
-    last = placements[-1].way
     print(f"{'word':12} {'vectors':26} separation  accuracy  silhouette")
     for placement in placements:
         print(
@@ -342,7 +343,8 @@ def run(
     (output / "weights.txt").write_text("\n".join(lines), encoding="utf-8")
     print(f"\n{sentences[0]}, by attention without weights:")
     print("\n".join(weight_table(maps[0][0].tokens, maps[0][0].weights)))
-    shown = ("static", "attention without weights", layer_name(1), last)
+    depth = sum(placement.word == placements[-1].word for placement in placements) - len(STATIC_WAYS)
+    shown = {*STATIC_WAYS, *map(layer_name, (1, (depth + 1) // 2, depth))}
     draw_placements(output / "senses.png", [placement for placement in placements if placement.way in shown])
     draw_weights(output / "weights.png", dict(zip(sentences, maps, strict=True)))
     print(f"\n{output}: senses.png, weights.png, senses.csv, weights.txt")

@@ -88,7 +88,7 @@ def word_states(
 
 
 def input_vectors(bundle: Bundle, words: Sequence[str]) -> WordVectors:
-    """The model's static vectors: rows of its token table, which know no place and no context. ValueError without one."""
+    """The model's static vectors: rows of its token table, of no place and no context. ValueError without one."""
     table = bundle.params.get("embedder", {}).get("token", {}).get("embedding")
     if table is None or not isinstance(bundle.tokenizer, Tokenizer | PretrainedTokenizer):
         raise ValueError("this model has no table of tokens, or no tokenizer; give a file of word vectors")
