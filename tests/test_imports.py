@@ -91,6 +91,18 @@ ALLOWED = {
         "transformer",
         "weights",
     },
+    "static": {"data"},
+    "inspection": {
+        "bundle",
+        "config",
+        "data",
+        "kernels",
+        "layers",
+        "pretrained",
+        "static",
+        "tokenization",
+        "training",
+    },
     "lm_eval": {"bundle", "config", "pretrained", "recipes", "training"},
     "cli": {"generation_config", "pretrained", "recipes", "serialization", "training"},
 }

@@ -2,10 +2,10 @@
 
     python -m zoo.inspection.association MODEL --output runs/association
 
-Words: the Word Embedding Association Test (Caliskan et al. 2017) on static vectors, those of a model's token table or of a
-file. Sentences that differ in a few words: by pseudo-log-likelihood under masked language models (Salazar et al. 2020),
-over the tokens that both share (Nangia et al. 2020, CrowS-Pairs); by log-likelihood under decoders. A test finds what its
-lists ask for and nothing else: that it finds nothing does not make a model fair. Scores of sentences are in
+Words: the Word Embedding Association Test (Caliskan et al. 2017) on static vectors, those of a model's token table or
+of a file. Sentences that differ in a few words: by pseudo-log-likelihood under masked language models (Salazar et al.
+2020), over the tokens that both share (Nangia et al. 2020, CrowS-Pairs); by log-likelihood under decoders. A test finds
+what its lists ask for and nothing else: that it finds nothing does not make a model fair. Scores of sentences are in
 `zoo.inspection.sentence_scores`, pictures in `zoo.inspection.association_pictures`.
 """
 

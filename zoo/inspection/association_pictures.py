@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from zoo.inspection.association import Association, Preference
 
@@ -29,10 +30,9 @@ def _draw_words(panel, found: Association) -> None:
     order = np.argsort(values, kind="stable")
     panel.barh(range(len(words)), values[order], color=[colours[place] for place in order], height=0.72)
     panel.set_yticks(range(len(words)), [words[place] for place in order], fontsize=8.5)
-    for name, colour in ((one, FIRST), (other, SECOND)):
-        panel.barh([], [], color=colour, label=name)
     panel.axvline(0, color="black", linewidth=0.8)
-    panel.legend(frameon=False, fontsize=9, loc="lower right")
+    handles = [Patch(color=colour, label=name) for name, colour in ((one, FIRST), (other, SECOND))]
+    panel.legend(handles=handles, frameon=False, fontsize=9, loc="lower right")
     near, far = found.test.attributes
     panel.set_xlabel(f"← nearer to {far}      (difference of mean cosines)      nearer to {near} →", fontsize=9)
     panel.set_title(f"{found.test.name}\neffect size d = {found.effect:.2f}, p = {found.p_value:.2g}", fontsize=10.5)

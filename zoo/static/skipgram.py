@@ -87,7 +87,7 @@ def train_skipgram(
     centre = (jax.random.uniform(jax.random.fold_in(rng, 0), shape) - 0.5) / config.dimensions
     params = Tables(centre=centre, context=jnp.zeros(shape))
     state, taken = _ADAM.init(params), 0
-    noise = jnp.asarray(np.cumsum(corpus.counts**0.75) / (corpus.counts**0.75).sum(), jnp.float32)
+    cumulative = jnp.asarray(np.cumsum(corpus.counts**0.75) / (corpus.counts**0.75).sum(), jnp.float32)
     for epoch in range(config.epochs):
         pairs = draw_pairs(corpus, config, draw)
         size = min(config.batch_size, len(pairs))
@@ -95,16 +95,16 @@ def train_skipgram(
         for start in range(0, len(pairs) - size + 1, size):
             taken += 1
             rate = config.learning_rate * (1 - (epoch + start / len(pairs)) / config.epochs)
-            params, state, loss = _step(
+            params, state, value = _step(
                 params,
                 state,
                 pairs[start : start + size],
-                noise,
+                cumulative,
                 jax.random.fold_in(rng, taken),
                 rate,
                 config.negatives,
             )
-            losses.append(loss)
+            losses.append(value)
         report(Progress(epoch=epoch + 1, loss=float(jnp.stack(losses).mean()), num_pairs=len(losses) * size))
     return WordVectors(words=corpus.words, matrix=np.asarray(params.centre))
 
@@ -187,14 +187,21 @@ def loss(
     return (near + weight * far.mean(-1)).mean()
 
 
+def draw_negatives(cumulative: Float[Array, " V"], rng: Array, count: int) -> Int[Array, " M"]:
+    """Words drawn with the probabilities whose running sums are given."""
+    drawn = jnp.searchsorted(cumulative, jax.random.uniform(rng, (count,)))
+    return jnp.minimum(drawn, len(cumulative) - 1)  # rounding may leave the last sum below 1
+
+
 _ADAM = optax.scale_by_adam()
 
 
 @functools.partial(jax.jit, donate_argnums=(0, 1))
-def _step(params: Tables, state: Any, pairs, noise: Float[Array, " V"], rng: Array, rate, weight):
-    """One step of Adam; `noise` holds the cumulative probabilities of negatives."""
-    drawn = jnp.searchsorted(noise, jax.random.uniform(rng, (_SHARED_NEGATIVES,)))
-    drawn = jnp.minimum(drawn, len(noise) - 1)  # where rounding leaves the last probability below 1
-    value, gradient = jax.value_and_grad(loss)(params, pairs, drawn, weight)
+def _step(
+    params: Tables, state: Any, pairs: Int[Array, "B 2"], cumulative: Float[Array, " V"], rng: Array, rate, weight
+):
+    """One step of Adam: new parameters, new state, loss."""
+    negatives = draw_negatives(cumulative, rng, _SHARED_NEGATIVES)
+    value, gradient = jax.value_and_grad(loss)(params, pairs, negatives, weight)
     updates, state = _ADAM.update(gradient, state)
     return jax.tree.map(lambda old, update: old - rate * update, params, updates), state, value

@@ -90,7 +90,6 @@ class WordVectors:
     def _nearest_spelling(self, word: str) -> str:
         # Of millions of words, those that could be meant: comparing with all of them would take a minute.
         alike = [known for known in self.words if known[:1] == word[:1] and abs(len(known) - len(word)) <= 2]
-        if word.lower() in self.index:
-            alike = [word.lower()]
         close = difflib.get_close_matches(word, alike or self.words[:10_000], n=3, cutoff=0.6)
+        close = [word.lower()] if word.lower() in self.index else close
         return f"; did you mean {' or '.join(map(repr, close))}?" if close else "; no known word is spelt like it"
