@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zoo.static import (
@@ -155,6 +155,7 @@ def test_too_few_pairs_name_the_unknown_words(tmp_path, vectors):
         score_pairs(vectors, read_pairs(tmp_path / "pairs.csv"))
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=3, max_size=30))
 def test_spearman_equals_scipys(pairs):
     stats = pytest.importorskip("scipy.stats")

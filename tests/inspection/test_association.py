@@ -102,7 +102,7 @@ def test_drawn_divisions_agree_with_all(vectors, monkeypatch):
 def test_weat_names_what_is_wrong(vectors):
     with pytest.raises(ValueError, match="'x9' has no vector"):
         weat(vectors, word_test(("x1", "x9")))
-    with pytest.raises(ValueError, match="'x1'.* in both targets"):
+    with pytest.raises(ValueError, match=r"'x1'.* in both targets"):
         word_test(("x1", "x2"), ("x1", "y2"))
     same = WordVectors(words=vectors.words, matrix=np.ones((len(vectors), 2)))
     with pytest.raises(ValueError, match="associated alike"):
@@ -229,5 +229,5 @@ def test_the_command(bert, tmp_path, capsys):
     for name in ("words.png", "sentences.png"):
         assert (tmp_path / "out" / name).read_bytes()[:4] == b"\x89PNG"
     (tmp_path / "v.txt").write_text("he 1 2\nshe 2 1\n")
-    with pytest.raises(SystemExit, match="^error: the word 'rose' has no vector among 2"):
+    with pytest.raises(SystemExit, match=r"^error: the word 'rose' has no vector among 2"):
         main([str(bert.origin.folder), "--vectors", str(tmp_path / "v.txt"), "--output", str(tmp_path / "out")])

@@ -88,9 +88,13 @@ def test_learned_weights_give_the_models_own_output(bert):
     states = bert(**read_sentences(bert, [text]).inputs, output_hidden_states=True).hidden_states
     config = bert.config.encoder.attention
     for layer in range(2):
-        part = jax.tree.map(lambda leaf, layer=layer: np.asarray(leaf[layer], float), bert.params["encoder"]["attention"])
+        part = jax.tree.map(
+            lambda leaf, layer=layer: np.asarray(leaf[layer], float), bert.params["encoder"]["attention"]
+        )
         x = np.asarray(states[layer][0], float)
-        query, key = (np.einsum("td,dnh->nth", x, part[n]["kernel"]) + part[n]["bias"][:, None] for n in ("query", "key"))
+        query, key = (
+            np.einsum("td,dnh->nth", x, part[n]["kernel"]) + part[n]["bias"][:, None] for n in ("query", "key")
+        )
         logits = query @ key.transpose(0, 2, 1) / np.sqrt(config.head_size)
         expected = np.exp(logits - logits.max(-1, keepdims=True))
         expected /= expected.sum(-1, keepdims=True)
@@ -117,7 +121,7 @@ def test_placements_of_a_model_go_by_layer(bert):
     pair = (Sense(name="x", anchors=("money",), sentences=FIRST.sentences),
             Sense(name="y", anchors=("river", "water"), sentences=SECOND.sentences))  # fmt: skip
     placed = contextual_placements("bank", pair, bert)
-    assert [found.way for found in placed] == ["layer 1", "layer 2"]
+    assert [found.way for found in placed] == ["layer 1", "layer 2", "layer 3"]
     alone, _ = word_states(bert, ["river", "water"], ["river", "water"])
     units = alone[2] / np.linalg.norm(alone[2], axis=-1, keepdims=True)
     np.testing.assert_allclose(placed[1].anchors[1], units.mean(0), atol=1e-5)
@@ -139,7 +143,10 @@ def test_own_sentences_use_each_word_once_and_no_anchor():
         ({"bank": {"one": {"anchors": ["a"], "sentences": ["a bank", "the bank"]}}}, "'bank' needs two senses"),
         ({"bank": {n: {"anchors": ["a"], "sentences": ["a bank"]} for n in "xy"}}, "two texts or more"),
         ({"bank": {n: {"anchors": [], "sentences": ["a bank", "b bank"]} for n in "xy"}}, "'bank' needs two senses"),
-        ({"bank": {n: {"anchors": ["a"], "sentences": ["a bank", "banks"]} for n in "xy"}}, "stands 0 times in 'banks'"),
+        (
+            {"bank": {n: {"anchors": ["a"], "sentences": ["a bank", "banks"]} for n in "xy"}},
+            "stands 0 times in 'banks'",
+        ),
     ],
 )
 def test_malformed_senses_are_named(tmp_path, fields, message):
@@ -163,9 +170,9 @@ def test_the_command(bert, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "bank         static                          0.500     0.500       0.000" in shown
     rows = (tmp_path / "out" / "senses.csv").read_text().splitlines()
-    assert len(rows) == 1 + 5 * 4
+    assert len(rows) == 1 + 5 * 5  # sentences, and ways: two static ones and three layers
     for name in ("senses.png", "weights.png"):
         assert (tmp_path / "out" / name).read_bytes()[:4] == b"\x89PNG"
     assert "money in the bank grows: layer 2" in (tmp_path / "out" / "weights.txt").read_text()
-    with pytest.raises(SystemExit, match="^error: .*nothing.txt"):
+    with pytest.raises(SystemExit, match=r"^error: .*nothing.txt"):
         main([str(bert.origin.folder), "--vectors", str(tmp_path / "nothing.txt")])
