@@ -32,7 +32,8 @@ ALLOWED = {
     "tokenization": {"formats", "weights"},
     "architectures": {"config", "weights"},
     "data": set(),
-    "tasks": {"data", "generate", "generation_config", "logits"},
+    "static": {"data"},
+    "tasks": {"data", "generate", "generation_config", "logits", "static"},
     "training": set(),
     "sentences": {"architectures", "config", "formats", "weights"},
     "bundle": {
@@ -91,7 +92,6 @@ ALLOWED = {
         "transformer",
         "weights",
     },
-    "static": {"data"},
     "inspection": {
         "bundle",
         "config",
