@@ -173,6 +173,6 @@ def test_the_command(bert, tmp_path, capsys):
     assert len(rows) == 1 + 5 * 5  # sentences, and ways: two static ones and three layers
     for name in ("senses.png", "weights.png"):
         assert (tmp_path / "out" / name).read_bytes()[:4] == b"\x89PNG"
-    assert "money in the bank grows: layer 2" in (tmp_path / "out" / "weights.txt").read_text()
+    assert "money in the bank grows: layer 3" in (tmp_path / "out" / "weights.txt").read_text()
     with pytest.raises(SystemExit, match=r"^error: .*nothing.txt"):
         main([str(bert.origin.folder), "--vectors", str(tmp_path / "nothing.txt")])

@@ -79,6 +79,7 @@ def word_states(
         raise ValueError("this model has no single stack of layers; give an encoder (BERT and its kin) or a decoder")
     reading = read_sentences(bundle, texts)
     states = bundle(**reading.inputs, output_hidden_states=True).hidden_states
+    assert states is not None  # they were asked for
     found = []
     for row, (text, word) in enumerate(zip(texts, words, strict=True)):
         begin, end = find_word(text, word)
