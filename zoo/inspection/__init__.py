@@ -1,7 +1,8 @@
 """A look inside models: what attention compares and weighs, which heads matter, what each layer would answer.
 
 Nothing of it is on the way of a model that runs: values are taken out by interceptors while `inspect` traces a forward
-pass of its own.
+pass of its own. Beside it are two questions to vectors and models, with commands of their own: `senses`, whether a
+word's meanings come apart, and `association`, what was inherited from the texts.
 """
 
 from zoo.inspection.ablation import ablate_heads

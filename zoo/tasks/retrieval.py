@@ -1,11 +1,12 @@
 """How well a search finds: ranks, recall and mean reciprocal rank, of vectors and of the words that texts share."""
 
-import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+
+from zoo.static import count_words
 
 RECALL = (1, 5, 10)
 """How many found texts a right one is looked for among."""
@@ -53,19 +54,7 @@ def nearest(
     return [(int(place), float(cosines[place])) for place in np.argsort(-cosines, kind="stable")[:count]]
 
 
-TFIDF: Mapping[str, dict[str, Any]] = {
-    "words": {"analyzer": "word"},
-    "letters": {"analyzer": "char_wb", "ngram_range": (1, 4)},
-}
-"""What texts may share: words, or runs of one to four letters within a word, as scikit-learn cuts them."""
-
-
 def tfidf(texts: Sequence[str], known: Sequence[str], share: str) -> tuple[Any, Any]:
     """Both as sparse rows of length one, weighted as `known` suggests. ValueError where scikit-learn is missing."""
-    try:
-        text_features = importlib.import_module("sklearn.feature_extraction.text")
-    except ModuleNotFoundError:
-        raise ValueError("this baseline needs scikit-learn: pip install scikit-learn") from None
-    vectorizer = text_features.TfidfVectorizer(dtype=np.float32, **TFIDF[share])
-    memory = vectorizer.fit_transform(known)
-    return vectorizer.transform(texts), memory
+    counts = count_words(known, shared=share)
+    return counts(texts), counts.matrix
