@@ -15,17 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from flax import linen as nn
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from zoo.bundle import Bundle
+from zoo.inspection.capture import inspect
 from zoo.inspection.words import find_word, input_vectors, read_sentences, word_states
 from zoo.kernels import attention
-from zoo.layers import Attention, Projection
 from zoo.pretrained import load
 from zoo.static import WordVectors, read_vectors, split_words
 
@@ -198,37 +196,10 @@ def weight_free_attention(
 
 
 def learned_attention(bundle: Bundle, text: str) -> tuple[list[str], Float[np.ndarray, "L T T"]]:
-    """The tokens of a text, and the model's attention weights in each layer, the mean over its heads.
-
-    Each layer attends twice: as ever, and to columns of the identity in place of its values, which gives the weights.
-    """
+    """The tokens of a text, and the model's attention weights in each layer, the mean over its heads."""
     reading = read_sentences(bundle, [text])
-
-    def forward(params, inputs):
-        seen: list[Array] = []
-        probing = False
-
-        def see(proceed, arguments, options, context):
-            nonlocal probing
-            module = context.module
-            if isinstance(module, Attention) and context.method_name == "__call__":
-                x, fresh, sight = arguments
-                size = fresh.key.shape[1]
-                columns = jnp.broadcast_to(jnp.eye(size)[:, None], (*fresh.key.shape[:-1], size))
-                probing = True
-                proceed(x, fresh.replace(value=columns), sight, **options)
-                probing = False
-            elif probing and isinstance(module, Projection) and module.name == "output":
-                seen.append(arguments[0])
-                return jnp.float32(0)
-            return proceed(*arguments, **options)
-
-        with nn.intercept_methods(see):
-            bundle.model.clone(layers="unrolled").apply({"params": params}, **inputs)
-        return jnp.stack(seen)
-
-    weights = jax.jit(forward)(bundle.params, bundle.prepare(**reading.inputs))
-    return reading.tokens[0], np.asarray(weights[:, 0].mean(2))
+    (attended,) = inspect(bundle, **reading.inputs).attentions.values()
+    return reading.tokens[0], attended.weights[:, 0].mean(1)
 
 
 def weight_table(tokens: Sequence[str], weights: Float[np.ndarray, "T T"], num_shown: int = 4) -> list[str]:

@@ -11,9 +11,11 @@ from jaxtyping import Float
 Weighting = Literal["counts", "tfidf"]
 SHARED: dict[str, dict[str, Any]] = {
     "words": {"analyzer": "word"},
+    "every word": {"analyzer": "word", "token_pattern": r"\w+"},
     "letters": {"analyzer": "char_wb", "ngram_range": (1, 4)},
 }
-"""What texts may share: words, or runs of one to four letters within a word, as scikit-learn cuts them."""
+"""What texts may share: words of two letters at least, every word, or runs of one to four letters within a word, as
+scikit-learn cuts them."""
 
 
 @dataclass(frozen=True, kw_only=True)

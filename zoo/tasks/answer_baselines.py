@@ -1,10 +1,9 @@
 """Finding answers without a model: the sentence most like the question."""
 
-import importlib
 import re
 from collections.abc import Sequence
 
-import numpy as np
+from zoo.static import count_words
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
@@ -14,18 +13,13 @@ def nearest_sentences(questions: Sequence[str], contexts: Sequence[str]) -> list
 
     How rare a word is counts over the sentences of all these contexts.
     """
-    try:
-        text_features = importlib.import_module("sklearn.feature_extraction.text")
-    except ModuleNotFoundError:
-        raise ValueError("this baseline needs scikit-learn: pip install scikit-learn") from None
     parts = {context: [part for part in _SENTENCE_END.split(context) if part] for context in dict.fromkeys(contexts)}
     places, sentences = {}, []
     for context, said in parts.items():
         places[context] = slice(len(sentences), len(sentences) + len(said))
         sentences += said
-    vectorizer = text_features.TfidfVectorizer(token_pattern=r"\w+", dtype=np.float32)
-    known = vectorizer.fit_transform(sentences)
-    asked = vectorizer.transform(questions)
+    counts = count_words(sentences, shared="every word")
+    known, asked = counts.matrix, counts(questions)
     found = []
     for row, context in enumerate(contexts):
         likeness = (known[places[context]] @ asked[row].T).toarray().ravel()
