@@ -117,7 +117,7 @@ def text_to_image_pixels_tiny() -> Run:
         data=DataConfig(name="zoo_pictures", tokenizer=TokenizerConfig(vocab_size=384, cross_words=False)),
         optimizer=OptimizerConfig(name="muon", learning_rate=0.01, weight_decay=0.05),
         schedule=ScheduleConfig(name="cosine", warmup_steps=50, final_fraction=0.01),
-        training=TrainingConfig(num_steps=800, evaluate_every=800, checkpoint_every=200),
+        training=TrainingConfig(num_steps=2400, evaluate_every=2400, checkpoint_every=800),
         compute_dtype=fast_dtype(),
         layers=fast_layers(),
         folder="runs/text-to-image-pixels-tiny",
