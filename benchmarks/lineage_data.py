@@ -59,6 +59,11 @@ class Problem:
         source = self.dataset.split(split)
         return [source[index] for index in range(len(source))]
 
+    def texts(self, split: str) -> tuple[list[str], list[str]]:
+        """Sources and targets of a split."""
+        rows = self.rows(split)
+        return [row["source"] for row in rows], [row["target"] for row in rows]
+
     def source_tokens(self, test: int) -> float:
         """Mean length of a test's sources, the end token included."""
         lengths = [len(self.tokenizer.sequence(row["source"])) for row in self.rows(str(test))]
@@ -120,9 +125,7 @@ def join_pairs(pairs: Sequence[Pair], counts: Iterable[int], num_rows: int, seed
     return rows
 
 
-def make_recall(
-    *, trained: int, tests: tuple[int, ...], num_rows: int, num_test_rows: int, seed: int = 0
-) -> Problem:
+def make_recall(*, trained: int, tests: tuple[int, ...], num_rows: int, num_test_rows: int, seed: int = 0) -> Problem:
     """Rows in which at most `trained` items stand between the one that is asked for and the question."""
     short = range(trained + 1)
     splits: dict[str, Source] = {

@@ -5,7 +5,7 @@ stops its clock for compilation and scoring, and keeps no checkpoints.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,9 +83,7 @@ def make_trainer(
     seconds = time.perf_counter() - start
     analysis = compiled.memory_analysis()
     temp_bytes = None if analysis is None else analysis.temp_size_in_bytes
-    return Trainer(
-        model=model, apply=apply, state=state, step=compiled, compile_seconds=seconds, temp_bytes=temp_bytes
-    )
+    return Trainer(model=model, apply=apply, state=state, step=compiled, compile_seconds=seconds, temp_bytes=temp_bytes)
 
 
 def one_device():
@@ -102,49 +100,60 @@ def learn(
     num_rows: int | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Train, and return all that was measured: the curve, scores by test, gradients before and after.
+    """Train, and return all that was measured: the curve; where all rows are learnt from, scores by test too, and
+    the gradients at the inputs of the longest test before training and after.
 
-    Seconds of the curve are of steps and their batches alone. `num_rows` of train are learnt from, all if None.
+    `num_rows` of train are learnt from, all if None.
     """
     task = problem.task(("train", VALIDATION), budget.batch_size, num_rows)
-    long_task = problem.task(map(str, problem.tests), budget.batch_size)
+    tested = problem.task(map(str, problem.tests), budget.batch_size) if num_rows is None else None
     with jax.set_mesh(one_device()):
-        batches = task.batches("train")
-        batch = next(batches)
-        trainer = make_trainer(system, task, batch, budget, dtype)
-        untrained = gradients_by_distance(system, trainer, long_task, str(max(problem.tests)))
-        curve, seconds, start, losses = [], 0.0, time.perf_counter(), []
-        for number in range(1, budget.num_steps + 1):
-            trainer.state, metrics = trainer.step(trainer.state, batch)
-            losses.append(metrics["loss"])
-            if number * budget.num_scorings // budget.num_steps != (number - 1) * budget.num_scorings // budget.num_steps:
-                loss = float(np.mean(jax.device_get(losses)))
-                seconds, losses = seconds + time.perf_counter() - start, []
-                scores = score(trainer, task, problem, VALIDATION)
-                curve.append({"step": number, "seconds": seconds, "training_loss": loss, **scores})
-                say(f"step {number}, {seconds:.0f} s of training: loss {loss:.3f}, {problem.score} "
-                    f"{scores['score']:.1f}, words right {scores['words_right']:.1f}")  # fmt: skip
-                start = time.perf_counter()
-            batch = next(batches)
-        tests = [
-            {"test": test, "source_tokens": problem.source_tokens(test),
-             **score(trainer, long_task, problem, str(test))} for test in problem.tests
-        ]  # fmt: skip
-        return {
+        trainer = make_trainer(system, task, next(task.batches("train")), budget, dtype)
+        longest, gradients = str(max(problem.tests)), {}
+        if tested is not None:
+            gradients["untrained"] = gradients_by_distance(system, trainer, tested, longest)
+        curve = list(follow(trainer, task, problem, budget, say))
+        found = {
             "parameters": trainer.num_parameters,
             "train_rows": len(task.dataset.split("train")),
             "batch": {"B": budget.batch_size, "S": task.config.source_length, "T": task.config.target_length},
             "num_steps": budget.num_steps,
             "learning_rate": system.learning_rate,
             "compile_seconds": trainer.compile_seconds,
-            "training_seconds": seconds,
+            "training_seconds": curve[-1]["seconds"],
             "curve": curve,
-            "tests": tests,
-            "gradients": {
-                "untrained": untrained,
-                "trained": gradients_by_distance(system, trainer, long_task, str(max(problem.tests))),
-            },
         }
+        if tested is not None:
+            gradients["trained"] = gradients_by_distance(system, trainer, tested, longest)
+            found |= {"tests": score_tests(trainer, tested, problem), "gradients": gradients}
+        return found
+
+
+def follow(
+    trainer: Trainer, task: SequenceToSequence, problem: Problem, budget: Budget, say: Callable[[str], None]
+) -> Iterator[dict[str, Any]]:
+    """Train, and return a point of the curve at each scoring; its seconds are of steps and their batches alone."""
+    batches, seconds, start, losses = task.batches("train"), 0.0, time.perf_counter(), []
+    due = {budget.num_steps * number // budget.num_scorings for number in range(1, budget.num_scorings + 1)}
+    for number in range(1, budget.num_steps + 1):
+        trainer.state, metrics = trainer.step(trainer.state, next(batches))
+        losses.append(metrics["loss"])
+        if number in due:
+            loss = float(np.mean(jax.device_get(losses)))  # waits for the steps
+            seconds, losses = seconds + time.perf_counter() - start, []
+            scores = score(trainer, task, problem, VALIDATION)
+            say(f"step {number}, {seconds:.0f} s of training: loss {loss:.3f}, {problem.score} "
+                f"{scores['score']:.1f}, words right {scores['words_right']:.1f}")  # fmt: skip
+            yield {"step": number, "seconds": seconds, "training_loss": loss, **scores}
+            start = time.perf_counter()
+
+
+def score_tests(trainer: Trainer, task: SequenceToSequence, problem: Problem) -> list[dict[str, Any]]:
+    """Scores of every test."""
+    return [
+        {"test": test, "source_tokens": problem.source_tokens(test), **score(trainer, task, problem, str(test))}
+        for test in problem.tests
+    ]
 
 
 def score(trainer: Trainer, task: SequenceToSequence, problem: Problem, split: str) -> dict[str, float]:
@@ -166,9 +175,7 @@ def score_written(problem: Problem, written: list[str], wanted: list[str]) -> di
     return {"score": value, "words_right": 100 * right / total}
 
 
-def input_gradients(
-    model: Any, params: Any, batch: dict[str, Any]
-) -> tuple[Float[Array, "B S"], Int[Array, " B"]]:
+def input_gradients(model: Any, params: Any, batch: dict[str, Any]) -> tuple[Float[Array, "B S"], Int[Array, " B"]]:
     """Norm of the gradient of the loss at the last output with respect to each vector that the encoder reads.
 
     The last output is the token before the end token. Each row's loss (nats) depends on its own inputs alone.
@@ -223,5 +230,6 @@ def gradients_by_distance(
     norms, found = np.asarray(norms), []
     for number in np.unique(distances[seen > 0]):
         inside = norms[(distances == number) & (seen > 0)]
-        found.append({"distance": float(BIN * number + BIN / 2), "norm": float(np.median(inside)), "inputs": inside.size})
+        middle = float(BIN * number + BIN / 2)
+        found.append({"distance": middle, "norm": float(np.median(inside)), "inputs": inside.size})
     return found

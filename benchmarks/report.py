@@ -46,7 +46,8 @@ def file_stem(benchmark: str = "attention") -> str:
 
 def environment(benchmark: str = "attention") -> dict[str, Any]:
     """Versions, device and command, to stand beside the figures."""
-    packages = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "triton", "tokamax", "nvidia-cudnn-cu13", "nvidia-cudnn-cu12")
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "triton", "tokamax")
+    packages += ("nvidia-cudnn-cu13", "nvidia-cudnn-cu12")
     installed = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions()}
     return {
         "device": device_name(),
