@@ -148,12 +148,12 @@ def make_recall(*, trained: int, tests: tuple[int, ...], num_rows: int, num_test
 def recall_rows(distances: Iterable[int], num_rows: int, seed: str) -> list[Pair]:
     """Letters with a digit each, and a question: "k3b7q1?b" wants "b7", with one item between: distance 1.
 
-    Zero to two items come before the wanted one. No letter occurs twice.
+    One to three items come before the wanted one. No letter occurs twice, so that distances go to 24.
     """
     drawn, distances, rows = random.Random(seed), list(distances), []
     for index in range(num_rows):
         distance = distances[index % len(distances)]
-        before = drawn.randint(0, min(2, len(KEYS) - distance - 1))
+        before = drawn.randint(1, min(3, len(KEYS) - distance - 1))
         keys = drawn.sample(KEYS, before + 1 + distance)
         values = drawn.choices(VALUES, k=len(keys))
         items = "".join(key + value for key, value in zip(keys, values, strict=True))

@@ -22,8 +22,8 @@ FIGURES = {
     "speed": "Speed and memory against length. Rows have as many target tokens as source tokens, and each step as many "
     "tokens. A recurrent system takes its steps one after the other, however wide the machine is.",
     "gradients": "Gradient of the loss at the last output with respect to the vector of one input token. Where it "
-    "fades with distance, a far input teaches nothing (vanishing gradients). A reversed source is read from its end, so that "
-    "its first tokens are the near ones.",
+    "fades with distance, a far input teaches nothing (vanishing gradients). A reversed source is read from its end, "
+    "so that its first tokens are the near ones.",
     "amount": "Quality against the number of rows to learn from.",
 }
 """What is written beside each plot."""
@@ -70,7 +70,8 @@ def _problems(content: dict) -> Iterator[str]:
     for problem in content["problems"].values():
         source, target = problem["example"]["source"], problem["example"]["target"]
         yield (
-            f"**{problem['title']}.** For example `{source}` to `{target}`. Trained with up to {problem['trained']} {problem['axis']}, tested with "
+            f"**{problem['title']}.** For example `{source}` to `{target}`. "
+            f"Trained with up to {problem['trained']} {problem['axis']}, tested with "
             f"{', '.join(map(str, problem['tests']))}."
         )
 

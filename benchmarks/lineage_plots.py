@@ -154,9 +154,9 @@ def amount(content: dict) -> Figure | None:
         for name, own in points.items():
             pairs = sorted((row["train_rows"], row["curve"][-1][key]) for row in own)
             axes.plot(*zip(*pairs, strict=True), **_style(name))
-        label = SCORES[score if key == "score" else key]
-        axes.set(xscale="log", xlabel="rows to learn from (the same number of steps)", ylabel=label,
-                 ylim=(-4, 104), title=f"{_short(content, 'translation')}, held out, of lengths trained on")  # fmt: skip
+        title = f"{_short(content, 'translation')}, held out, of lengths trained on"
+        axes.set(xscale="log", ylim=(-4, 104), title=title, ylabel=SCORES[score if key == "score" else key],
+                 xlabel="rows to learn from (the same number of steps)")  # fmt: skip
         ticks = sorted({row["train_rows"] for own in points.values() for row in own})
         axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         axes.xaxis.set_minor_locator(NullLocator())
