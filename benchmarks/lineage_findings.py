@@ -4,9 +4,11 @@ Nothing here knows how the comparison ought to come out.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+import numpy as np
 
 from benchmarks.lineage_plots import SCORES, rows_of
 from benchmarks.lineage_systems import TITLES
@@ -19,7 +21,9 @@ POINTS, SHARE = 2.0, 0.05
 class Comparison:
     """One figure of each system, and which of them is best."""
 
-    what: str
+    topic: str
+    place: str
+    """Where on the topic's axis: a length, a distance, an amount."""
     values: Mapping[str, float]
     """By system."""
     unit: str
@@ -41,8 +45,20 @@ class Comparison:
         return "newest" if self.best == [newest] else "level"
 
     def __str__(self) -> str:
-        figures = ", ".join(f"{TITLES[name]} {show(self.values[name])}" for name in TITLES if name in self.values)
-        return f"{self.what} ({self.unit}): {figures}."
+        return ", ".join(f"{TITLES[name]} {show(self.values[name])}" for name in TITLES if name in self.values)
+
+
+def summarise(comparisons: Iterable[Comparison]) -> Iterator[str]:
+    """Return a sentence for each run of comparisons of one topic that the same systems win, with the last's figures."""
+
+    def kind(found: Comparison) -> tuple:
+        return found.topic, found.unit, found.best
+
+    for (topic, unit, best), group in itertools.groupby(comparisons, kind):
+        found = list(group)
+        places = list(dict.fromkeys(one.place for one in found))
+        names = " and ".join(TITLES[name] for name in best)
+        yield f"**{names}**: {topic} {', '.join(places)} ({unit}). At {places[-1]}: {found[-1]}."
 
 
 def show(value: float) -> str:
@@ -63,23 +79,23 @@ def _by_length(content: dict) -> Iterator[Comparison]:
     if not rows:
         return
     problem = content["problems"]["translation"]
-    for test in problem["tests"]:
-        where = "as in training" if test <= problem["trained"] else "more than ever in training"
-        for key in ("score", "words_right"):
-            values = {row["system"]: at[key] for row in rows for at in row["tests"] if at["test"] == test}
-            unit = SCORES[problem["score"] if key == "score" else key]
-            yield Comparison(what=f"{problem['name']}, {test} {problem['axis']}, {where}", values=values, unit=unit)
+    for key in ("score", "words_right"):
+        unit = SCORES[problem["score"] if key == "score" else key]
+        yield from _by_test(rows, problem, key, unit)
 
 
 def _by_distance(content: dict) -> Iterator[Comparison]:
     rows = rows_of(content, "recall")
-    if not rows:
-        return
-    problem = content["problems"]["recall"]
+    if rows:
+        yield from _by_test(rows, content["problems"]["recall"], "score", SCORES["exact_match"])
+
+
+def _by_test(rows: list[dict], problem: dict, key: str, unit: str) -> Iterator[Comparison]:
     for test in problem["tests"]:
-        where = "as in training" if test <= problem["trained"] else "more than ever in training"
-        values = {row["system"]: at["score"] for row in rows for at in row["tests"] if at["test"] == test}
-        yield Comparison(what=f"recall, {test} {problem['axis']}, {where}", values=values, unit=SCORES["exact_match"])
+        where = "" if test <= problem["trained"] else ", more than ever in training"
+        values = {row["system"]: at[key] for row in rows for at in row["tests"] if at["test"] == test}
+        topic = f"{problem['name']} by {problem['axis']}{where}:"
+        yield Comparison(topic=topic, place=str(test), values=values, unit=unit)
 
 
 def _by_time(content: dict) -> Iterator[Comparison]:
@@ -89,45 +105,39 @@ def _by_time(content: dict) -> Iterator[Comparison]:
             continue
         name, end = content["problems"][part]["name"], min(row["training_seconds"] for row in rows)
         values = {row["system"]: row["training_seconds"] for row in rows}
-        yield Comparison(what=f"{name}, training of {rows[0]['num_steps']} steps", values=values, unit="seconds",
-                         better="low")  # fmt: skip
-        for share in (0.25, 1.0):
+        steps = f"{rows[0]['num_steps']} steps"
+        yield Comparison(topic=f"{name}, training time of", place=steps, values=values, unit="seconds", better="low")
+        for share in (0.25, 0.5, 1.0):
             reached = {row["system"]: _reached(row["curve"], share * end) for row in rows}
-            yield Comparison(what=f"{name}, held out, after {share * end:.0f} seconds of training each",
-                             values=reached, unit=SCORES["words_right"])  # fmt: skip
+            yield Comparison(topic=f"{name}, held out, each after as long a training:", values=reached,
+                             place=f"{share * end:.0f} s", unit=SCORES["words_right"])  # fmt: skip
 
 
 def _reached(curve: list[dict], seconds: float) -> float:
     """Words right at a time, on the line between two scorings."""
-    before = {"seconds": 0.0, "words_right": 0.0}
-    for at in curve:
-        if at["seconds"] >= seconds:
-            share = (seconds - before["seconds"]) / (at["seconds"] - before["seconds"])
-            return before["words_right"] + share * (at["words_right"] - before["words_right"])
-        before = at
-    return before["words_right"]
+    times, values = zip((0.0, 0.0), *((at["seconds"], at["words_right"]) for at in curve), strict=True)
+    return float(np.interp(seconds, times, values))
 
 
 def _by_amount(content: dict) -> Iterator[Comparison]:
-    rows = rows_of(content, "amount")
+    rows, name = rows_of(content, "amount"), content["problems"]["translation"]["name"]
     for num_rows in sorted({row["train_rows"] for row in rows}):
         values = {row["system"]: row["curve"][-1]["words_right"] for row in rows if row["train_rows"] == num_rows}
-        name = content["problems"]["translation"]["name"]
-        yield Comparison(what=f"{name}, held out, {num_rows:,} rows to learn from", values=values,
+        yield Comparison(topic=f"{name}, held out, by rows to learn from:", place=f"{num_rows:,}", values=values,
                          unit=SCORES["words_right"])  # fmt: skip
 
 
 def _by_speed(content: dict) -> Iterator[Comparison]:
     rows = rows_of(content, "speed")
-    for length in sorted({row["length"] for row in rows}):
-        at = [row for row in rows if row["length"] == length]
-        rates = {row["system"]: row["tokens_per_second"] for row in at if "tokens_per_second" in row}
-        yield Comparison(what=f"training at length {length}", values=rates, unit="tokens a second")
-        memory = {row["system"]: row["temp_bytes"] / 1e6 for row in at if row["temp_bytes"]}
-        yield Comparison(what=f"memory of a training step at length {length}", values=memory, unit="MB", better="low")
-        kept = {row["system"]: row["decoding_bytes"] / 1e3 for row in at}
-        yield Comparison(what=f"memory in decoding at length {length}", values=kept, unit="kB a sequence",
-                         better="low")  # fmt: skip
+    for topic, unit, key, scale in (
+        ("speed of training at length", "tokens a second", "tokens_per_second", 1),
+        ("memory of a training step at length", "MB", "temp_bytes", 1e6),
+        ("memory in decoding at length", "kB a sequence", "decoding_bytes", 1e3),
+    ):
+        for length in sorted({row["length"] for row in rows}):
+            values = {row["system"]: row[key] / scale for row in rows if row["length"] == length and row.get(key)}
+            better = "high" if key == "tokens_per_second" else "low"
+            yield Comparison(topic=topic, place=str(length), values=values, unit=unit, better=better)
 
 
 def order(content: dict) -> Iterator[str]:
@@ -151,10 +161,10 @@ def fading(content: dict) -> Iterator[str]:
     """Say how much of the gradient of the nearest inputs the farthest ones get."""
     for part in ("translation", "recall"):
         for row in rows_of(content, part):
+            shares = {}
             for when, points in row["gradients"].items():
-                near, far = points[0], points[-1]
-                if near["norm"] > 0:
-                    share = far["norm"] / near["norm"]
-                    yield (f"{content['problems'][part]['name']}, {TITLES[row['system']]}, {when}: an input "
-                           f"{far['distance']:.0f} tokens away gets {show(share)} times the gradient of one "
-                           f"{near['distance']:.0f} away.")  # fmt: skip
+                if points[0]["norm"] > 0:
+                    shares[when] = f"{show(points[-1]['norm'] / points[0]['norm'])} {when}"
+            near, far = (row["gradients"]["trained"][end]["distance"] for end in (0, -1))
+            yield (f"{content['problems'][part]['name']}, {TITLES[row['system']]}: the gradient at an input {far:.0f} "
+                   f"tokens away, as a multiple of that at {near:.0f}: {', '.join(shares.values())}.")  # fmt: skip

@@ -10,21 +10,21 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.lineage_findings import compare, fading, order, show
+from benchmarks.lineage_findings import POINTS, SHARE, compare, fading, order, show, summarise
 from benchmarks.lineage_plots import SCORES, draw, rows_of
-from benchmarks.lineage_systems import TITLES
+from benchmarks.lineage_systems import ABOUT, TITLES
 
 FIGURES = {
     "length": "Quality against source length. Right of the dashed line rows are longer than any that was learnt from.",
-    "recall": "Recall against distance: how many items stand between the one that is asked for and the question.",
-    "time": "Quality against training time, on held-out rows of the lengths trained on. Every system takes the same "
+    "recall": "Recall against distance. That is how many items stand between the one asked for and the question.",
+    "time": "Quality against training time. On held-out rows of the lengths trained on. Every system takes the same "
     "number of steps, so that a line that ends earlier is of a faster one.",
     "speed": "Speed and memory against length. Rows have as many target tokens as source tokens, and each step as many "
     "tokens. A recurrent system takes its steps one after the other, however wide the machine is.",
-    "gradients": "Gradient of the loss at the last output with respect to the vector of one input token. Where it "
-    "fades with distance, a far input teaches nothing (vanishing gradients). A reversed source is read from its end, "
-    "so that its first tokens are the near ones.",
-    "amount": "Quality against the number of rows to learn from.",
+    "gradients": "Gradient at an input against distance. Of the loss at the last output with respect to the vector of "
+    "one input token: the norm, the median over inputs. Where it fades with distance, a far input teaches nothing "
+    "(vanishing gradients). A reversed source is read from its end, so that its first tokens are the near ones.",
+    "amount": "Quality against the amount of training data. Few rows are seen again and again in as many steps.",
 }
 """What is written beside each plot."""
 
@@ -53,6 +53,7 @@ def sections(content: dict, figures: dict[str, str]) -> Iterator[str]:
         f"    {environment['command']}"
     )
     yield from _problems(content)
+    yield _bullets(f"**{TITLES[name]}**: {ABOUT[name]}" for name in TITLES if name in settings["systems"])
     yield table(*overview(content))
     yield from _verdicts(content)
     for name, text in FIGURES.items():
@@ -80,8 +81,12 @@ def _verdicts(content: dict) -> Iterator[str]:
     found = list(compare(content))
     for verdict, heading in (("older", "Where the older systems win"), ("level", "Where they are level"),
                              ("newest", "Where the newest wins")):  # fmt: skip
-        chosen = [str(comparison) for comparison in found if comparison.verdict == verdict]
+        chosen = list(summarise(comparison for comparison in found if comparison.verdict == verdict))
         yield f"## {heading}\n\n" + (_bullets(chosen) if chosen else "Nowhere in this run.")
+    yield (
+        f"Level is what lies within {POINTS:.0f} points of a score, or {SHARE:.0%} of a time, a rate or a size. Every "
+        "sentence here follows from the figures of this run."
+    )
     lines = list(order(content))
     if lines:
         yield "## Does each step help at lengths beyond those trained on?\n\n" + _bullets(lines)

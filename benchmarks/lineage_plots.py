@@ -128,13 +128,13 @@ def gradients(content: dict) -> Figure | None:
     parts = {name: rows for name in ("translation", "recall") if (rows := rows_of(content, name))}
     if not parts:
         return None
-    figure, places = grid(2 * len(parts), f"{_where(content)}: how much an input can still teach", SCALE, columns=2)
+    figure, places = grid(2 * len(parts), f"{_where(content)}: how much gradient reaches an input", SCALE, columns=2)
     panels = [(name, when) for name in parts for when in ("untrained", "trained")]
     for axes, (name, when) in zip(places, panels, strict=True):
         rows = [{**row, "gradients": row["gradients"][when]} for row in parts[name]]
         _lines(axes, rows, lambda row: [(at["distance"], at["norm"]) for at in row["gradients"]])
         title = f"{_short(content, name)}, {'at initialisation' if when == 'untrained' else 'after training'}"
-        axes.set(yscale="log", title=title, xlabel="tokens read and written from the input to the last output",
+        axes.set(yscale="log", title=title, xlabel="tokens from the input to the last output, as they are read",
                  ylabel="gradient norm, nats")  # fmt: skip
     _legend(figure, [row for rows in parts.values() for row in rows])
     return figure
@@ -171,7 +171,7 @@ FIGURES = {"length": length, "recall": recall, "time": time, "speed": speed, "gr
 
 def _where(content: dict) -> str:
     quick = ", --quick: these figures mean little" if content["settings"]["name"] == "quick" else ""
-    return f"Three ways to read a sequence ({content['environment']['device']}{quick})"
+    return f"From the LSTM to the Transformer ({content['environment']['device']}{quick})"
 
 
 def _short(content: dict, part: str) -> str:
@@ -197,7 +197,7 @@ def _lines(axes: Axes, rows: list[dict], points: Callable[[dict], list[Point]]) 
 def _mark_edge(axes: Axes, place: float) -> None:
     """Where the lengths end that occur in training."""
     axes.axvline(place, color="black", linestyle="--", linewidth=1)
-    axes.annotate("longer than any in training →", (place, 1), (5, -4), xycoords=("data", "axes fraction"),
+    axes.annotate("more than ever in training →", (place, 1), (5, -4), xycoords=("data", "axes fraction"),
                   textcoords="offset points", fontsize=8, va="top")  # fmt: skip
 
 

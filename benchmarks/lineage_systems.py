@@ -54,12 +54,18 @@ class Widths:
 
 
 TITLES = {
-    "lstm": "LSTM, source reversed",
-    "attention": "GRU with additive attention",
+    "lstm": "LSTM",
+    "attention": "GRU + attention",
     "transformer": "Transformer",
     "relative": "Transformer, relative positions",
 }
-"""What can be compared, in the order of the papers (2014, 2015, 2017, 2020)."""
+"""What can be compared, in the order of the papers."""
+ABOUT = {
+    "lstm": "two layers a side, the source read from its end, all of it in one state (Sutskever et al. 2014)",
+    "attention": "reads both ways, and looks back at every step by additive attention (Bahdanau et al. 2015)",
+    "transformer": "two layers a side, post-norm, sinusoids (Vaswani et al. 2017)",
+    "relative": "the same with a learned bias by distance in place of the sinusoids (Raffel et al. 2020)",
+}
 DEFAULT = ("lstm", "attention", "transformer")
 
 

@@ -282,7 +282,7 @@ def test_data_that_is_missing_is_one_line(tmp_path, capsys):
     ],
 )
 def test_the_verdict_follows_from_the_figures(values, better, unit, verdict):
-    assert Comparison(what="x", values=values, unit=unit, better=better).verdict == verdict
+    assert Comparison(topic="x", place="1", values=values, unit=unit, better=better).verdict == verdict
 
 
 def test_sentences_follow_from_the_results(whole):
@@ -292,7 +292,9 @@ def test_sentences_follow_from_the_results(whole):
     for row, value in ((better, 90.0), (worse, 10.0)):
         row["tests"][1] |= {"score": value, "words_right": value}
     assert better["system"] == "lstm"
-    verdicts = [found.verdict for found in compare(content) if found.what.startswith(f"{name}, 2 ")]
+    verdicts = [
+        found.verdict for found in compare(content) if found.topic.startswith(f"{name} by") and found.place == "2"
+    ]
     assert verdicts == ["older", "older"]
     assert all("does not hold" in line for line in order(content))
     for row, value in ((better, 10.0), (worse, 90.0)):
