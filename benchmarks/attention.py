@@ -34,6 +34,7 @@ from benchmarks.problems import Cell, Problem
 from benchmarks.reference import ROW_FACTOR, TOLERANCE, Reference, make_reference
 from benchmarks.report import Record, add_automatic, add_backward, fields, file_stem, make_rows, show
 from benchmarks.suites import Grid
+from benchmarks.timing import clock
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -59,11 +60,6 @@ def main(argv: list[str] | None = None) -> None:
     for path in plots.draw(record.path):
         print(f"wrote {path}")
     print(f"wrote {record.path}: {len(record.results)} rows in {clock(time.perf_counter() - start)}")
-
-
-def clock(seconds: float) -> str:
-    """Minutes and seconds."""
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
 def run_cell(cell: Cell, grid: Grid, options: argparse.Namespace, record: Record) -> list[dict]:

@@ -157,9 +157,9 @@ def title(content: dict) -> str:
     return f"{content['environment']['device']}, {dtypes}"
 
 
-def grid(count: int, heading: str, scale: float = 1.0) -> tuple[Figure, list[Axes]]:
-    """A figure with `count` panels and room for a legend below."""
-    columns = min(MAX_COLUMNS, count)
+def grid(count: int, heading: str, scale: float = 1.0, columns: int = MAX_COLUMNS) -> tuple[Figure, list[Axes]]:
+    """A figure with `count` panels, at most `columns` side by side, and room for a legend below."""
+    columns = min(columns, count)
     lines = -(-count // columns)
     size = max(6.5, scale * PANEL_WIDTH * columns), scale * PANEL_HEIGHT * lines + 0.9
     figure = Figure(figsize=size, layout="constrained")

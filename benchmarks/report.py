@@ -39,14 +39,15 @@ def device_name() -> str:
     return f"cpu-{os.cpu_count()}-cores" if device.platform == "cpu" else device.device_kind
 
 
-def file_stem() -> str:
-    """attention-<device>."""
-    return "attention-" + re.sub(r"[^a-z0-9]+", "-", device_name().lower()).strip("-")
+def file_stem(benchmark: str = "attention") -> str:
+    """<benchmark>-<device>."""
+    return f"{benchmark}-" + re.sub(r"[^a-z0-9]+", "-", device_name().lower()).strip("-")
 
 
-def environment() -> dict[str, Any]:
+def environment(benchmark: str = "attention") -> dict[str, Any]:
     """Versions, device and command, to stand beside the figures."""
-    packages = ("jax", "jaxlib", "numpy", "torch", "triton", "tokamax", "nvidia-cudnn-cu13", "nvidia-cudnn-cu12")
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "triton", "tokamax")
+    packages += ("nvidia-cudnn-cu13", "nvidia-cudnn-cu12")
     installed = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions()}
     return {
         "device": device_name(),
@@ -54,7 +55,7 @@ def environment() -> dict[str, Any]:
         "machine": platform.machine(),
         "python": platform.python_version(),
         "versions": {name: installed[name] for name in packages if name in installed},
-        "command": "python " + " ".join(map(shlex.quote, ["benchmarks/attention.py", *sys.argv[1:]])),
+        "command": "python " + " ".join(map(shlex.quote, [f"benchmarks/{benchmark}.py", *sys.argv[1:]])),
     }
 
 
@@ -101,7 +102,7 @@ class Record:
         self.write()
 
     def write(self, finished: bool = False) -> None:
-        """Write the file whole, beside itself first: an interrupted write loses nothing."""
+        """Write the file."""
         for row in self.results:
             row |= fractions(row, self.ceilings)
         content = {
@@ -114,9 +115,14 @@ class Record:
             "running": self.running,
             "cells_done": self.done,
         }
-        beside = self.path.with_suffix(".part")
-        beside.write_text(json.dumps(content, indent=1) + "\n")
-        beside.replace(self.path)
+        write_json(self.path, content)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a file whole, beside itself first: an interrupted write loses nothing."""
+    beside = path.with_suffix(".part")
+    beside.write_text(json.dumps(content, indent=1) + "\n")
+    beside.replace(path)
 
 
 def fractions(row: dict, ceilings: Ceilings) -> dict[str, float | None]:

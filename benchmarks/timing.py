@@ -17,6 +17,11 @@ SLOW = 4
 """A call that takes this many times the cell's budget is not timed; shorter ones get their rounds all the same."""
 
 
+def clock(seconds: float) -> str:
+    """Minutes and seconds."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
 def sample(contender: Contender, num_calls: int) -> float:
     """Seconds a call, over `num_calls` issued back to back.
 
