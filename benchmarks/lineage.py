@@ -9,7 +9,7 @@
 Same data, task, generation and scorer for all: quality against source length, on rows of several pairs (dates, by
 default) and on recall over growing distance; against wall time; against the amount of data; speed and memory of
 training against length; the gradient that reaches an early input. Written after every piece of work:
-lineage-<device>.json; at the end the page, lineage-<device>.md, and its plots.
+lineage-<device>.json; at the end the page, lineage-<device>.md, and its plots (--quick: lineage-quick-<device>).
 """
 
 import argparse
@@ -103,12 +103,13 @@ def main(argv: list[str] | None = None, settings: Settings | None = None) -> int
     folder.mkdir(parents=True, exist_ok=True)
     try:
         problems = make_problems(options, settings)
-        described = as_json(settings) | {name: getattr(options, name) for name in ("data", "path", "systems", "parts")}
-        record = Record(folder / f"{file_stem('lineage')}.json", described, problems, resume=options.resume)
+        chosen = {name: getattr(options, name) for name in ("data", "path", "systems")}
+        stem = file_stem("lineage" if settings.name == "small" else f"lineage-{settings.name}")
+        record = Record(folder / f"{stem}.json", as_json(settings) | chosen, problems, resume=options.resume)
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    run(list(plan(options, settings, problems)), record)
+    run(list(plan(options, settings, problems)), record, options.deadline_seconds)
     for path in write_page(record.path):
         print(f"wrote {path}")
     print(f"wrote {record.path}: {len(record.results)} results in {clock(record.seconds)}")
@@ -123,6 +124,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--quick", action="store_true", help="tiny models and few steps: everything runs, the figures mean little")
     add("--resume", action="store_true", help="go on with the results file, past what it has")
+    add("--deadline-seconds", type=positive(float), help="after which no further piece of work is begun")
     add("--out", default=str(RESULTS), help="folder of the results (benchmarks/results)")
     add("--systems", nargs="+", choices=TITLES, default=list(DEFAULT), metavar="NAME", help=", ".join(TITLES))
     add("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
@@ -199,12 +201,16 @@ def plan(options: argparse.Namespace, settings: Settings, problems: dict[str, Pr
                 )
 
 
-def run(work: list[Work], record: "Record") -> None:
-    """Do what is not yet done; what fails is noted, and the rest goes on."""
+def run(work: list[Work], record: "Record", deadline_seconds: float | None = None) -> None:
+    """Do what is not yet done; what fails is noted, and the rest goes on. After the deadline nothing is begun."""
     left = [(name, make) for name, make in work if name not in record.done]
     start, before = time.perf_counter(), record.seconds
     for index, (name, make) in enumerate(left):
         elapsed = time.perf_counter() - start
+        if deadline_seconds is not None and elapsed > deadline_seconds:
+            print(f"{len(left) - index} of {len(left)} are left out: {deadline_seconds:.0f} s are over")
+            record.write()
+            return
         ahead = f", about {clock(elapsed / index * (len(left) - index))} left" if index else ""
         print(f"\n[{index + 1} of {len(left)}, {clock(elapsed)} so far{ahead}] {name}", flush=True)
         try:

@@ -48,9 +48,9 @@ class Widths:
     """Of each system's layers; the Transformer's is a multiple of its head size."""
 
     lstm: int = 96
-    attention: int = 80
-    transformer: int = 64
-    head_size: int = 32
+    attention: int = 88
+    transformer: int = 72
+    head_size: int = 24
 
 
 TITLES = {

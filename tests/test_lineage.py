@@ -264,6 +264,13 @@ def test_what_fails_is_noted_and_the_rest_goes_on(tmp_path):
     assert content["finished"] and not content["failures"]
 
 
+def test_a_deadline_leaves_the_rest_out(tmp_path):
+    record = lineage.Record(tmp_path / "lineage.json", {"name": "small"}, {}, resume=False)
+    lineage.run([("late", lambda: [{"part": "speed"}])], record, deadline_seconds=1e-9)
+    content = json.loads(record.path.read_text())
+    assert not content["results"] and not content["finished"]
+
+
 def test_data_that_is_missing_is_one_line(tmp_path, capsys):
     assert lineage.main(["--data", "zoo_datez", "--out", str(tmp_path)], SETTINGS) == 2
     assert "zoo_dates" in capsys.readouterr().err
