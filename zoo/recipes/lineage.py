@@ -21,7 +21,7 @@ from zoo.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
 def translate_dates_lstm() -> Run:
     """A deep LSTM that reads dates from their end (Sutskever et al. 2014): no attention, all it knows is one state.
 
-    Not yet measured.
+    Measured on 2 virtual CPU cores (EPYC), in under three minutes beside other jobs: 70.87 % of 2,242 held-out dates exact.
     """
     vocab_size, width = 512, 192
     return _dates(
@@ -39,7 +39,7 @@ def translate_dates_lstm() -> Run:
 def translate_dates_attention() -> Run:
     """A bidirectional GRU with additive attention that reads dates (Bahdanau et al. 2015).
 
-    Not yet measured.
+    Measured on 2 virtual CPU cores (EPYC), in a little over two minutes: 99.96 % of 2,242 held-out dates exact.
     """
     vocab_size, width = 512, 128
     return _dates(

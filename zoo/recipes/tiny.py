@@ -101,7 +101,7 @@ def bert_tiny() -> Run:
 def translate_dates() -> Run:
     """A T5 that reads dates: "samedi 21 novembre 2026" to "2026-11-21", from the locale data of Babel.
 
-    Measured on 2 virtual CPU cores, in 3:12 minutes: all of 2,242 held-out dates exact.
+    Measured on 2 virtual CPU cores (EPYC), in 80 seconds beside other jobs: 99.96 % of 2,242 held-out dates exact.
     """
     vocab_size = 512
     return Run(
@@ -120,8 +120,8 @@ def translate_dates() -> Run:
 def translate_tiny() -> Run:
     """A T5 of eight languages: measures, money, days, places, from any language into any other, from Babel's data.
 
-    Measured on 2 virtual CPU cores with AMX, in nine minutes with scoring: BLEU 97.67, chrF 98.19 and 94.84 % exact on
-    5,022 held-out pairs, none of whose targets is in train. The nearest training source's target has BLEU 27.93.
+    Measured on 2 virtual CPU cores with AVX512-BF16, in five minutes with scoring: BLEU 97.44, chrF 98.25 and 95.17 %
+    exact on 4,890 held-out pairs, none of whose targets is in train. The nearest training source's target has BLEU 28.72.
     """
     vocab_size = 4096
     return Run(
