@@ -121,7 +121,7 @@ def translate_tiny() -> Run:
     """A T5 of eight languages: measures, money, days, places, from any language into any other, from Babel's data.
 
     Measured on 2 virtual CPU cores with AVX512-BF16, in five minutes with scoring: BLEU 97.44, chrF 98.25 and 95.17 %
-    exact on 4,890 held-out pairs, none of whose targets is in train. The nearest training source's target has BLEU 28.72.
+    exact on 4,890 held-out pairs, none of whose targets is in train. The nearest training source's target: BLEU 28.72.
     """
     vocab_size = 4096
     return Run(
