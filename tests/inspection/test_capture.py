@@ -153,16 +153,15 @@ def test_a_recurrent_model_shows_its_alignment():
 
 
 def test_models_without_attention_are_refused():
-    embedding = EmbeddingConfig(width=8, vocab_size=30)
-    for config, message in (
-        (RecurrentConfig(embedding=embedding, width=8), "train one with --model.attention additive"),
-        (ImageTokenizerConfig(), "inspect a run that draws with it"),
+    config = RecurrentConfig(embedding=EmbeddingConfig(width=8, vocab_size=30), width=8)
+    for other, message in (
+        (config, "train one with --model.attention additive"),
+        (ImageTokenizerConfig(image_size=16), "inspect a run that draws with it"),
     ):
         with pytest.raises(ValueError, match=message):
-            require_attention(config)
-    bundle = Bundle(model=Recurrent(config), params={}, config=RecurrentConfig(embedding=embedding, width=8))
+            require_attention(other)
     with pytest.raises(ValueError, match="no attention to look at"):
-        inspect(bundle, input_ids=[[1]], decoder_input_ids=[[1]])
+        inspect(Bundle(model=Recurrent(config), params={}, config=config), input_ids=[[1]], decoder_input_ids=[[1]])
 
 
 def test_alignments_of_other_attention_fit_in():

@@ -66,7 +66,7 @@ SEEING_AND_HEARING = {
     ),
     "whisper-seq2seq_lm": (
         ["--audio", "speech.wav"],
-        {"encoder/attention": (19, 19), "decoder/attention": (40, 40), "decoder/cross_attention": (40, 19)},
+        {"encoder/attention": (19, 19), "decoder/attention": (41, 41), "decoder/cross_attention": (41, 19)},
     ),
     "bart-base": (
         ["--prompt", "the cat sat"],
