@@ -106,6 +106,7 @@ ALLOWED = {
         "kernels",
         "layers",
         "pretrained",
+        "recurrent",
         "stack",
         "static",
         "tokenization",

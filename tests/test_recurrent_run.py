@@ -1,6 +1,7 @@
 """A recurrent run as a user meets it: trained, interrupted, scored, averaged, asked, loaded, saved."""
 
 import dataclasses
+import json
 import shutil
 
 import jax
@@ -123,6 +124,27 @@ def test_it_answers(started, capsys):
     run, _ = started
     cli.evaluate([str(run), "--prompt", "10 and 11 dogs", "--num-beams", "2"])
     assert capsys.readouterr().out.endswith("\n")
+
+
+def test_its_alignment_is_looked_at(started, tmp_path, capsys):
+    run, _ = started
+    path = tmp_path / "look.html"
+    cli.evaluate([str(run), "--inspect", "--prompt", "10 and 11 dogs", "--prefix", "10 plus", "--output", str(path)])
+    assert capsys.readouterr().out == f"open {path} in a browser\n"
+    data = json.loads(path.read_text().split('id="data">')[1].split("</script>")[0])
+    bundle = zoo.load(run)
+    ids, written = (
+        bundle.tokenizer.sequence("10 and 11 dogs"),
+        [bundle.tokenizer.start_id, *bundle.tokenizer.encode("10 plus")],
+    )
+    alignment = bundle(input_ids=[ids], decoder_input_ids=[written]).alignment
+    (shown,) = data["maps"]
+    assert (shown["name"], shown["layers"], shown["heads"]) == ("decoder alignment", 1, 1)
+    assert shown["keys"] == [bundle.tokenizer.piece(token) for token in ids] and len(shown["queries"]) == len(written)
+    weights = np.array(shown["weights"]["data"]).reshape(alignment.shape) * shown["weights"]["unit"]
+    np.testing.assert_allclose(weights, alignment, atol=1e-4)
+    # What makes no sense without layers of heads is left out.
+    assert (shown["rollout"], shown["distance"], shown["query"], data["lens"], data["ablation"]) == (None,) * 5
 
 
 @pytest.mark.parametrize(

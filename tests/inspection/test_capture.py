@@ -3,15 +3,18 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from models import CONFIGS, build, inputs
 
 from zoo.bundle import Bundle
+from zoo.config import EmbeddingConfig, ImageTokenizerConfig, RecurrentConfig
 from zoo.inspection import inspect
-from zoo.inspection.capture import Attended, attention_weights
+from zoo.inspection.capture import Attended, attention_weights, require_attention
 from zoo.kernels import attention
 from zoo.kernels.cases import CASES, SMALL_CASES, TEST_SIZES, fits
+from zoo.recurrent import Recurrent
 
 FEATURES = {name: case for name, case in (CASES | SMALL_CASES).items() if "dropout" not in name}
 
@@ -126,6 +129,39 @@ def test_too_much_is_refused_before_it_runs(monkeypatch):
     monkeypatch.setattr("zoo.inspection.capture.MAX_WEIGHTS", 1000)
     with pytest.raises(ValueError, match="2,304 attention weights"):
         inspect(bundle_of("gpt2"), **inputs(CONFIGS["gpt2"]))
+
+
+def test_a_recurrent_model_shows_its_alignment():
+    config = RecurrentConfig(
+        embedding=EmbeddingConfig(width=8, vocab_size=30), cell="gru", width=6, direction="both", attention="additive"
+    )
+    model, rng = Recurrent(config), np.random.default_rng(0)
+    given = {
+        "input_ids": rng.integers(1, 30, (2, 7)),
+        "attention_mask": np.array([[1] * 7, [1] * 4 + [0] * 3]),
+        "decoder_input_ids": rng.integers(1, 30, (2, 5)),
+    }
+    params = jax.jit(lambda rng: model.init(rng, **jax.tree.map(jnp.asarray, given))["params"])(jax.random.key(0))
+    bundle = Bundle(model=model, params=params, config=config)
+    found, output = inspect(bundle, **given), bundle(**given)
+    assert list(found.attentions) == ["decoder/alignment"] and not found.hidden_states
+    weights = found.attentions["decoder/alignment"].weights
+    np.testing.assert_array_equal(weights[0, :, 0], output.alignment)
+    np.testing.assert_array_equal(found.output.logits, output.logits)
+    np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-6)
+    assert (weights[0, 1, 0, :, 4:] == 0).all() and [len(states) for states in found.output.hidden_states] == [2, 2]
+
+
+def test_models_without_attention_are_refused():
+    config = RecurrentConfig(embedding=EmbeddingConfig(width=8, vocab_size=30), width=8)
+    for other, message in (
+        (config, "train one with --model.attention additive"),
+        (ImageTokenizerConfig(image_size=16), "inspect a run that draws with it"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            require_attention(other)
+    with pytest.raises(ValueError, match="no attention to look at"):
+        inspect(Bundle(model=Recurrent(config), params={}, config=config), input_ids=[[1]], decoder_input_ids=[[1]])
 
 
 def test_alignments_of_other_attention_fit_in():

@@ -1,10 +1,13 @@
 """`evaluate.py MODEL --inspect` as a user meets it: the page it writes for checkpoints and for a run."""
 
 import json
+import wave
 
 import numpy as np
 import pytest
 from checkpoints import write_checkpoint
+from PIL import Image
+from test_ask import checkpoint
 from test_report import Elements
 
 import zoo
@@ -50,6 +53,52 @@ def test_checkpoints(model_type, head, maps, measure, tmp_path, capsys):
         len(columns),
         len(data["lens"]["answers"][0][0]),
     )
+
+
+SEEING_AND_HEARING = {
+    "clip-base": (
+        ["--prompt", "the cat", "--image", "picture.png"],
+        {"text/encoder/attention": (4, 4), "image/encoder/attention": (17, 17)},
+    ),
+    "vision-encoder-decoder-seq2seq_lm": (
+        ["--image", "picture.png", "--prefix", "a dog"],
+        {"encoder/attention": (17, 17), "decoder/attention": (3, 3), "decoder/cross_attention": (3, 17)},
+    ),
+    "whisper-seq2seq_lm": (
+        ["--audio", "speech.wav"],
+        {"encoder/attention": (19, 19), "decoder/attention": (41, 41), "decoder/cross_attention": (41, 19)},
+    ),
+    "bart-base": (
+        ["--prompt", "the cat sat"],
+        {"encoder/attention": (5, 5), "decoder/attention": (5, 5), "decoder/cross_attention": (5, 5)},
+    ),
+}
+"""Queries and keys of each map."""
+
+
+@pytest.mark.parametrize("name", SEEING_AND_HEARING)
+def test_pictures_sounds_and_two_towers(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.arange(30 * 40 * 3, dtype=np.uint8).reshape(30, 40, 3)).save("picture.png")
+    with wave.open("speech.wav", "wb") as file:
+        file.setparams((1, 2, 380, 0, "NONE", ""))
+        file.writeframes(np.arange(-9000, 9000, 50, dtype="<i2").tobytes())
+    folder = checkpoint(tmp_path / "model", *name.rsplit("-", 1))
+    if name.startswith("whisper"):
+        sound = {"feature_size": 7, "sampling_rate": 380, "hop_length": 10, "chunk_length": 1}
+        (folder / "preprocessor_config.json").write_text(json.dumps(sound))
+    arguments, sizes = SEEING_AND_HEARING[name]
+    data = inspected(tmp_path, folder, *arguments)
+    assert {entry["path"]: (len(entry["queries"]), len(entry["keys"])) for entry in data["maps"]} == sizes
+    assert {entry["path"] for entry in data["maps"] if entry["pictured"]} == (
+        {path for path in sizes if "text" not in path and path != "decoder/attention"}
+        if "--image" in arguments
+        else set()
+    )
+    assert set(data["ablation"]["effects"]) == set(sizes) and (data["lens"] is None) == name.endswith("base")
+    for entry in data["maps"]:
+        rows = np.array(entry["weights"]["data"]).reshape(entry["weights"]["shape"]).sum(-1) * entry["weights"]["unit"]
+        np.testing.assert_allclose(rows, 1, atol=5e-3)
 
 
 def test_masks_are_written_as_in_other_prompts(tmp_path):

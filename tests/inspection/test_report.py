@@ -122,6 +122,10 @@ def test_vectors_that_are_too_many_are_left_out_and_weights_refused(monkeypatch)
     inspection, shown = example()
     monkeypatch.setattr("zoo.inspection.report.MAX_NUMBERS", 100)
     assert all(entry["query"] is None and entry["weights"] for entry in report_data(inspection, shown)["maps"])
+    monkeypatch.setattr("zoo.inspection.report.MAX_WEIGHTS", 200)
+    data = report_data(inspection, shown)
+    assert [entry["path"] for entry in data["maps"]] == ["decoder/cross_attention"]
+    assert data["facts"] == [*HOSTILE, "encoder self-attention: too large for a page"]
     monkeypatch.setattr("zoo.inspection.report.MAX_WEIGHTS", 100)
     with pytest.raises(ValueError, match="560 attention weights"):
         report_data(inspection, shown)

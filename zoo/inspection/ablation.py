@@ -24,14 +24,16 @@ def ablate_heads(loss: Callable[[Any], Float[Array, ""]], params: Any) -> dict[s
 
     Args:
         loss: parameters to a scalar; traced, and compiled once for each kind of attention.
-        params: of a transformer.
+        params: of any model.
 
     Returns:
-        By the attention's path, such as "encoder/attention": [layers with parameters of their own, heads].
+        By the attention's path, such as "encoder/attention": [layers with parameters of their own, heads]. Nothing for
+        models without heads.
     """
     effects = {}
-    whole = jax.jit(loss)(params)
-    for path in output_kernels(params):
+    paths = output_kernels(params)
+    whole = jax.jit(loss)(params) if paths else None
+    for path in paths:
         num_layers, num_heads = _layers_first(flatten_dict(params, sep="/")[path]).shape[:2]
 
         def effect(params, index, path=path, num_heads=num_heads):

@@ -3,7 +3,8 @@
 The model is traced once more, unrolled, with an interceptor (`flax.linen.intercept_methods`) around its attention. The
 interceptor hands on what it gets and returns what comes back, so the model computes what it always does; beside it, the
 scores and the weights that the fused op never keeps are made densely, from the same arguments, by the kernels' own
-reference. They take B N T S numbers a layer: `inspect` refuses what would not fit.
+reference. They take B N T S numbers a layer: `inspect` refuses what would not fit. A recurrent model returns its
+alignment by itself.
 
 Left out: attention over a decoding cache (inspect the whole sequence instead), and dropout.
 """
@@ -20,11 +21,13 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from zoo.bundle import Bundle
+from zoo.config import ImageTokenizerConfig, RecurrentConfig
 from zoo.kernels.attention import prepare
 from zoo.kernels.call import LOWEST
 from zoo.kernels.dense import masked_logits, softmax
 from zoo.kernels.masks import Full
 from zoo.layers import Attention
+from zoo.recurrent import Recurrent
 from zoo.stack import Stack
 
 MAX_WEIGHTS = 2**28
@@ -78,9 +81,11 @@ class Inspection:
 
     attentions: Mapping[str, Attended]
     """By the path of their parameters: "encoder/attention", "decoder/attention", "decoder/cross_attention", of dual
-    encoders "text/encoder/attention", and of pooling heads "head/pool/attention"."""
+    encoders "text/encoder/attention", and of pooling heads "head/pool/attention". A recurrent decoder's alone is
+    "decoder/alignment", whatever layer makes it."""
     hidden_states: Mapping[str, Float[np.ndarray, "L+1 B T D"]]
-    """Of each stack ("encoder", "decoder"): the embeddings, and what each layer returned, before the final norm."""
+    """Of each stack ("encoder", "decoder"): the embeddings, and what each layer returned, before the final norm. None
+    of recurrent models, whose layers differ in width: the output has them."""
     output: Any
     """The model's own output, a `zoo.transformer.Output` or a `zoo.dual.DualOutput` of NumPy arrays."""
 
@@ -93,8 +98,13 @@ def inspect(bundle: Bundle, **inputs: Any) -> Inspection:
         inputs: as `Bundle.__call__` takes them.
 
     Raises:
-        ValueError: an id outside the vocabulary, or more weights than `MAX_WEIGHTS`.
+        ValueError: a model without attention, an id outside the vocabulary, or more weights than `MAX_WEIGHTS`.
     """
+    require_attention(bundle.config)
+    if isinstance(bundle.model, Recurrent):
+        output = jax.tree.map(_to_numpy, bundle(**inputs, output_hidden_states=True))
+        alignment = Attended.of_alignment(output.alignment)
+        return Inspection(attentions={"decoder/alignment": alignment}, hidden_states={}, output=output)
     # Unrolled: what a scan's body makes cannot leave it. The parameters are the same, and so are the results.
     model = bundle.model.clone(layers="unrolled", remat="none")
 
@@ -115,6 +125,17 @@ def inspect(bundle: Bundle, **inputs: Any) -> Inspection:
         hidden_states={path: np.stack(layers) for path, layers in states.items()},
         output=output,
     )
+
+
+def require_attention(config: Any) -> None:
+    """ValueError for a model that has none, before anything compiles."""
+    if isinstance(config, ImageTokenizerConfig):
+        raise ValueError("an image tokenizer has no attention to look at; inspect a run that draws with it")
+    if isinstance(config, RecurrentConfig) and config.attention is None:
+        raise ValueError(
+            "this recurrent model has no attention to look at: its decoder begins with the encoder's last states, and "
+            "they are all that it knows of the source; train one with --model.attention additive"
+        )
 
 
 def attention_weights(

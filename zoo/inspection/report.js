@@ -377,7 +377,7 @@ function drawPicture() {
   const map = current(), shown = data.picture;
   $("panel-picture").hidden = !shown || !map.pictured;
   if (!shown || !map.pictured || !picture.image) return;
-  const patches = map.queries.length === map.keys.length, whole = picture.image;
+  const patches = Boolean(map.rollout), whole = picture.image;
   const scale = Math.max(1, Math.min(24, Math.round(420 / whole.width))), canvas = $("picture");
   const brush = sized(canvas, whole.width * scale, whole.height * scale);
   brush.imageSmoothingEnabled = false;
@@ -439,7 +439,7 @@ function listen() {
 
   const patch = (row, column) => {
     const shown = data.picture, map = current();
-    if (map.queries.length !== map.keys.length || row < 0 || column < 0 || row >= shown.rows || column >= shown.columns) return;
+    if (!map.rollout || row < 0 || column < 0 || row >= shown.rows || column >= shown.columns) return;
     choose({ query: shown.first + row * shown.columns + column });
   };
   $("picture").addEventListener("click", (event) => {

@@ -78,8 +78,11 @@ class Shown:
 def write_report(path: str | Path, inspection: Inspection, shown: Shown) -> Path:
     """Write the page.
 
+    Maps that are too large are left out, the largest first, and the page says so: those of an encoder of half a minute
+    of sound are.
+
     Raises:
-        ValueError: labels that do not fit the positions, or more weights than `MAX_WEIGHTS`.
+        ValueError: labels that do not fit the positions, or more weights than `MAX_WEIGHTS` in every map.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,23 +108,33 @@ def as_script(data: Any) -> str:
 
 def report_data(inspection: Inspection, shown: Shown) -> dict[str, Any]:
     """All that the page shows."""
-    count = sum(seen.weights[:, 0].size for seen in inspection.attentions.values())
-    if count > MAX_WEIGHTS:
-        raise ValueError(
-            f"a report of these inputs would hold {count:,} attention weights, and {MAX_WEIGHTS:,} is the most; give a "
-            "shorter text, or call zoo.inspection.inspect in Python"
-        )
-    arrays = [getattr(seen, name) for seen in inspection.attentions.values() for name in _VECTORS]
+    attentions = _small_enough(inspection.attentions)
+    left_out = [f"{_name(path)}: too large for a page" for path in inspection.attentions if path not in attentions]
+    arrays = [getattr(seen, name) for seen in attentions.values() for name in _VECTORS]
     whole = sum(array[:, 0].size for array in arrays if array is not None) <= MAX_NUMBERS
-    maps = [_map(path, seen, shown, whole) for path, seen in inspection.attentions.items()]
+    maps = [_map(path, seen, shown, whole) for path, seen in attentions.items()]
     return {
         "title": shown.title,
-        "facts": list(shown.facts),
+        "facts": [*shown.facts, *left_out],
         "maps": maps,
         "ablation": None if shown.ablation is None else _ablation(shown.ablation, inspection),
         "lens": None if shown.lens is None else _lens(shown.lens, shown, inspection),
         "picture": None if shown.picture is None else _picture(shown.picture),
     }
+
+
+def _small_enough(attentions: Mapping[str, Attended]) -> Mapping[str, Attended]:
+    """As many maps as a page holds, without the largest of them."""
+    counts = {path: seen.weights[:, 0].size for path, seen in attentions.items()}
+    kept = sorted(counts, key=counts.__getitem__)
+    while sum(counts[path] for path in kept) > MAX_WEIGHTS:
+        kept.pop()
+    if not kept:
+        raise ValueError(
+            f"a report of these inputs would hold {sum(counts.values()):,} attention weights, and {MAX_WEIGHTS:,} is "
+            "the most; give a shorter text, or call zoo.inspection.inspect in Python"
+        )
+    return {path: seen for path, seen in attentions.items() if path in kept}
 
 
 def _map(path: str, seen: Attended, shown: Shown, whole: bool) -> dict[str, Any]:

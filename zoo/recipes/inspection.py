@@ -14,10 +14,11 @@ import numpy as np
 from rich.console import Console
 
 from zoo.bundle import Bundle
-from zoo.config import DualConfig, TransformerConfig
+from zoo.config import DualConfig, RecurrentConfig, TransformerConfig
 from zoo.data import TextTokenizer
 from zoo.data.pictures import open_picture
 from zoo.inspection import ablate_heads, inspect, logit_lens
+from zoo.inspection.capture import require_attention
 from zoo.inspection.losses import Loss, own_loss
 from zoo.inspection.report import Ablation, Picture, Shown, write_report
 from zoo.pretrained import load
@@ -25,12 +26,15 @@ from zoo.recipes.ask import MASK, read_pixels, read_sound
 from zoo.recipes.preparation import Prepared, prepare, task_tokenizer
 from zoo.recipes.run import Run
 from zoo.training.state import bind_apply, count_parameters
+from zoo.transformer import Transformer
 
 FILE = "inspection.html"
 ROWS = 8
 """Held-out rows that the loss without a head is measured on."""
 WRITTEN = 48
 """Tokens that an encoder-decoder writes to be looked at, at the most, where no `--prefix` says what it writes."""
+BEGINS = 4
+"""Tokens that a decoder begins with, at the most: those of speech say language, task, and that no times are told."""
 NAMED = 3
 """Heads that the command line names."""
 CHARACTERS = 160
@@ -50,8 +54,9 @@ class Subject:
 
 def inspect_run(run: Run, wanted: Any, console: Console) -> None:
     """Write the page for a run; the options are a `zoo.cli.Evaluation`'s."""
+    require_attention(run.model)
     prepared = prepare(run)
-    bundle = load(run.folder, step=wanted.step)
+    bundle = load(run.folder, step=wanted.step, average=wanted.average)
     subject = make_subject(bundle, _with_defaults(wanted, prepared), prepared.tokenizer, console, prepared)
     loss, measure = _held_out_loss(prepared)
     page = _Page(
@@ -94,6 +99,9 @@ def make_subject(
         ValueError: an option that the model needs is missing, or a text is too long for it.
     """
     config = bundle.config
+    if isinstance(config, RecurrentConfig):
+        source = _text(bundle, config, wanted, tokenizer, "encoder")
+        return _together(source, _written(bundle, source, wanted, tokenizer, prepared))
     if isinstance(config, DualConfig):
         parts = [_text(bundle, config.text, wanted, tokenizer, "text/encoder")] if wanted.prompt else []
         parts += [_picture(bundle, config.image, wanted, "image/encoder", prepared)] if wanted.image else []
@@ -138,9 +146,10 @@ class _Page:
     def write(self, bundle: Bundle, subject: Subject, console: Console) -> None:
         """Look inside, write the page, and say which heads matter most."""
         seen = inspect(bundle, **subject.inputs)
-        whole = float(jax.jit(self.loss)(bundle.params))
-        ablation = Ablation(effects=ablate_heads(self.loss, bundle.params), measure=self.measure, whole=whole)
-        lens, answers = None, ()
+        effects, ablation, lens, answers = ablate_heads(self.loss, bundle.params), None, None, ()
+        if effects:
+            whole = float(jax.jit(self.loss)(bundle.params))
+            ablation = Ablation(effects=effects, measure=self.measure, whole=whole)
         if _chooses(bundle, seen.output):
             lens = logit_lens(bundle, **subject.inputs)
             answers = _answers(bundle, lens.ids[:, 0], self.tokenizer, self.classes)
@@ -159,16 +168,16 @@ class _Page:
             answers=answers,
         )
         path = write_report(self.path, seen, shown)
-        for name, layer, head, effect in _worth(ablation.effects)[:NAMED]:
+        for name, layer, head, effect in _worth(effects)[:NAMED]:
             said = f"{name}, layer {layer + 1}, head {head + 1}: without it {effect:+.4f} {self.measure}"
             console.print(said, soft_wrap=True, highlight=False)
         console.print(f"open {path} in a browser", soft_wrap=True, highlight=False)
 
 
 def _chooses(bundle: Bundle, output: Any) -> bool:
-    """Whether the model chooses among tokens or classes."""
+    """Whether the model is a transformer that chooses among tokens or classes."""
     classes = getattr(getattr(bundle.config, "head", None), "num_classes", 2)
-    return getattr(output, "logits", None) is not None and (classes or 0) > 1
+    return isinstance(bundle.model, Transformer) and output.logits is not None and (classes or 0) > 1
 
 
 def _worth(effects: Mapping[str, np.ndarray]) -> list[tuple[str, int, int, float]]:
@@ -214,16 +223,20 @@ def _held_out_loss(prepared: Prepared) -> tuple[Loss, str]:
 
 
 def _text(
-    bundle: Bundle, config: TransformerConfig, wanted: Any, tokenizer: TextTokenizer | None, stack: str
+    bundle: Bundle,
+    config: TransformerConfig | RecurrentConfig,
+    wanted: Any,
+    tokenizer: TextTokenizer | None,
+    stack: str,
 ) -> Subject:
     if tokenizer is None:
         raise ValueError("this model has no tokenizer that zoo can read, so it takes no text")
     if not wanted.prompt:
         raise ValueError('--prompt is missing: give a text to look at, --prompt "..."')
     second = wanted.pair or wanted.context
-    if config.decoder is not None and config.encoder is not None:
+    if config.is_encoder_decoder:
         inputs = {"input_ids": np.array([tokenizer.sequence(wanted.prompt)], np.int32)}
-    elif config.encoder is None:
+    elif config.generates:
         ids = [*tokenizer.begin_ids, *tokenizer.encode(wanted.prompt)]
         inputs = {"input_ids": np.array([ids], np.int32)}
     elif MASK in wanted.prompt:
@@ -285,7 +298,7 @@ def _sound(bundle: Bundle, wanted: Any, console: Console) -> Subject:
 def _written(
     bundle: Bundle, source: Subject, wanted: Any, tokenizer: TextTokenizer | None, prepared: Prepared | None
 ) -> Subject:
-    """What the decoder of an encoder-decoder reads: `--prefix`, or what the model writes by itself."""
+    """What the decoder of an encoder-decoder reads: `--prefix`, what the model writes, or makes of its source."""
     codec = getattr(prepared and prepared.task, "codec", None)
     if codec is not None:  # it draws: its tokens are a picture's
         options = dict(max_new_tokens=codec.num_tokens, eos_token_id=None, decoder_start_token_id=codec.num_codes)
@@ -293,13 +306,24 @@ def _written(
         return Subject(inputs={"decoder_input_ids": ids}, tokens={"decoder": token_labels(None, ids[0])})
     if wanted.prefix is not None and tokenizer is not None:
         ids = np.array([[tokenizer.start_id, *tokenizer.encode(wanted.prefix)]], np.int32)
+    elif bundle.config.generates:
+        ids = _generated(bundle, source.inputs, tokenizer)
+    elif (made := bundle.prepare(**source.inputs).get("decoder_input_ids")) is not None:
+        ids = np.asarray(made)
     else:
-        inputs = {name: value for name, value in source.inputs.items() if name != "token_type_ids"}
-        written = bundle.generate(**inputs, max_new_tokens=WRITTEN, num_beams=1, do_sample=False)
-        ids = np.asarray(written.sequences)[:1]
-        ends = np.flatnonzero(ids[0, 1:] == getattr(tokenizer, "eos_id", -1))
-        ids = ids[:, : ends[0] + 1] if len(ends) else ids  # the end token is written, and read by nobody
+        raise ValueError('--prefix is missing: this model writes nothing; say what its decoder reads, --prefix "..."')
     return Subject(inputs={"decoder_input_ids": ids}, tokens={"decoder": token_labels(tokenizer, ids[0])})
+
+
+def _generated(bundle: Bundle, inputs: Mapping[str, np.ndarray], tokenizer: TextTokenizer | None) -> np.ndarray:
+    """What the model writes of itself, [1, T], up to the end token: that is written, and read by nobody."""
+    inputs = {name: value for name, value in inputs.items() if name != "token_type_ids"}
+    positions = bundle.config.target_embedding.positions
+    room = WRITTEN if positions is None or positions.max_length is None else positions.max_length - BEGINS
+    written = bundle.generate(**inputs, max_new_tokens=min(WRITTEN, room), num_beams=1, do_sample=False)
+    ids = np.asarray(written.sequences)[:1]
+    ends = np.flatnonzero(ids[0, 1:] == getattr(tokenizer, "eos_id", -1))
+    return ids[:, : ends[0] + 1] if len(ends) else ids
 
 
 def _together(*parts: Subject) -> Subject:
