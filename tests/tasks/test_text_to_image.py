@@ -268,6 +268,17 @@ def test_a_folder_of_pictures_trains_and_answers(trained, capsys):
     assert path in capsys.readouterr().out and size_of(path)[0] > 2 * 150
 
 
+def test_a_run_that_draws_is_looked_into(trained, tmp_path):
+    path = tmp_path / "look.html"
+    evaluate([trained[0], "--inspect", "--prompt", "red on the left", "--output", str(path)])
+    data = json.loads(path.read_text().split('id="data">')[1].split("</script>")[0])
+    *_, drawn, read = data["maps"]
+    codes = {str(code) for code in range(4)}  # a picture's tokens, and what begins it
+    assert (drawn["path"], len(drawn["keys"]), drawn["keys"][0]) == ("decoder/attention", 16, "4")
+    assert (read["path"], len(read["queries"]), read["keys"][-1]) == ("decoder/cross_attention", 16, "</s>")
+    assert {*drawn["keys"][1:]} <= codes == {answer for cell in data["lens"]["answers"][-1] for answer in cell}
+
+
 @pytest.mark.parametrize(
     ("model_type", "tune", "trains"),
     [("t5", "frozen", ()), ("bert", "lora", ("lora_a", "lora_b")), ("distilbert", "full", ("embedder", "encoder"))],

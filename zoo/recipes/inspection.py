@@ -64,7 +64,7 @@ def inspect_run(run: Run, wanted: Any, console: Console) -> None:
         title=f"{run.folder}, step {bundle.step}",
         loss=loss,
         measure=measure,
-        tokenizer=prepared.tokenizer,
+        tokenizer=None if _codec(prepared) is not None else prepared.tokenizer,
         classes=classes if isinstance(classes := getattr(prepared.task, "classes", ()), tuple) else (),
     )
     page.write(bundle, subject, console)
@@ -140,6 +140,7 @@ class _Page:
     loss: Loss
     measure: str
     tokenizer: TextTokenizer | None
+    """Of what the model answers."""
     classes: Sequence[str]
     """Names of what a classifier chooses among; numbers stand for those that have none."""
 
@@ -299,8 +300,8 @@ def _written(
     bundle: Bundle, source: Subject, wanted: Any, tokenizer: TextTokenizer | None, prepared: Prepared | None
 ) -> Subject:
     """What the decoder of an encoder-decoder reads: `--prefix`, what the model writes, or makes of its source."""
-    codec = getattr(prepared and prepared.task, "codec", None)
-    if codec is not None:  # it draws: its tokens are a picture's
+    codec = _codec(prepared)
+    if codec is not None:
         options = dict(max_new_tokens=codec.num_tokens, eos_token_id=None, decoder_start_token_id=codec.num_codes)
         ids = np.asarray(bundle.generate(**source.inputs, **options, num_beams=1, do_sample=False).sequences)[:1, :-1]
         return Subject(inputs={"decoder_input_ids": ids}, tokens={"decoder": token_labels(None, ids[0])})
@@ -313,6 +314,11 @@ def _written(
     else:
         raise ValueError('--prefix is missing: this model writes nothing; say what its decoder reads, --prefix "..."')
     return Subject(inputs={"decoder_input_ids": ids}, tokens={"decoder": token_labels(tokenizer, ids[0])})
+
+
+def _codec(prepared: Prepared | None) -> Any:
+    """What turns the tokens that a run writes into a picture; None for one that writes no picture."""
+    return getattr(prepared and prepared.task, "codec", None)
 
 
 def _generated(bundle: Bundle, inputs: Mapping[str, np.ndarray], tokenizer: TextTokenizer | None) -> np.ndarray:
