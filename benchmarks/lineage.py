@@ -54,8 +54,8 @@ class Settings:
     """Of each test."""
     pairs_trained: int = 2
     pairs_tested: tuple[int, ...] = (1, 2, 3, 4)
-    translation: Budget = Budget(num_steps=600, batch_size=64, num_scorings=8)
-    fractions: tuple[float, ...] = (1 / 64, 1 / 16, 1 / 4)
+    translation: Budget = Budget(num_steps=900, batch_size=64, num_scorings=8)
+    fractions: tuple[float, ...] = (1 / 64, 1 / 8)
     """Of `num_rows`; the whole is the translation itself."""
     recall_rows: int = 65_536
     recall_trained: int = 7
