@@ -98,6 +98,27 @@ def test_the_mean_of_checkpoints_is_loaded_and_scored(started, capsys):
         zoo.load(run / "checkpoints", average=2)
 
 
+def test_a_run_starts_from_it(started, tmp_path, capsys):
+    run, command = started
+    data = command[command.index("--data.path") :][:2]
+    small = [
+        "--task.batch-size",
+        "16",
+        "--mesh.data",
+        "1",
+        "--training.num-steps",
+        "1",
+        "--training.tensorboard",
+        "False",
+    ]
+    options = ["--init", str(run), *data, *small, "--folder", str(tmp_path / "next")]
+    cli.train(["translate-dates-lstm", *options])
+    assert zoo.load(tmp_path / "next").config == Run.load(run).model
+    with pytest.raises(SystemExit):
+        cli.train(["translate-dates", *options[:-1], str(tmp_path / "packed")])
+    assert "task.packed is True and the model is recurrent" in capsys.readouterr().err
+
+
 def test_it_answers(started, capsys):
     run, _ = started
     cli.evaluate([str(run), "--prompt", "10 and 11 dogs", "--num-beams", "2"])

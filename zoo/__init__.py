@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from zoo.architectures import list_architectures
-    from zoo.config import TransformerConfig
+    from zoo.config import RecurrentConfig, TransformerConfig
     from zoo.kernels.attention import attention
     from zoo.pretrained import load
+    from zoo.recurrent import Recurrent
     from zoo.saving import save
     from zoo.transformer import Transformer
     from zoo.weights import CheckpointError
@@ -21,11 +22,23 @@ _HOME = {
     "CheckpointError": "zoo.weights",
     "list_architectures": "zoo.architectures",
     "load": "zoo.pretrained",
+    "Recurrent": "zoo.recurrent",
+    "RecurrentConfig": "zoo.config",
     "save": "zoo.saving",
     "Transformer": "zoo.transformer",
     "TransformerConfig": "zoo.config",
 }
-__all__ = ["CheckpointError", "Transformer", "TransformerConfig", "attention", "list_architectures", "load", "save"]
+__all__ = [
+    "CheckpointError",
+    "Recurrent",
+    "RecurrentConfig",
+    "Transformer",
+    "TransformerConfig",
+    "attention",
+    "list_architectures",
+    "load",
+    "save",
+]
 __version__ = "0.1.0"
 
 

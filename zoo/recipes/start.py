@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from zoo.bundle import OWN, START, Bundle
-from zoo.config import ClassifierHead, Head, TransformerConfig
+from zoo.config import ClassifierHead, DualConfig, Head
 from zoo.data import Dataset
 from zoo.pretrained import LABEL_PARAMETERS, initialise_fresh, load, load_frozen, load_start, with_head
 from zoo.recipes.run import Run
@@ -138,9 +138,9 @@ def _replicated(sharding: Any) -> Any:
 def _adopt(run: Run, bundle: Bundle) -> Run:
     """The run with the checkpoint's model, and its pictures as the checkpoint reads them."""
     config, task = bundle.config, run.task
-    if not isinstance(config, TransformerConfig):
+    if isinstance(config, DualConfig):
         raise ValueError(f"{run.init.checkpoint} is two encoders of one space; this task trains one model")
-    if config.family == "encoder-decoder" and task.head != "seq2seq_lm":
+    if config.is_encoder_decoder and task.head != "seq2seq_lm":
         raise ValueError(
             f"{run.init.checkpoint} is an encoder-decoder and this task reads texts with one stack; take an encoder or "
             "a decoder, or the recipe of a task that writes one text from another"
