@@ -139,6 +139,9 @@ def gradients(content: dict) -> Figure | None:
         title = f"{_short(content, name)}, {'at initialisation' if when == 'untrained' else 'after training'}"
         axes.set(yscale="log", title=title, xlabel="tokens from the input to the last output, as they are read",
                  ylabel="gradient norm, share of the line's largest")  # fmt: skip
+    lowest = min(axes.get_ylim()[0] for axes in places)
+    for axes in places:
+        axes.set_ylim(lowest, 1.5)
     _legend(figure, [row for rows in parts.values() for row in rows])
     return figure
 
