@@ -67,10 +67,11 @@ def show(value: float) -> str:
 
 
 def compare(content: dict) -> Iterator[Comparison]:
-    """Return every comparison that the results allow; one takes at least two systems."""
+    """Return every comparison that the results allow: one takes the newest system, and another."""
+    newest = [name for name in TITLES if name in content["settings"]["systems"]][-1]
     for found in (*_by_length(content), *_by_distance(content), *_by_time(content), *_by_amount(content),
                   *_by_speed(content)):  # fmt: skip
-        if len(found.values) > 1:
+        if newest in found.values and len(found.values) > 1:
             yield found
 
 

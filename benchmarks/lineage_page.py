@@ -22,8 +22,9 @@ FIGURES = {
     "speed": "Speed and memory against length. Rows have as many target tokens as source tokens, and each step as many "
     "tokens. A recurrent system takes its steps one after the other, however wide the machine is.",
     "gradients": "Gradient at an input against distance. Of the loss at the last output with respect to the vector of "
-    "one input token: the norm, the median over inputs. Where it fades with distance, a far input teaches nothing "
-    "(vanishing gradients). A reversed source is read from its end, so that its first tokens are the near ones.",
+    "one input token: the norm, the median over inputs, each line as a share of its largest. Where it fades with "
+    "distance, a far input teaches nothing (vanishing gradients). A reversed source is read from its end, so that its "
+    "first tokens are the near ones.",
     "amount": "Quality against the amount of training data. Few rows are seen again and again in as many steps.",
 }
 """What is written beside each plot."""

@@ -124,7 +124,10 @@ def speed(content: dict) -> Figure | None:
 
 
 def gradients(content: dict) -> Figure | None:
-    """Norm of the gradient of the last output's loss at an input against distance."""
+    """Norm of the gradient of the last output's loss at an input against distance, each line by its own largest.
+
+    Norms themselves say more of the loss, which training makes small, than of the way that a gradient takes.
+    """
     parts = {name: rows for name in ("translation", "recall") if (rows := rows_of(content, name))}
     if not parts:
         return None
@@ -132,12 +135,20 @@ def gradients(content: dict) -> Figure | None:
     panels = [(name, when) for name in parts for when in ("untrained", "trained")]
     for axes, (name, when) in zip(places, panels, strict=True):
         rows = [{**row, "gradients": row["gradients"][when]} for row in parts[name]]
-        _lines(axes, rows, lambda row: [(at["distance"], at["norm"]) for at in row["gradients"]])
+        _lines(axes, rows, _relative)
         title = f"{_short(content, name)}, {'at initialisation' if when == 'untrained' else 'after training'}"
         axes.set(yscale="log", title=title, xlabel="tokens from the input to the last output, as they are read",
-                 ylabel="gradient norm, nats")  # fmt: skip
+                 ylabel="gradient norm, share of the line's largest")  # fmt: skip
+    lowest = min(axes.get_ylim()[0] for axes in places)
+    for axes in places:
+        axes.set_ylim(lowest, 1.5)
     _legend(figure, [row for rows in parts.values() for row in rows])
     return figure
+
+
+def _relative(row: dict) -> list[Point]:
+    largest = max(at["norm"] for at in row["gradients"]) or 1.0
+    return [(at["distance"], at["norm"] / largest) for at in row["gradients"]]
 
 
 def amount(content: dict) -> Figure | None:

@@ -1,5 +1,6 @@
 """Training steps of all systems side by side at growing lengths: tokens a second, memory, and memory in decoding."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -65,7 +66,7 @@ def measure_length(
                 "parameters": trainer.num_parameters,
                 "temp_bytes": contender.temp_bytes,
                 "compile_seconds": contender.compile_seconds,
-                "decoding_bytes": decoding_bytes(trainer, length),
+                "decoding_bytes": decoding_bytes(trainer.apply, trainer.state.params, length),
             }
             if contender.samples:
                 low, median, high = timing.quartiles(contender.samples)
@@ -75,14 +76,17 @@ def measure_length(
     return rows
 
 
-def decoding_bytes(trainer: Trainer, length: int) -> int:
-    """Bytes that decoding keeps for one sequence of `length` source tokens and as many written ones."""
+def decoding_bytes(apply: Callable[..., Any], params: Any, length: int) -> int:
+    """Bytes that decoding keeps for one sequence of `length` source tokens and as many written ones.
+
+    Nothing is computed: `params` may be shapes.
+    """
 
     def prefill(params, ids, mask):
-        encoded = trainer.apply(params, input_ids=ids, attention_mask=mask, method="encode")
+        encoded = apply(params, input_ids=ids, attention_mask=mask, method="encode")
         states = {} if encoded.decoder_states is None else {"decoder_states": encoded.decoder_states}
         prompt = jnp.ones((1, 1), jnp.int32)
-        return trainer.apply(
+        return apply(
             params,
             input_ids=prompt,
             attention_mask=prompt,
@@ -94,5 +98,5 @@ def decoding_bytes(trainer: Trainer, length: int) -> int:
         )[1]
 
     row = jax.ShapeDtypeStruct((1, length), jnp.int32)
-    cache = jax.eval_shape(prefill, trainer.state.params, row, row)
+    cache = jax.eval_shape(prefill, params, row, row)
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))

@@ -222,6 +222,8 @@ def gradients_by_distance(
     system reads: a reversed source is read from its end.
     """
     batch = next(iter(task.batches(split)))
+    filled = batch["inputs_segment_ids"].any(-1)  # a short split's batch ends in blank rows
+    batch = {name: array[filled] for name, array in batch.items()}
     norms, last = jax.jit(input_gradients, static_argnums=0)(trainer.model, trainer.state.params, batch)
     seen = np.asarray(batch["inputs_segment_ids"])
     places = np.broadcast_to(np.arange(seen.shape[1]), seen.shape)
