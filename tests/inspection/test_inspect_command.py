@@ -101,6 +101,12 @@ def test_pictures_sounds_and_two_towers(name, tmp_path, monkeypatch):
         np.testing.assert_allclose(rows, 1, atol=5e-3)
 
 
+def test_an_answers_two_ends_are_no_choice_to_read_layers_by(tmp_path):
+    folder = write_checkpoint(tmp_path / "checkpoint", "bert", "question_answering")
+    data = inspected(tmp_path, folder, "--prompt", "the cat", "--context", "sat on a mat")
+    assert data["lens"] is None and data["maps"][0]["keys"].count("[SEP]") == 2
+
+
 def test_masks_are_written_as_in_other_prompts(tmp_path):
     folder = write_checkpoint(tmp_path / "checkpoint", "bert", "masked_lm")
     data = inspected(tmp_path, folder, "--prompt", "the <mask> sat")

@@ -25,6 +25,8 @@ from zoo.pretrained import load
 from zoo.recipes.ask import MASK, read_pixels, read_sound
 from zoo.recipes.preparation import Prepared, prepare, task_tokenizer
 from zoo.recipes.run import Run
+from zoo.tasks.picture_attributes import PictureAttributesConfig
+from zoo.tasks.question_answering import QuestionAnsweringConfig
 from zoo.training.state import bind_apply, count_parameters
 from zoo.transformer import Transformer
 
@@ -65,6 +67,7 @@ def inspect_run(run: Run, wanted: Any, console: Console) -> None:
         loss=loss,
         measure=measure,
         tokenizer=None if _codec(prepared) is not None else prepared.tokenizer,
+        one_choice=not isinstance(run.task, QuestionAnsweringConfig | PictureAttributesConfig),
         classes=classes if isinstance(classes := getattr(prepared.task, "classes", ()), tuple) else (),
     )
     page.write(bundle, subject, console)
@@ -85,6 +88,7 @@ def inspect_checkpoint(bundle: Bundle, wanted: Any, console: Console) -> None:
         loss=loss,
         measure=measure,
         tokenizer=tokenizer,
+        one_choice=bundle.origin is None or bundle.origin.head != "question_answering",
         classes=tuple(str(labels.get(str(place), place)) for place in range(len(labels))),
     )
     page.write(bundle, subject, console)
@@ -141,6 +145,8 @@ class _Page:
     measure: str
     tokenizer: TextTokenizer | None
     """Of what the model answers."""
+    one_choice: bool
+    """Whether logits are those of one choice, and not of an answer's two ends, or of several attributes."""
     classes: Sequence[str]
     """Names of what a classifier chooses among; numbers stand for those that have none."""
 
@@ -151,7 +157,7 @@ class _Page:
         if effects:
             whole = float(jax.jit(self.loss)(bundle.params))
             ablation = Ablation(effects=effects, measure=self.measure, whole=whole)
-        if _chooses(bundle, seen.output):
+        if self.one_choice and _chooses(bundle, seen.output):
             lens = logit_lens(bundle, **subject.inputs)
             answers = _answers(bundle, lens.ids[:, 0], self.tokenizer, self.classes)
         facts = (
