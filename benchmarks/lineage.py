@@ -60,7 +60,7 @@ class Settings:
     recall_rows: int = 65_536
     recall_trained: int = 7
     recall_tested: tuple[int, ...] = (0, 3, 7, 11, 15, 19, 23)
-    recall: Budget = Budget(num_steps=800, batch_size=128, num_scorings=8)
+    recall: Budget = Budget(num_steps=2400, batch_size=128, num_scorings=8)
     lengths: tuple[int, ...] = (32, 64, 128, 256, 512)
     tokens: int = 4096
     """Source tokens, and target tokens, of a step that is timed."""
