@@ -84,9 +84,9 @@ def test_pictures_show_colour_size_and_place():
         cover = ink.max(-1)
         rows, columns = np.nonzero(cover > 64)
         height, middle = np.ptp(rows) + 1, (np.ptp(columns) / 2 + columns.min(), np.ptp(rows) / 2 + rows.min())
-        assert (height > 14.5) == (scene.size == "large"), scene
+        assert (height > 13) == (scene.size == "large"), scene
         for place, offset in zip(middle, pictures.PLACES[scene.place], strict=True):
-            assert abs(place - 15.5 - 7.5 * offset) < 4, scene
+            assert abs(place - 15.5 - 8 * offset) < 4, scene
         shade = 255 - ink[cover == cover.max()][0]
         nearest = min(COLOURS, key=lambda name: np.abs(shade - COLOURS[name]).sum())
         assert nearest == scene.things[0].colour, scene
