@@ -101,8 +101,9 @@ def text_to_image_tiny() -> Run:
 def text_to_image_pixels_tiny() -> Run:
     """Pictures from captions, pixel by pixel in 32 colours, as Image GPT draws: the same set, shrunk to 16 by 16.
 
-    Trains picture-judge-16-tiny first, which reads pictures of that size, where its run is not there yet. Not yet
-    measured.
+    Trains picture-judge-16-tiny first, which reads pictures of that size, where its run is not there yet. Measured on 2
+    virtual CPU cores with AVX512-BF16, in nine minutes beside other jobs: 93.20 % of captions of known combinations
+    drawn right, by the judge, and 82.00 % of others; the training picture with the nearest caption: 66.00 % and none.
     """
     return Run(
         model=_text_to_image(vocab_size=384, num_codes=32, num_tokens=256, width=128, num_layers=3),
