@@ -275,7 +275,10 @@ def test_recomputing_saves_memory_that_grows_with_both_lengths():
 
     def temporary(remat):
         model = Recurrent(RECURRENT["attention"], remat=remat)
-        loss = lambda params: model.apply({"params": params}, input_ids=ids, decoder_input_ids=ids).logits.sum()  # noqa: E731
+
+        def loss(params):
+            return model.apply({"params": params}, input_ids=ids, decoder_input_ids=ids).logits.sum()
+
         return jax.jit(jax.grad(loss)).lower(params).compile().memory_analysis().temp_size_in_bytes
 
     scores = 4 * 4 * 64 * 64 * models.WIDTH  # float32, one a pair of positions and hidden unit

@@ -24,7 +24,10 @@ HOSTILE = [
 
 def attended(layers=2, heads=4, kv_heads=2, queries=7, keys=7, size=3, seed=0) -> Attended:
     rng = np.random.default_rng(seed)
-    normal = lambda *shape: rng.standard_normal((layers, 2, *shape)).astype(np.float32)  # noqa: E731
+
+    def normal(*shape):
+        return rng.standard_normal((layers, 2, *shape)).astype(np.float32)
+
     scores = normal(heads, queries, keys)
     scores[..., -1] = -np.inf
     weights = np.exp(scores)

@@ -19,10 +19,10 @@ from zoo.inspection import ablate_heads, inspect, logit_lens
 from zoo.inspection.report import Ablation, Picture, Shown, write_report
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install -e '.[test]'")
-from selenium.webdriver.chrome.service import Service  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
-from selenium.webdriver.support.ui import Select  # noqa: E402
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import Select
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 DRIVER = shutil.which("chromedriver")
@@ -253,7 +253,10 @@ def test_one_token_in_numbers(page, text):
     assert len(rows) == 14 and "query of “漢字”" in rows[0].text and "context vector" in rows[-1].text
     page.find("#as-numbers").click()
     cells = [[cell.text for cell in row.find_elements(By.TAG_NAME, "td")] for row in page.all("#numbers tbody tr")]
-    vector = lambda cell: np.array(cell.split(), float)  # noqa: E731
+
+    def vector(cell):
+        return np.array(cell.split(), float)
+
     np.testing.assert_allclose(vector(cells[0][3]), seen.query[1, 0, 4, 2], atol=0.0061)
     np.testing.assert_allclose(vector(cells[-1][4]), seen.context[1, 0, 4, 2], atol=0.0061)
     for place, cell in enumerate(cells[1:-1]):
@@ -285,7 +288,10 @@ def test_the_lens_tells_the_runners_up(page, text):
 
 
 def test_light_and_dark(page):
-    colour = lambda: page.find("body").value_of_css_property("background-color")  # noqa: E731
+
+    def colour():
+        return page.find("body").value_of_css_property("background-color")
+
     before, label = colour(), page.find("#theme").text
     page.find("#theme").click()
     assert colour() != before and page.find("#theme").text != label
