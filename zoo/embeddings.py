@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from zoo.config import AudioConfig, EmbeddingConfig, LearnedPositions, PatchConfig, SinusoidalPositions
 from zoo.layers import ACTIVATIONS, Norm, Projection, dropout, resample_grid
+from zoo.partition import split_rows, whole_columns
 
 
 class TokenEmbedding(nn.Module):
@@ -38,7 +39,7 @@ class TokenEmbedding(nn.Module):
 
 def rows(table: Float[Array, "V D"], ids: Int[Array, "..."]) -> Float[Array, "... D"]:
     """Rows of `table`; an id outside it gives NaN, so that a bad id cannot pass for a good one."""
-    return table.at[ids].get(mode="fill", fill_value=jnp.nan)
+    return split_rows(whole_columns(table).at[ids].get(mode="fill", fill_value=jnp.nan))
 
 
 class PatchEmbedding(nn.Module):

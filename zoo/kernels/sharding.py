@@ -1,8 +1,8 @@
 """Attention on a mesh: each device runs the backend on its own sequences, heads and rows.
 
 Attention is independent over the batch and over groups of heads, so no device needs another's data. Left to itself the
-partitioner does not see that in a loop over heads, and gathers them. The batch is split over the axes `data` and
-`fsdp`, heads over `tensor`, the sequence over `context`, where sizes divide. What devices must tell each other about a
+partitioner does not see that in a loop over heads, and gathers them. The batch is split over the axes `data`,
+`fsdp` and `expert`, heads over `tensor`, the sequence over `context`, where sizes divide. What devices must tell each other about a
 split sequence is in `context.py`.
 """
 
@@ -18,7 +18,7 @@ from zoo.kernels.bias import ALiBi, DenseBias, RelativeBias
 from zoo.kernels.call import Call
 from zoo.kernels.masks import And, Dense, Lengths, Or, PrefixLM, Segments
 
-BATCH_AXES = ("data", "fsdp")
+BATCH_AXES = ("data", "fsdp", "expert")
 HEAD_AXIS = "tensor"
 
 

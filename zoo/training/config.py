@@ -4,7 +4,8 @@ import dataclasses
 import math
 from typing import Any, Literal
 
-MESH_AXES = ("data", "fsdp", "tensor", "context")
+MESH_AXES = ("data", "fsdp", "expert", "tensor", "context")
+"""From the slowest links between devices to the fastest."""
 
 
 def _require(condition: bool, field: str, value: Any, mend: str) -> None:
@@ -99,16 +100,20 @@ class InitConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """How many devices each mesh axis has. -1, on at most one axis, takes all devices that remain."""
+    """How many devices each mesh axis has. -1, on at most one axis, takes all devices that remain: docs/scaling.md."""
 
     data: int = -1
     """Copies of the model, each with its own rows of the batch."""
     fsdp: int = 1
     """Devices that share both the rows of the batch and the parameters (fully sharded data parallel)."""
+    expert: int = 1
+    """Devices that share both the rows of the batch and the experts of a mixture."""
     tensor: int = 1
     """Devices that share attention heads, hidden units and the vocabulary."""
     context: int = 1
     """Devices that share the positions of a sequence."""
+    slices: int = 1
+    """Equal groups of devices (TPU slices, machines) that a slower network joins; `data` alone runs across them."""
 
     def __post_init__(self):
         sizes = {axis: getattr(self, axis) for axis in MESH_AXES}
@@ -117,6 +122,7 @@ class MeshConfig:
                 raise ValueError(f"mesh.{axis} is {size}; give a positive count, or -1 for all remaining devices")
         if list(sizes.values()).count(-1) > 1:
             raise ValueError(f"only one mesh axis can be -1 (all remaining devices), got {sizes}")
+        _require(self.slices >= 1, "mesh.slices", self.slices, "at least 1")
 
     def sizes(self, num_devices: int) -> dict[str, int]:
         """Return the size of every axis for a number of devices; raise ValueError if they do not fit."""
@@ -134,6 +140,11 @@ class MeshConfig:
                         f"choose sizes whose product divides {num_devices}"
                     )
                 sizes[axis] = num_devices // fixed
+        if sizes["data"] % self.slices:
+            raise ValueError(
+                f"mesh.data is {sizes['data']} and mesh.slices {self.slices}: `data` alone runs across slices; make it "
+                f"a multiple of {self.slices}"
+            )
         return sizes
 
 

@@ -35,7 +35,7 @@ from zoo.training.progress import Progress
 from zoo.training.protocol import Model, Params, Task
 from zoo.training.run_record import check_same_run, write_run
 from zoo.training.scalars import Scalars
-from zoo.training.sharding import make_mesh, shard_parameters
+from zoo.training.sharding import AXES, make_mesh, shard_parameters
 from zoo.training.state import TrainState, abstract_state, bind_apply, initialise_state, start_state
 from zoo.training.step import make_train_step
 from zoo.training.stopping import EvaluationStopped, Stopped, StopRequest
@@ -288,11 +288,12 @@ def write_report(folder: Path, params: Params, resolved: dict[str, Any], descrip
 
 def check_batch(batch: Any, mesh: Mesh, accumulate: int) -> None:
     """Raise ValueError unless the rows divide among the devices and the micro-batches."""
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    axes = AXES["B"]
+    shards = math.prod(mesh.shape[axis] for axis in axes)
     for name, x in batch.items():
         if x.shape[0] % (shards * accumulate):
             raise ValueError(
                 f"a batch of {x.shape[0]} rows ({name}) does not divide into training.accumulate = "
-                f"{accumulate} parts for mesh.data x mesh.fsdp = {shards} devices; make it a multiple of "
+                f"{accumulate} parts for {' x '.join(f'mesh.{axis}' for axis in axes)} = {shards} devices; make it a multiple of "
                 f"{shards * accumulate}"
             )

@@ -2,12 +2,12 @@
 
 Reading a row: `("*/query/kernel", "D -> N H")` says that the trailing dimensions of every parameter whose
 path ends so are D, N, H; those left of the arrow are contracted, those right of it are produced. `AXES` says
-which mesh axes split a dimension. Leading dimensions that a row does not name are stacked layers, never
+which mesh axes split a dimension, where they divide its size; what they do not divide is whole on each device. Leading dimensions that a row does not name are stacked layers, never
 split: a scan slices them. The optimizer reads the same table to know matrices from the rest.
 
-The mesh axes: `data` splits the batch; `fsdp` splits the batch and the parameters; `tensor` splits heads,
-hidden units and the vocabulary; `context` splits the sequence. Several slices of machines (hybrid meshes) are
-left out.
+The mesh axes: `data` splits the batch; `fsdp` splits the batch and the parameters; `expert` the batch and the
+experts of a mixture; `tensor` splits heads, hidden units and the vocabulary; `context` splits the sequence. What
+follows for activations is in `zoo.partition`, for attention in `zoo.kernels.sharding`.
 """
 
 import math
@@ -15,6 +15,8 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from zoo.training.config import MESH_AXES, MeshConfig
@@ -25,7 +27,7 @@ PARAMETERS = (
     ("*/experts/*_kernel", "E D -> F"),
     ("*/experts/down_bias", "E D"),
     ("*/experts/*_bias", "E F"),
-    ("*/router/kernel", "D E"),
+    ("*/router/kernel", "D ."),
     # Recurrent layers: "G" are the gates, "M" what additive attention reads, "U" the units of a maxout.
     ("*/alignment/query/kernel", "D -> F"),
     ("*/alignment/key/kernel", "M -> F"),
@@ -60,7 +62,7 @@ PARAMETERS = (
 
 # Activations are [B, T, ...]: rows over every axis that feeds batches, positions over `context`.
 AXES: dict[str, tuple[str, ...]] = {
-    "B": ("data", "fsdp"),
+    "B": ("data", "fsdp", "expert"),
     "T": ("context",),
     "D": ("fsdp",),
     "N": ("tensor",),
@@ -72,12 +74,46 @@ AXES: dict[str, tuple[str, ...]] = {
 
 
 def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
-    """Return a mesh with all four axes; one device is a mesh of one. Devices beyond it stay unused."""
+    """Return a mesh with all axes; one device is a mesh of one. Devices beyond it stay unused.
+
+    Raises ValueError for sizes that do not fit the devices, or slices that the devices do not have.
+    """
     devices = jax.devices() if devices is None else devices
-    sizes = config.sizes(len(devices))
-    shape = tuple(sizes.values())
     # Auto axes: the compiler propagates shardings from the arguments, and the attention op may go manual.
-    return jax.make_mesh(shape, MESH_AXES, (AxisType.Auto,) * len(shape), devices=devices[: math.prod(shape)])
+    return Mesh(arrange_devices(config, devices), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def arrange_devices(config: MeshConfig, devices: list) -> np.ndarray:
+    """Return the devices in the mesh's shape; `data` goes through all of a slice before it goes to the next."""
+    shape = tuple(config.sizes(len(devices)).values())
+    inner = (shape[0] // config.slices, *shape[1:])
+    groups, size = _slices(devices, config.slices), math.prod(inner)
+    smallest = min(map(len, groups))
+    if smallest < size:
+        raise ValueError(
+            f"the mesh needs {size} devices of each of its {config.slices} slices, and one has {smallest}; make an "
+            "axis smaller"
+        )
+    # Within a slice, neighbours on an axis are neighbours on the wires, where the platform tells its topology.
+    arranged = [mesh_utils.create_device_mesh(inner, group[:size], allow_split_physical_axes=True) for group in groups]
+    return np.concatenate(arranged)
+
+
+def _slices(devices: list, count: int) -> list[list]:
+    """The devices in groups: by the platform's slices, by machines, or in their order."""
+    if count == 1:
+        return [devices]
+    for name in ("slice_index", "process_index"):
+        groups: dict[int, list] = {}
+        for device in devices:
+            groups.setdefault(getattr(device, name, 0), []).append(device)
+        if len(groups) == count:
+            return [groups[index] for index in sorted(groups)]
+        if len(groups) > 1 and name == "slice_index":
+            raise ValueError(f"mesh.slices is {count}, and the devices are in {len(groups)} slices; use that number")
+    # Machines that share a switch, or fake devices: neighbours in order.
+    size = len(devices) // count
+    return [devices[start * size : (start + 1) * size] for start in range(count)]
 
 
 def path_name(path: tuple) -> str:
@@ -168,7 +204,7 @@ def shard_optimizer_state(opt_state: Any, params: Any, mesh: Mesh) -> Any:
 
 
 def shard_batch(batch: Any, mesh: Mesh) -> Any:
-    """Return shardings for a batch of [B, T, ...] arrays: rows over data and fsdp, positions over context."""
+    """Return shardings for a batch of [B, T, ...] arrays: rows over the axes of the batch, positions over context."""
 
     def sharding(x):
         letters = ["B", "T"][: len(x.shape)] + [""] * (len(x.shape) - 2)
