@@ -29,6 +29,7 @@ from zoo.config import (
     PositionTerm,
 )
 from zoo.disentangled import disentangled_bias, distance_rows
+from zoo.experts import Mixture
 from zoo.kernels import DenseBias, attention, merge
 from zoo.kernels.product import product
 from zoo.rotary import Rotation
@@ -129,7 +130,7 @@ def gated(config: MlpConfig, gate: Float[Array, "... F"], up: Float[Array, "... 
 
 
 class Experts(nn.Module):
-    """Mixture of expert MLPs: rows are sorted by expert and multiplied group by group, so no token is dropped."""
+    """Mixture of expert MLPs: the router's and the experts' parameters; what is done with them is `zoo.experts`."""
 
     mlp: MlpConfig
     config: ExpertsConfig
@@ -138,48 +139,22 @@ class Experts(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> tuple[Float[Array, "B T D"], Float[Array, ""]]:
         """Return the weighted sum of the selected experts' outputs, and the load-balancing loss."""
-        mlp, config, width = self.mlp, self.config, x.shape[-1]
-        rows = x.reshape(-1, width)
+        mlp, count, width, hidden = self.mlp, self.config.num_experts, x.shape[-1], self.mlp.hidden_size
         # The router decides in float32: a rounding error there sends a token to another expert.
-        logits = Projection((config.num_experts,), jnp.float32, config.router_bias, name="router")(rows)
-        weights, experts = self._select(logits)
-        order = jnp.argsort(experts.reshape(-1), stable=True)
-        expert_of_row = experts.reshape(-1)[order]
-        sizes = jnp.bincount(expert_of_row, length=config.num_experts)
-
-        def linear(name: str, inputs: Array, features: int) -> Array:
+        logits = Projection((count,), jnp.float32, self.config.router_bias, name="router")(x)
+        shapes = {"up": (width, hidden), "gate": (width, hidden), "down": (hidden, width)}
+        parameters: dict[str, Array] = {}
+        for name in ("up", "gate", "down") if mlp.gated else ("up", "down"):
             init = variance_scaling(1.0, "fan_in", "truncated_normal", batch_axis=(0,))
-            kernel = self.param(f"{name}_kernel", init, (config.num_experts, inputs.shape[-1], features))
-            out = lax.ragged_dot(inputs, kernel.astype(self.dtype), sizes, preferred_element_type=jnp.float32).astype(
-                self.dtype
-            )
+            parameters[f"{name}_kernel"] = self.param(f"{name}_kernel", init, (count, *shapes[name]))
             if mlp.bias:
                 zeros = nn.initializers.zeros
-                bias = self.param(f"{name}_bias", zeros, (config.num_experts, features))
-                out = out + bias.astype(self.dtype)[expert_of_row]
-            return out
+                parameters[f"{name}_bias"] = self.param(f"{name}_bias", zeros, (count, shapes[name][1]))
 
-        inputs = rows.astype(self.dtype)[order // config.num_selected]
-        hidden = linear("up", inputs, mlp.hidden_size)
-        if mlp.gated:
-            hidden = gated(mlp, linear("gate", inputs, mlp.hidden_size), hidden)
-        else:
-            hidden = ACTIVATIONS[mlp.activation](hidden)
-        out = linear("down", hidden, width)[jnp.argsort(order)]
-        out = (out.reshape(*weights.shape, width) * weights[..., None].astype(self.dtype)).sum(1)
-        return out.reshape(x.shape), self._balance_loss(logits, experts)
+        def activate(up: Array, gate: Array | None) -> Array:
+            return ACTIVATIONS[mlp.activation](up) if gate is None else gated(mlp, gate, up)
 
-    def _select(self, logits: Float[Array, "M E"]) -> tuple[Float[Array, "M n"], Int[Array, "M n"]]:
-        if self.config.weights == "select_then_softmax":
-            chosen, experts = lax.top_k(logits, self.config.num_selected)
-            return jax.nn.softmax(chosen), experts
-        return lax.top_k(jax.nn.softmax(logits), self.config.num_selected)
-
-    def _balance_loss(self, logits: Float[Array, "M E"], experts: Int[Array, "M n"]) -> Float[Array, ""]:
-        """Number of experts times the dot product of load and probability (Fedus et al. 2022, eq. 4)."""
-        count = self.config.num_experts
-        load = jax.nn.one_hot(experts, count).sum(1).mean(0) / self.config.num_selected
-        return self.config.balance_loss * count * jnp.sum(load * jax.nn.softmax(logits).mean(0))
+        return Mixture(config=self.config, activation=activate, dtype=self.dtype)(x, logits, parameters)
 
 
 @struct.dataclass
