@@ -9,7 +9,8 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from zoo.config import DualConfig
-from zoo.transformer import Output, Remat, Transformer
+from zoo.remat import Remat
+from zoo.transformer import Output, Transformer
 
 
 @struct.dataclass

@@ -129,7 +129,7 @@ class Mixture:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Split:
-    """What of a mixture the ambient mesh splits: rows by these axes (the last is of positions), experts, hidden units."""
+    """What of a mixture the ambient mesh splits: rows by these axes, the last of positions; experts; hidden units."""
 
     rows: tuple[str | None, ...]
     experts: bool

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 from zoo.config import Cell, Direction
 from zoo.kernels.product import accumulate
 from zoo.layers import dropout
-from zoo.stack import Remat, rematerialise
+from zoo.remat import Remat, rematerialise
 
 _KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 _UNSEEN = -1e30

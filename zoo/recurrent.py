@@ -20,7 +20,7 @@ from zoo.embeddings import Embedder
 from zoo.heads import LanguageModelLogits
 from zoo.layers import Projection, dropout
 from zoo.recurrence import Memory, Recurrence, RecurrentStack, State, dropout_at
-from zoo.stack import Remat
+from zoo.remat import Remat
 from zoo.transformer import Output
 
 

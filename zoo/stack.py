@@ -19,21 +19,8 @@ from zoo.embeddings import TokenEmbedding
 from zoo.kernels import ALiBi, Causal, Chunked, Full, Lengths, RelativeBias, Segments, Window
 from zoo.kernels.bias import alibi_slopes
 from zoo.layers import Attention, Convolution, GridBias, KeysValues, Mlp, Norm, Sight, dropout
+from zoo.remat import Remat, name_branch, rematerialise
 from zoo.rotary import Rotation
-
-Remat = Literal["none", "dots", "full"]
-
-_REMAT_POLICIES: dict[Remat, Callable | None] = {
-    # Keep the products' results, recompute what is cheap between them.
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    # Keep the blocks' inputs only.
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
-
-
-def rematerialise(function: Callable, remat: Remat, **options: Any) -> Callable:
-    """The same function, whose backward pass recomputes what `remat` says; options of `jax.checkpoint`."""
-    return function if remat == "none" else jax.checkpoint(function, policy=_REMAT_POLICIES[remat], **options)
 
 
 @struct.dataclass
@@ -167,7 +154,7 @@ class Block(nn.Module):
         return self._normed(x + y, name, "residual")
 
     def _branch(self, y: Array, name: str, rng: Array | None) -> Array:
-        y = self._normed(y, name, "output")
+        y = self._normed(name_branch(y), name, "output")
         if self.config.layer_scale is not None:
             start = nn.initializers.constant(self.config.layer_scale)
             y = y * self.param(f"{name}_scale", start, (self.config.width,)).astype(y.dtype)

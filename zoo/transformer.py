@@ -29,7 +29,8 @@ from zoo.config import (
 from zoo.embeddings import Embedder
 from zoo.heads import LanguageModelLogits, PooledHead, TransformedLabels
 from zoo.layers import KeysValues, Projection
-from zoo.stack import Cache, Remat, Stack
+from zoo.remat import Remat
+from zoo.stack import Cache, Stack
 
 
 @struct.dataclass
@@ -84,7 +85,7 @@ class Transformer(nn.Module):
         dtype: of activations and products; parameters are float32.
         layers: "scanned" compiles one pattern period and loops (accelerators, deep models); "unrolled" compiles all
             layers, which runs faster on CPU.
-        remat: what the backward pass recomputes: nothing, what lies between products, or whole blocks.
+        remat: what the backward pass recomputes: from nothing to whole blocks, as `zoo.remat` says.
     """
 
     config: TransformerConfig

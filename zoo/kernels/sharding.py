@@ -1,9 +1,9 @@
 """Attention on a mesh: each device runs the backend on its own sequences, heads and rows.
 
 Attention is independent over the batch and over groups of heads, so no device needs another's data. Left to itself the
-partitioner does not see that in a loop over heads, and gathers them. The batch is split over the axes `data`,
-`fsdp` and `expert`, heads over `tensor`, the sequence over `context`, where sizes divide. What devices must tell each other about a
-split sequence is in `context.py`.
+partitioner does not see that in a loop over heads, and gathers them. The batch is split over the axes `data`, `fsdp`
+and `expert`, heads over `tensor`, the sequence over `context`, where sizes divide. What devices must tell each other
+about a split sequence is in `context.py`.
 """
 
 import dataclasses

@@ -16,6 +16,7 @@ from zoo.config import ImageTokenizerConfig, LearnedPositions, RecurrentConfig, 
 from zoo.data import DataConfig
 from zoo.image_tokens import ImageTokenizer
 from zoo.recurrent import Recurrent
+from zoo.remat import Remat
 from zoo.serialization import from_dict
 from zoo.tasks.causal_lm import CausalLMConfig
 from zoo.tasks.image_classification import ImageClassificationConfig
@@ -29,7 +30,7 @@ from zoo.tasks.text_classification import TextClassificationConfig
 from zoo.tasks.text_to_image import TextToImageConfig
 from zoo.training.config import InitConfig, MeshConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
 from zoo.training.run_record import read_run
-from zoo.transformer import Remat, Transformer
+from zoo.transformer import Transformer
 
 ModelConfig = TransformerConfig | RecurrentConfig | ImageTokenizerConfig
 TaskConfig = (
@@ -66,7 +67,7 @@ class Run:
     layers: Literal["scanned", "unrolled"] = "unrolled"
     """Scanned compiles one layer and loops: for accelerators and deep models. Unrolled runs faster on CPU."""
     remat: Remat = "none"
-    """What the backward pass computes again to save memory: nothing, all but products, or whole blocks."""
+    """What the backward pass computes again to save memory, from nothing to whole blocks: docs/scaling.md."""
     folder: str
     """Where checkpoints, metrics.csv, loss.png and the model card go."""
 

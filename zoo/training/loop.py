@@ -288,12 +288,11 @@ def write_report(folder: Path, params: Params, resolved: dict[str, Any], descrip
 
 def check_batch(batch: Any, mesh: Mesh, accumulate: int) -> None:
     """Raise ValueError unless the rows divide among the devices and the micro-batches."""
-    axes = AXES["B"]
-    shards = math.prod(mesh.shape[axis] for axis in axes)
+    shards = math.prod(mesh.shape[axis] for axis in AXES["B"])
     for name, x in batch.items():
         if x.shape[0] % (shards * accumulate):
             raise ValueError(
                 f"a batch of {x.shape[0]} rows ({name}) does not divide into training.accumulate = "
-                f"{accumulate} parts for {' x '.join(f'mesh.{axis}' for axis in axes)} = {shards} devices; make it a multiple of "
-                f"{shards * accumulate}"
+                f"{accumulate} parts for {' x '.join(f'mesh.{axis}' for axis in AXES['B'])} = {shards} devices; make "
+                f"it a multiple of {shards * accumulate}"
             )

@@ -2,8 +2,9 @@
 
 Reading a row: `("*/query/kernel", "D -> N H")` says that the trailing dimensions of every parameter whose
 path ends so are D, N, H; those left of the arrow are contracted, those right of it are produced. `AXES` says
-which mesh axes split a dimension, where they divide its size; what they do not divide is whole on each device. Leading dimensions that a row does not name are stacked layers, never
-split: a scan slices them. The optimizer reads the same table to know matrices from the rest.
+which mesh axes split a dimension, where they divide its size; what they do not divide is whole on each device.
+Leading dimensions that a row does not name are stacked layers, never split: a scan slices them. The optimizer
+reads the same table to know matrices from the rest.
 
 The mesh axes: `data` splits the batch; `fsdp` splits the batch and the parameters; `expert` the batch and the
 experts of a mixture; `tensor` splits heads, hidden units and the vocabulary; `context` splits the sequence. What
@@ -175,6 +176,32 @@ def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSp
     if fsdp > 1 and len(shape) > 1 and candidates:
         entries[max(candidates, key=lambda i: (shape[i], i))] = "fsdp"
     return PartitionSpec(*entries)
+
+
+def check_axes(params: Any, mesh: Mesh) -> None:
+    """Raise ValueError if an axis that splits parameters splits none of these: its devices would do the same work."""
+    leaves = [(path_name(path), x.shape) for path, x in jax.tree_util.tree_leaves_with_path(params)]
+    specs = [parameter_spec(path, shape, mesh) for path, shape in leaves]
+    used = {axis for spec in specs for entry in spec for axis in (entry if isinstance(entry, tuple) else (entry,))}
+    for axis, things in _SPLIT_THINGS.items():
+        size = mesh.shape.get(axis, 1)
+        if size > 1 and axis not in used:
+            letters = {letter for letter, axes in AXES.items() if axes == (axis,)}
+            found = sorted({size for leaf in leaves for letter, size in _dimensions(*leaf) if letter in letters})
+            has = f"the sizes that it has are {', '.join(map(str, found))}" if found else "it has none"
+            raise ValueError(
+                f"mesh.{axis} is {size}, and no parameter of this model can be split so: it takes {things} of which "
+                f"{size} is a divisor, and {has}; use another size, or mesh.{axis}=1"
+            )
+
+
+_SPLIT_THINGS = {"fsdp": "a width", "expert": "experts", "tensor": "heads, hidden units or a vocabulary"}
+
+
+def _dimensions(path: str, shape: tuple[int, ...]) -> list[tuple[str, int]]:
+    """The letters of a parameter's trailing dimensions, with their sizes."""
+    letters = (find_layout(path) or "").replace("->", "").split()
+    return list(zip(reversed(letters), reversed(shape), strict=False))
 
 
 def shard_parameters(params: Any, mesh: Mesh) -> Any:

@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from zoo.training.protocol import Apply, Batch, Model, Params, Task
-from zoo.training.sharding import shard_optimizer_state, shard_parameters
+from zoo.training.sharding import check_axes, shard_optimizer_state, shard_parameters
 from zoo.training.tuning import merge
 
 
@@ -78,9 +78,11 @@ def abstract_state(
     """Return the state's shapes, dtypes and shardings (ShapeDtypeStructs); nothing is allocated.
 
     `trained` (arrays or shapes) are the parameters that train where they are not simply the model's; with `frozen`
-    they must make up those. Raises ValueError if a parameter is missing, unknown or of another shape.
+    they must make up those. Raises ValueError if a parameter is missing, unknown or of another shape, and for a mesh
+    axis that splits nothing.
     """
     state = jax.eval_shape(_make_initialiser(model, task, optimizer, batch), jax.random.key(0))
+    check_axes(state.params, mesh)
     if trained is not None:
         _check_parameters(jax.eval_shape(merge, trained, frozen or {}), state.params)
         state = jax.eval_shape(lambda params: _at_start(params, optimizer), trained)
