@@ -455,7 +455,9 @@ def inputs(
     else:
         arrays["input_ids"] = rng.integers(1, config.embedding.vocab_size, (batch, length)).astype(np.int32)
     if config.embedding.num_token_types:
-        arrays["token_type_ids"] = (np.arange(length) >= length // 2).astype(np.int32)[None].repeat(batch, 0)
+        arrays["token_type_ids"] = (
+            (np.arange(length) * config.embedding.num_token_types // length).astype(np.int32)[None].repeat(batch, 0)
+        )
     if config.is_encoder_decoder:
         ids = rng.integers(1, config.target_vocab_size, (batch, length - 3))
         arrays["decoder_input_ids"] = ids.astype(np.int32)
@@ -464,13 +466,18 @@ def inputs(
 
 @functools.cache
 def build(name: str):
-    """A model in float32, and random parameters of which none stands at its zero or one, so that every one matters."""
+    """A model in float32, and random parameters."""
     model = Recurrent(RECURRENT[name]) if name in RECURRENT else Transformer(CONFIGS[name])
-    shapes = jax.eval_shape(model.init, jax.random.key(0), **inputs(model.config))["params"]
+    return model, draw_parameters(model, inputs(model.config))
+
+
+def draw_parameters(model, given: dict[str, np.ndarray]):
+    """Random parameters of which none stands at its zero or one, so that every one matters."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), **given)["params"]
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
         start = 0.7 if path[-1].key == "scale" else 0.0
         return jnp.asarray(start + 0.2 * rng.standard_normal(leaf.shape), jnp.float32)
 
-    return model, jax.tree_util.tree_map_with_path(draw, shapes)
+    return jax.tree_util.tree_map_with_path(draw, shapes)

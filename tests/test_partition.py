@@ -1,0 +1,144 @@
+"""What each of eight devices does, read from compiled programs: no parameter whole, nothing of the whole batch.
+
+Every dimension has a size of its own, so that a shape says what it is of.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from compiled import collectives, results
+from models import CONFIGS, attention, inputs
+
+from zoo import embeddings
+from zoo.config import ExpertsConfig, LearnedPositions
+from zoo.tasks.losses import cross_entropy
+from zoo.training.config import MeshConfig
+from zoo.training.sharding import make_mesh, parameter_spec, path_name, shard_batch
+from zoo.training.state import abstract_state, bind_apply
+from zoo.training.step import make_train_step
+from zoo.transformer import Transformer, parameter_shapes
+
+ROWS, LENGTH, WIDTH, HIDDEN, VOCAB, HEADS, HEAD_SIZE, CAPACITY = 40, 24, 56, 88, 104, 4, 12, 36
+TENSOR = MeshConfig(data=1, tensor=4)
+MIXED = MeshConfig(data=2, fsdp=2, tensor=2)
+EXPERT = MeshConfig(data=2, expert=2, tensor=2)
+
+
+def config_of(name: str):
+    """A configuration of tests/models.py in these sizes."""
+    config = CONFIGS[name]
+
+    def resize(stack):
+        heads = attention(num_heads=HEADS, head_size=HEAD_SIZE)
+        own = dataclasses.replace(heads, dropout=0.1, rotary=stack.attention.rotary)
+        mlp = dataclasses.replace(stack.mlp, hidden_size=HIDDEN)
+        if mlp.experts is not None:
+            mlp = dataclasses.replace(mlp, experts=dataclasses.replace(mlp.experts, num_experts=6))
+        cross = None if stack.cross_attention is None else heads
+        return dataclasses.replace(
+            stack, width=WIDTH, num_layers=3, attention=own, cross_attention=cross, mlp=mlp, dropout=0.1
+        )
+
+    embedding = dataclasses.replace(config.embedding, width=WIDTH, vocab_size=VOCAB)
+    if isinstance(embedding.positions, LearnedPositions):
+        embedding = dataclasses.replace(embedding, positions=LearnedPositions(max_length=LENGTH + 1))
+    stacks = {side: getattr(config, side) for side in ("encoder", "decoder")}
+    stacks = {side: resize(stack) for side, stack in stacks.items() if stack is not None}
+    return dataclasses.replace(config, embedding=embedding, **stacks)
+
+
+class Tokens:
+    """Targets of what every decoder reads; dropout everywhere."""
+
+    def loss(self, apply, params, batch, rng=None):
+        targets = batch["targets"]
+        given = {name: value for name, value in batch.items() if name != "targets"}
+        output = apply(params, **given, **({} if rng is None else {"dropout_rng": rng}))
+        loss, metrics = cross_entropy(output.logits, targets, jnp.ones(targets.shape, jnp.float32))
+        return loss + output.aux_loss, metrics
+
+
+@functools.cache
+def train_step(name: str, mesh_config: MeshConfig, accumulate: int = 1, remat: str = "none") -> str:
+    """The HLO of a training step."""
+    config, task, mesh = config_of(name), Tokens(), make_mesh(mesh_config)
+    model = Transformer(config, layers="scanned", remat=remat)
+    tokens = np.zeros((ROWS, LENGTH), np.int32)
+    batch = {"input_ids": tokens, "attention_mask": tokens, "targets": tokens}
+    if config.is_encoder_decoder:
+        batch["decoder_input_ids"] = tokens
+    optimizer = optax.adam(1e-3)
+    with jax.set_mesh(mesh):
+        target = abstract_state(model, task, optimizer, batch, mesh)
+        step = make_train_step(
+            task, bind_apply(model), optimizer, lambda _: 0.0, seed=0, accumulate=accumulate, target=target
+        )
+        return step.lower(target, abstract(batch, shard_batch(batch, mesh))).compile().as_text()
+
+
+def abstract(tree, shardings):
+    return jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree, shardings)
+
+
+def whole_parameters(name: str, mesh_config: MeshConfig, text: str) -> list:
+    """Results of the program that are as large as a parameter which the mesh splits, a layer of it or its transpose."""
+    mesh = make_mesh(mesh_config)
+    shapes = parameter_shapes(Transformer(config_of(name)))
+    whole = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+        spec = parameter_spec(path_name(path), leaf.shape, mesh)
+        if any(spec):
+            one = leaf.shape[1:] if path_name(path).startswith(("encoder/", "decoder/")) else leaf.shape
+            whole |= {tuple(sorted(shape)): path_name(path) for shape in (leaf.shape, one) if np.prod(shape) > WIDTH}
+    found = [(result, tuple(sorted(size for size in result.shape if size > 1))) for result in results(text)]
+    return [(whole[sizes], result) for result, sizes in found if sizes in whole]
+
+
+def of_whole_batch(text: str) -> list:
+    """Results of the program that have all rows of the batch, or all its positions in one dimension."""
+    sizes = {ROWS, ROWS * LENGTH, 2 * ROWS * LENGTH}
+    return [result for result in results(text) if sizes & {*result.shape}]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "t5", "mixtral"])
+def test_tensor_sharding_makes_no_parameter_whole(name):
+    text = train_step(name, TENSOR)
+    assert whole_parameters(name, TENSOR, text) == []
+    assert {result.operation for result in collectives(text)} == {"all-reduce"}
+
+
+CASES = [
+    ("llama", MeshConfig(data=8)),
+    ("llama", MeshConfig(data=1, fsdp=8)),
+    ("llama", MeshConfig(data=4, context=2)),
+    ("llama", MeshConfig(data=4, fsdp=2, slices=2)),
+    ("gpt2", MIXED),
+    ("t5", MIXED),
+    ("mixtral", MIXED),
+    ("mixtral", EXPERT),
+]
+
+
+@pytest.mark.parametrize(("name", "mesh"), CASES, ids=lambda case: case if isinstance(case, str) else repr(case))
+def test_nothing_of_batch_size_is_on_one_device(name, mesh):
+    assert of_whole_batch(train_step(name, mesh)) == []
+
+
+def test_micro_batches_stay_on_their_devices():
+    text = train_step("llama", MIXED, accumulate=2)
+    assert of_whole_batch(text) == []
+    assert not [result for result in collectives(text) if ROWS // 2 in result.shape]
+
+
+def test_tokens_are_read_where_they_are_needed(monkeypatch):
+    """The checks above see what they are to see: without the constraint on tables, a table and a batch are whole."""
+    for name in ("split_rows", "whole_columns"):
+        monkeypatch.setattr(embeddings, name, lambda x: x)
+    text = train_step.__wrapped__("llama", MeshConfig(data=1, fsdp=4, tensor=2))
+    assert of_whole_batch(text)
+    assert any(path == "embedder/token/embedding" for path, _ in whole_parameters("llama", MIXED, text))
