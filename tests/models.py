@@ -455,9 +455,8 @@ def inputs(
     else:
         arrays["input_ids"] = rng.integers(1, config.embedding.vocab_size, (batch, length)).astype(np.int32)
     if config.embedding.num_token_types:
-        arrays["token_type_ids"] = (
-            (np.arange(length) * config.embedding.num_token_types // length).astype(np.int32)[None].repeat(batch, 0)
-        )
+        kinds = np.arange(length) * config.embedding.num_token_types // length
+        arrays["token_type_ids"] = kinds.astype(np.int32)[None].repeat(batch, 0)
     if config.is_encoder_decoder:
         ids = rng.integers(1, config.target_vocab_size, (batch, length - 3))
         arrays["decoder_input_ids"] = ids.astype(np.int32)

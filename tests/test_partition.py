@@ -12,18 +12,18 @@ import numpy as np
 import optax
 import pytest
 from compiled import collectives, results
-from models import CONFIGS, attention, inputs
+from models import CONFIGS, attention
 
 from zoo import embeddings
-from zoo.config import ExpertsConfig, LearnedPositions
+from zoo.config import LearnedPositions
 from zoo.tasks.losses import cross_entropy
 from zoo.training.config import MeshConfig
-from zoo.training.sharding import make_mesh, parameter_spec, path_name, shard_batch
+from zoo.training.sharding import make_mesh, parameter_spec, path_name, shard_batch, shard_parameters
 from zoo.training.state import abstract_state, bind_apply
 from zoo.training.step import make_train_step
 from zoo.transformer import Transformer, parameter_shapes
 
-ROWS, LENGTH, WIDTH, HIDDEN, VOCAB, HEADS, HEAD_SIZE, CAPACITY = 40, 24, 56, 88, 104, 4, 12, 36
+ROWS, LENGTH, WIDTH, HIDDEN, VOCAB, HEADS, HEAD_SIZE, SELECTED, CAPACITY = 40, 24, 56, 88, 104, 4, 12, 3, 36
 TENSOR = MeshConfig(data=1, tensor=4)
 MIXED = MeshConfig(data=2, fsdp=2, tensor=2)
 EXPERT = MeshConfig(data=2, expert=2, tensor=2)
@@ -38,7 +38,8 @@ def config_of(name: str):
         own = dataclasses.replace(heads, dropout=0.1, rotary=stack.attention.rotary)
         mlp = dataclasses.replace(stack.mlp, hidden_size=HIDDEN)
         if mlp.experts is not None:
-            mlp = dataclasses.replace(mlp, experts=dataclasses.replace(mlp.experts, num_experts=6))
+            experts = dataclasses.replace(mlp.experts, num_experts=6, num_selected=SELECTED)
+            mlp = dataclasses.replace(mlp, experts=experts)
         cross = None if stack.cross_attention is None else heads
         return dataclasses.replace(
             stack, width=WIDTH, num_layers=3, attention=own, cross_attention=cross, mlp=mlp, dropout=0.1
@@ -101,7 +102,7 @@ def whole_parameters(name: str, mesh_config: MeshConfig, text: str) -> list:
 
 def of_whole_batch(text: str) -> list:
     """Results of the program that have all rows of the batch, or all its positions in one dimension."""
-    sizes = {ROWS, ROWS * LENGTH, 2 * ROWS * LENGTH}
+    sizes = {ROWS, ROWS * LENGTH, ROWS * LENGTH * SELECTED}
     return [result for result in results(text) if sizes & {*result.shape}]
 
 
@@ -135,10 +136,56 @@ def test_micro_batches_stay_on_their_devices():
     assert not [result for result in collectives(text) if ROWS // 2 in result.shape]
 
 
-def test_tokens_are_read_where_they_are_needed(monkeypatch):
-    """The checks above see what they are to see: without the constraint on tables, a table and a batch are whole."""
+@pytest.mark.parametrize("name", ["llama", "t5"])
+@pytest.mark.parametrize("mesh_config", [TENSOR, MIXED], ids=["tensor", "mixed"])
+def test_decoding_keeps_the_cache_where_it_is(name, mesh_config):
+    """Of a step: no parameter whole under tensor, nothing of the whole batch, no heads of another device."""
+    text, cache = decoding_step(name, mesh_config)
+    if mesh_config == TENSOR:
+        assert whole_parameters(name, mesh_config, text) == []
+    else:
+        assert of_whole_batch(text) == []
+    for leaf in (cache.layers.key, cache.layers.value):
+        rows = ("data", "fsdp") if mesh_config == MIXED else None
+        assert leaf.sharding.spec[1:4] == (rows, None, "tensor")
+    assert not [result for result in results(text) if {CAPACITY, HEADS} <= {*result.shape}]
+
+
+@functools.cache
+def decoding_step(name: str, mesh_config: MeshConfig):
+    """The HLO of a step of decoding, and the cache that it is given: as the prompt's program leaves it."""
+    config, mesh = config_of(name), make_mesh(mesh_config)
+    model = Transformer(config, layers="scanned")
+
+    def read(params, ids, mask, *memory):
+        return model.apply({"params": params}, ids, mask, CAPACITY, *memory, method="prefill")
+
+    def step(params, token, cache):
+        return model.apply({"params": params}, token, cache, method="step")
+
+    shapes, tokens = parameter_shapes(model), np.zeros((ROWS, LENGTH), np.int32)
+    params = abstract(shapes, shard_parameters(shapes, mesh))
+    memory = (np.zeros((ROWS, LENGTH, WIDTH), np.float32), tokens) if config.is_encoder_decoder else ()
+    given = tuple(abstract(x, shard_batch(x, mesh)) for x in (tokens, tokens, *memory))
+    with jax.set_mesh(mesh):
+        _, cache = jax.eval_shape(read, params, *given)
+        _, shardings = jax.jit(read).lower(params, *given).compile().output_shardings
+        cache, token = abstract(cache, shardings), tokens[:, 0]
+        program = jax.jit(step).lower(params, abstract(token, shard_batch(token, mesh)), cache).compile()
+    return program.as_text(), cache
+
+
+def test_what_a_branch_adds_is_summed_once():
+    """Rematerialising whole blocks makes the sums over devices that end a branch again; `branches` keeps them."""
+    again, kept = (len(collectives(train_step("llama", TENSOR, remat=remat))) for remat in ("full", "branches"))
+    assert kept == again - 1  # a layer, scanned: the attention's; the MLP's is the next layer's input
+
+
+def test_the_checks_see_what_they_are_to_see(monkeypatch):
+    """Parameters are whole where `fsdp` gathers them; and a batch is, where tables are read as they lie."""
+    fsdp = MeshConfig(data=1, fsdp=8)
+    found = {path for path, _ in whole_parameters("llama", fsdp, train_step("llama", fsdp))}
+    assert {"decoder/mlp/up/kernel", "head/kernel", "embedder/token/embedding"} <= found
     for name in ("split_rows", "whole_columns"):
         monkeypatch.setattr(embeddings, name, lambda x: x)
-    text = train_step.__wrapped__("llama", MeshConfig(data=1, fsdp=4, tensor=2))
-    assert of_whole_batch(text)
-    assert any(path == "embedder/token/embedding" for path, _ in whole_parameters("llama", MIXED, text))
+    assert of_whole_batch(train_step.__wrapped__("llama", fsdp))
