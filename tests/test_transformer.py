@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,11 @@ import numpy as np
 import pytest
 from models import CONFIGS, DECODERS, GPT2, T5, build, inputs
 
+from zoo.config import MlpConfig
+from zoo.remat import Remat
 from zoo.transformer import Transformer
+
+REMATS = get_args(Remat)
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="method")
@@ -72,7 +77,7 @@ def gradient(layers: str, remat: str):
     return jax.jit(jax.grad(loss))(params)
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("remat", REMATS[1:])
 @pytest.mark.parametrize("layers", ["scanned", "unrolled"])
 def test_remat_keeps_gradients_and_dropout(layers, remat):
     expected, found = gradient("unrolled", "none"), gradient(layers, remat)
@@ -80,12 +85,13 @@ def test_remat_keeps_gradients_and_dropout(layers, remat):
         np.testing.assert_allclose(a, b, atol=1e-5 * (1 + float(jnp.abs(a).max())))
 
 
-def test_full_remat_saves_memory():
+def test_each_remat_saves_memory_over_the_one_before():
     def temp_bytes(remat):
         # Scanned: in an unrolled program XLA's CPU compiler finds the recomputation and shares it again.
-        config = dataclasses.replace(GPT2, decoder=dataclasses.replace(GPT2.decoder, num_layers=8))
+        decoder = dataclasses.replace(GPT2.decoder, num_layers=8, width=64, mlp=MlpConfig(hidden_size=128))
+        config = dataclasses.replace(GPT2, embedding=dataclasses.replace(GPT2.embedding, width=64), decoder=decoder)
         model = Transformer(config, layers="scanned", remat=remat)
-        ids = jax.ShapeDtypeStruct((64, 40), jnp.int32)
+        ids = jax.ShapeDtypeStruct((32, 40), jnp.int32)
         params = jax.eval_shape(model.init, jax.random.key(0), ids)["params"]
 
         def loss(params, ids):
@@ -93,7 +99,15 @@ def test_full_remat_saves_memory():
 
         return jax.jit(jax.grad(loss)).lower(params, ids).compile().memory_analysis().temp_size_in_bytes
 
-    assert temp_bytes("full") < 0.5 * temp_bytes("none")
+    found = [temp_bytes(remat) for remat in REMATS]
+    assert found == sorted(set(found), reverse=True), dict(zip(REMATS, found, strict=True))
+    assert found[-1] < 0.3 * found[0]
+
+
+def test_an_unknown_remat_is_refused():
+    model, params = build("gpt2")
+    with pytest.raises(ValueError, match="remat is 'half'; it must be one of none, all_dots, dots, branches, full"):
+        model.clone(remat="half").apply({"params": params}, **inputs(CONFIGS["gpt2"]))
 
 
 @pytest.mark.parametrize("name", DECODERS)

@@ -1,9 +1,12 @@
-"""Meshes: sizes, the table, and the same losses on eight devices as on one."""
+"""Meshes: sizes, slices, the table, and the same losses on eight devices as on one."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import PartitionSpec as P
 from toy import SHAPES, Counting, Toy, make_batch
 
@@ -11,6 +14,8 @@ from zoo.training.config import MeshConfig, OptimizerConfig, ScheduleConfig
 from zoo.training.optimizer import make_optimizer, make_schedule
 from zoo.training.prefetch import place_batch
 from zoo.training.sharding import (
+    arrange_devices,
+    check_axes,
     make_mesh,
     parameter_spec,
     shard_batch,
@@ -97,6 +102,17 @@ def test_table():
     assert parameter_spec("decoder/cross_attention/query/kernel", (3, 8, 4, 2), mesh) == P(None, "fsdp", "tensor", None)
 
 
+def test_table_of_experts():
+    mesh = make_mesh(MeshConfig(data=1, fsdp=2, expert=2, tensor=2))
+    where = "decoder/mlp/experts"
+    assert parameter_spec(f"{where}/up_kernel", (3, 4, 8, 6), mesh) == P(None, "expert", "fsdp", "tensor")
+    assert parameter_spec(f"{where}/down_kernel", (3, 4, 6, 8), mesh) == P(None, "expert", "tensor", "fsdp")
+    assert parameter_spec(f"{where}/gate_bias", (3, 4, 6), mesh) == P(None, "expert", "tensor")
+    assert parameter_spec(f"{where}/down_bias", (3, 4, 8), mesh) == P(None, "expert", "fsdp")
+    assert parameter_spec(f"{where}/up_kernel", (3, 5, 8, 6), mesh) == P(None, None, "fsdp", "tensor")  # 5 experts
+    assert parameter_spec(f"{where}/router/kernel", (3, 8, 4), mesh) == P(None, "fsdp", None)
+
+
 def test_unknown_parameters_are_split_by_fsdp_along_their_largest_dimension():
     mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
     assert parameter_spec("lstm/recurrent", (12, 64), mesh) == P(None, "fsdp")
@@ -107,6 +123,9 @@ def test_unknown_parameters_are_split_by_fsdp_along_their_largest_dimension():
 
 
 def test_batches_are_split_by_rows_and_positions():
+    assert shard_batch(np.zeros(8), make_mesh(MeshConfig(data=2, fsdp=2, expert=2))).spec == P(
+        ("data", "fsdp", "expert")
+    )
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, context=2))
     shardings = shard_batch({"tokens": np.zeros((8, 12)), "odd": np.zeros((8, 13)), "row": np.zeros(8)}, mesh)
     assert shardings["tokens"].spec == P(("data", "fsdp"), "context")
@@ -121,6 +140,9 @@ def test_batches_are_split_by_rows_and_positions():
         ({"data": -1, "fsdp": -1}, "only one mesh axis"),
         ({"data": 16}, "needs 16 devices, but 8 are here"),
         ({"data": -1, "tensor": 3}, "mesh.data=-1 cannot share 8 devices"),
+        ({"expert": -2}, "mesh.expert is -2; give a positive count"),
+        ({"slices": 0}, "mesh.slices is 0; it must be at least 1"),
+        ({"data": 1, "fsdp": 8, "slices": 2}, "mesh.data is 1 and mesh.slices 2: `data` alone runs across slices"),
     ],
     ids=str,
 )
@@ -130,8 +152,97 @@ def test_a_mesh_that_does_not_fit_is_refused(config, mend):
 
 
 def test_remaining_devices_and_part_of_the_devices():
-    assert MeshConfig(data=-1, tensor=2).sizes(8) == {"data": 4, "fsdp": 1, "tensor": 2, "context": 1}
+    sizes = {"data": 4, "fsdp": 1, "expert": 1, "tensor": 2, "context": 1}
+    assert MeshConfig(data=-1, tensor=2).sizes(8) == sizes
     assert make_mesh(MeshConfig(data=2, fsdp=2)).size == 4
+
+
+@pytest.mark.parametrize(
+    ("axes", "mend"),
+    [
+        ({"expert": 2}, "mesh.expert is 2, .* it takes experts of which 2 is a divisor, and it has none"),
+        ({"tensor": 7}, r"mesh.tensor is 7, .* heads, hidden units or a vocabulary .* the sizes that it has are 2, "),
+        ({"fsdp": 5}, "mesh.fsdp is 5, .* use another size, or mesh.fsdp=1"),
+    ],
+    ids=str,
+)
+def test_an_axis_that_splits_nothing_is_refused(axes, mend):
+    with pytest.raises(ValueError, match=mend):
+        train_on(MeshConfig(**{"data": 1, **axes}))
+
+
+def test_an_axis_that_splits_something_is_not():
+    check_axes(PARAMS, make_mesh(MeshConfig(data=1, tensor=8)))  # no heads, but hidden units
+    check_axes({"lstm": jax.ShapeDtypeStruct((12, 64), jnp.float32)}, make_mesh(MeshConfig(data=1, fsdp=8)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """What arranging asks of a device."""
+
+    id: int
+    process_index: int
+    slice_index: int
+    platform: str = "gpu"
+    device_kind: str = "one that no table knows"
+
+
+def devices(num_slices: int, num_processes: int, num_each: int) -> list[Device]:
+    """Devices of slices of processes, in an order that mixes slices."""
+    found = [
+        Device(id=index, process_index=index // num_each, slice_index=index // num_each // num_processes)
+        for index in range(num_slices * num_processes * num_each)
+    ]
+    return found[::2] + found[1::2]
+
+
+@pytest.mark.parametrize("slices", [2, 4])
+def test_data_alone_runs_across_slices(slices):
+    """As JAX's own arrangement, for slices of two processes each, where data and fsdp are split within a slice too."""
+    given = devices(slices, 2, 4)
+    config = MeshConfig(data=2 * slices, fsdp=2, tensor=2, slices=slices)
+    found = arrange_devices(config, given)
+    assert found.shape == (2 * slices, 2, 1, 2, 1) and set(found.flat) == set(given)
+    expected = create_hybrid_device_mesh((2, 2, 1, 2, 1), (slices, 1, 1, 1, 1), given)
+    assert (found == expected).all()
+    assert [{device.slice_index for device in part.flat} for part in found[::2]] == [{i} for i in range(slices)]
+
+
+def test_machines_are_slices_where_the_platform_has_none():
+    given = [dataclasses.replace(device, slice_index=0) for device in devices(1, 4, 2)]
+    found = arrange_devices(MeshConfig(data=4, tensor=2, slices=4), given)
+    assert [{device.process_index for device in part.flat} for part in found] == [{0}, {1}, {2}, {3}]
+    # Two machines of each two that share a switch; and fake devices, which have neither.
+    found = arrange_devices(MeshConfig(data=2, tensor=4, slices=2), sorted(given, key=lambda device: device.id))
+    assert [{device.process_index for device in part.flat} for part in found] == [{0, 1}, {2, 3}]
+    found = make_mesh(MeshConfig(data=2, fsdp=2, slices=2)).devices
+    assert [[device.id for device in part.flat] for part in found] == [[0, 1], [4, 5]]
+
+
+def test_slices_that_the_devices_do_not_have_are_refused():
+    with pytest.raises(ValueError, match="mesh.slices is 4, and the devices are in 2 slices"):
+        arrange_devices(MeshConfig(data=4, slices=4), devices(2, 1, 4))
+    uneven = sorted(devices(2, 1, 4), key=lambda device: device.id)[:-2]
+    with pytest.raises(ValueError, match="needs 3 devices of each of its 2 slices, and one has 2"):
+        arrange_devices(MeshConfig(data=2, fsdp=3, slices=2), uneven)
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [
+        {"data": 8},
+        {"fsdp": 8},
+        {"data": 2, "tensor": 4},
+        {"data": 2, "fsdp": 2, "tensor": 2},
+        {"data": 4, "context": 2},
+    ],
+    ids=str,
+)
+def test_accumulation_equals_the_whole_batch_on_every_mesh(single, axes):
+    """Micro-batches score different numbers of tokens, so weighing them all the same would show."""
+    losses, state, _ = train_on(MeshConfig(**{"data": 1, **axes}), num_steps=5, accumulate=2)
+    assert np.abs(losses - single[0][:5]).max() < 1e-5
+    assert {len(x.sharding.device_set) for x in jax.tree.leaves(state.params)} == {8}
 
 
 def test_accumulation_equals_the_whole_batch(single):
