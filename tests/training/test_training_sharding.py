@@ -220,7 +220,7 @@ def test_machines_are_slices_where_the_platform_has_none():
 
 
 def test_slices_that_the_devices_do_not_have_are_refused():
-    with pytest.raises(ValueError, match="mesh.slices is 4, and the devices are in 2 slices"):
+    with pytest.raises(ValueError, match=r"mesh\.slices is 4, and the devices are in 2 slices"):
         arrange_devices(MeshConfig(data=4, slices=4), devices(2, 1, 4))
     uneven = sorted(devices(2, 1, 4), key=lambda device: device.id)[:-2]
     with pytest.raises(ValueError, match="needs 3 devices of each of its 2 slices, and one has 2"):
