@@ -1,16 +1,11 @@
 """The two scripts as a user meets them: train, kill, go on, score, sample; and every mistake in one line."""
 
-import filecmp
 import json
 import os
-import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -131,41 +126,6 @@ def test_zoo_load_opens_a_run(trained):
         bundle(input_ids=np.array([[400]]))
     with pytest.raises(ValueError, match=r"input_ids\[0, 1\] is -1"):
         bundle.generate(np.array([[3, -1]]))
-
-
-def test_killed_runs_end_in_the_same_bits(text, trained, environment, tmp_path):
-    """SIGKILL at random times, then the same command again: same parameters, same metrics.csv."""
-    whole, _ = trained
-    folder = tmp_path / "killed"
-    command = [
-        sys.executable,
-        str(ROOT / "train.py"),
-        "--data.path",
-        str(text),
-        "--folder",
-        str(folder),
-        *SMALL,
-    ]
-    draw, kills, finished = random.Random(0), 0, False
-    while not finished:
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        saved = lambda: len(list(folder.glob("checkpoints/[0-9]*")))  # noqa: E731
-        before, deadline = saved(), time.monotonic() + draw.uniform(2.0, 6.0)
-        # Kill at a random time, but let some of the runs get as far as a new checkpoint first.
-        while process.poll() is None and (time.monotonic() < deadline or (kills % 2 and saved() == before)):
-            time.sleep(0.02)
-        if process.poll() is None and kills < 5:
-            time.sleep(draw.uniform(0, 0.3))
-            process.send_signal(signal.SIGKILL)
-            kills += 1
-        _, errors = process.communicate(timeout=300)
-        finished = process.returncode == 0
-        assert finished or process.returncode == -signal.SIGKILL, errors.decode()[-3000:]
-    assert kills >= 3
-    assert filecmp.cmp(whole / "metrics.csv", folder / "metrics.csv", shallow=False)
-    expected, found = zoo.load(whole), zoo.load(folder)
-    assert expected.step == found.step == 12
-    jax.tree.map(np.testing.assert_array_equal, expected.params, found.params)
 
 
 def test_another_configuration_is_refused(text, trained, environment):

@@ -1,0 +1,177 @@
+"""train.py as a process that is attacked: started as a user starts it, heard line by line, its folder watched.
+
+Moments are chosen by what the process says and writes, never by the clock alone: machines differ tenfold in speed.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orbax.checkpoint as ocp
+
+ROOT = Path(__file__).parents[2]
+NUM_STEPS, EVALUATE_EVERY, CHECKPOINT_EVERY, KEEP = 20, 5, 3, 2
+SMALL = tuple(
+    word
+    for option in (
+        "--model.embedding.width 32",
+        "--model.decoder.width 32",
+        "--model.decoder.num-layers 1",
+        "--model.decoder.attention.num-heads 2",
+        "--model.decoder.attention.head-size 16",
+        "--model.decoder.mlp.hidden-size 48",
+        "--model.embedding.vocab-size 400",
+        "--data.tokenizer.vocab-size 400",
+        "--task.sequence-length 32",
+        "--task.batch-size 8",
+        "--task.stride 32",
+        "--schedule.warmup-steps 2",
+        f"--training.num-steps {NUM_STEPS}",
+        f"--training.evaluate-every {EVALUATE_EVERY}",
+        f"--training.checkpoint-every {CHECKPOINT_EVERY}",
+        f"--training.keep {KEEP}",
+        "--compute-dtype float32",
+    )
+    for word in option.split()
+)
+"""A run of the default recipe that is over in a second, start aside."""
+PATIENCE = 300.0
+"""Seconds after which a test gives up; a machine under load may take most of them."""
+
+
+class Training:
+    """One process of train.py. Use as a context manager: what still runs at its end is killed."""
+
+    def __init__(self, folder: Path, arguments: Sequence[str], environment: dict[str, str], **options: Any):
+        self.folder, self.begun = folder, time.monotonic()
+        command = [sys.executable, "-u", str(ROOT / "train.py"), "--folder", str(folder), *arguments]
+        self.process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+        )
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def __enter__(self) -> "Training":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.finish()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line.rstrip("\n"))
+
+    @property
+    def said(self) -> str:
+        """What it printed until now, errors and results in the order of their printing."""
+        return "\n".join(list(self.lines))
+
+    def says(self, words: str) -> bool:
+        return any(words in line for line in list(self.lines))
+
+    def wait_for(self, event: Callable[["Training"], bool]) -> bool:
+        """Wait until an event or the process's end; return whether the event came while it ran."""
+        end = time.monotonic() + PATIENCE
+        while self.process.poll() is None:
+            if event(self):
+                return True
+            assert time.monotonic() < end, f"neither the event nor the end came: {self.said[-3000:]}"
+            time.sleep(0.001)
+        return False
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        self.process.send_signal(number)
+
+    def finish(self) -> int:
+        """Wait for its end; return the exit code."""
+        try:
+            code = self.process.wait(PATIENCE)
+        finally:
+            self.process.kill()
+            self._reader.join(PATIENCE)
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        return code
+
+
+def rows(folder: Path) -> int:
+    """Whole rows of metrics.csv."""
+    try:
+        return max((folder / "metrics.csv").read_bytes().count(b"\n") - 1, 0)
+    except FileNotFoundError:
+        return 0
+
+
+def steps(folder: Path) -> list[int]:
+    """Steps with a committed checkpoint, oldest first."""
+    return sorted(int(path.name) for path in (folder / "checkpoints").glob("*") if path.name.isdigit())
+
+
+def unfinished(folder: Path) -> bool:
+    """Whether a save is under way, or was broken off."""
+    return any((folder / "checkpoints").glob("*orbax-checkpoint-tmp*"))
+
+
+def arrays(folder: Path, step: int) -> dict[str, np.ndarray]:
+    """Every array of a checkpoint, read with Orbax alone: parameters and optimizer."""
+    found: dict[str, np.ndarray] = {}
+    for item in ("params", "optimizer"):
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            path = folder / "checkpoints" / str(step) / item
+            wanted = {"restore_args": _as_numpy(checkpointer.metadata(path).item_metadata.tree)}
+            tree = checkpointer.restore(path, **wanted)
+        found |= {f"{item}/{name}": value for name, value in _flat(tree)}
+    return found
+
+
+def _as_numpy(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {name: _as_numpy(value) for name, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [_as_numpy(value) for value in tree]
+    return ocp.RestoreArgs(restore_type=np.ndarray)
+
+
+def _flat(tree: Any, prefix: str = "") -> list[tuple[str, np.ndarray]]:
+    if isinstance(tree, dict):
+        parts = tree.items()
+    elif isinstance(tree, (list, tuple)):
+        parts = enumerate(tree)
+    else:
+        return [] if tree is None else [(prefix, np.asarray(tree))]
+    return [leaf for name, part in parts for leaf in _flat(part, f"{prefix}/{name}")]
+
+
+def assert_same_end(whole: Path, folder: Path) -> None:
+    """Two runs ended alike, bit by bit: parameters, moments, and metrics.csv as a file."""
+    assert (folder / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
+    assert steps(folder) == steps(whole)
+    expected, found = arrays(whole, NUM_STEPS), arrays(folder, NUM_STEPS)
+    assert expected.keys() == found.keys() and len(expected) > 20
+    for name, value in expected.items():
+        assert np.array_equal(value, found[name]), name
+    assert any(name.startswith("optimizer") and np.any(value) for name, value in expected.items())
+
+
+def environment(cache: Path) -> dict[str, str]:
+    """One device, as a user has, and one compilation, of programs and of modules, for all processes."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"} | {
+        "XLA_FLAGS": "",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
+        "JAX_COMPILATION_CACHE_DIR": str(cache / "programs"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "PYTHONPYCACHEPREFIX": str(cache / "modules"),
+        "COLUMNS": "200",
+    }
