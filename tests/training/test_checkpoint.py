@@ -13,15 +13,14 @@ from toy import Batches, Counting, Toy, assert_same_bits, make_batch, run_toy
 
 from zoo.training.checkpoint import (
     Checkpoints,
-    DiskFullError,
     decode_data_state,
     encode_data_state,
-    is_disk_full,
     load_params,
     mean_params,
     newest_steps,
 )
 from zoo.training.config import MeshConfig, OptimizerConfig, ScheduleConfig
+from zoo.training.disk_full import DiskFullError, is_disk_full
 from zoo.training.loop import NonFiniteError
 from zoo.training.metrics import read_metrics
 from zoo.training.optimizer import make_optimizer, make_schedule

@@ -8,6 +8,7 @@ a save.
 
 import dataclasses
 import math
+import sys
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -18,15 +19,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from zoo.training.card import write_card
-from zoo.training.checkpoint import (
-    Checkpoints,
-    clear_disk_errors,
-    decode_data_state,
-    encode_data_state,
-    list_steps,
-)
+from zoo.training.checkpoint import Checkpoints, decode_data_state, encode_data_state
 from zoo.training.config import MeshConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
+from zoo.training.disk_full import clear_disk_errors
 from zoo.training.flops import count_flops, peak_flops
+from zoo.training.manifest import list_steps
 from zoo.training.metrics import MetricsFile
 from zoo.training.optimizer import make_optimizer, make_schedule
 from zoo.training.plots import draw_loss
@@ -75,8 +72,9 @@ def train(
     is returned, and saved, holds what trains alone.
     `compute_dtype` is what MFU is measured against; `description` opens the model card.
 
-    Raises ValueError for a folder of another run, and a mesh or a batch that does not fit; NonFiniteError for
-    a NaN or infinite loss; DiskFullError; and Stopped, a SystemExit of code 0, after SIGTERM or SIGINT.
+    Raises ValueError for a folder of another run, and a mesh or a batch that does not fit; DamagedError where no
+    checkpoint is whole; NonFiniteError for a NaN or infinite loss; DiskFullError; and Stopped, a SystemExit of code 0,
+    after SIGTERM or SIGINT.
     """
     configs = {"optimizer": optimizer, "schedule": schedule, "mesh": mesh, "training": training}
     resolved = {**{name: dataclasses.asdict(value) for name, value in configs.items()}, **(resolved or {})}
@@ -85,7 +83,8 @@ def train(
         folder.mkdir(parents=True, exist_ok=True)
         check_folder(folder, resolved, may_differ)
         with Checkpoints(folder, training.keep) as checkpoints:
-            step = checkpoints.latest_step()
+            step, lines = checkpoints.choose_step()
+            print(*lines, sep="\n", end="\n" * bool(lines), file=sys.stderr)
             position = {"step": 0, "tokens": 0} if step is None else checkpoints.read(step)[0]
             write_run(folder, resolved)
             iterator = task.batches("train")
@@ -103,10 +102,11 @@ def train(
 
 def check_folder(folder: str | Path, resolved: dict[str, Any], may_differ: tuple[str, ...] = ()) -> None:
     """Raise ValueError if a folder's newest checkpoint is of another run; `train` asks too, later."""
-    steps = list_steps(folder)
-    if steps:
+    if list_steps(folder):
         with Checkpoints(folder) as checkpoints:
-            check_same_run(checkpoints.read(steps[-1])[1], resolved, Path(folder), may_differ)
+            saved = checkpoints.read_newest_run()
+        if saved is not None:
+            check_same_run(saved, resolved, Path(folder), may_differ)
 
 
 class _Session:
