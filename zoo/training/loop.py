@@ -35,7 +35,7 @@ from zoo.training.scalars import Scalars
 from zoo.training.sharding import make_mesh, shard_parameters
 from zoo.training.state import TrainState, abstract_state, bind_apply, initialise_state, start_state
 from zoo.training.step import make_train_step
-from zoo.training.stopping import EvaluationStopped, Stopped, StopRequest
+from zoo.training.stopping import EvaluationStopped, Stopped, listen
 from zoo.training.tuning import merge
 
 # Steps in flight while the host reads the metrics of the one before them: the device never idles for it.
@@ -74,12 +74,12 @@ def train(
 
     Raises ValueError for a folder of another run, and a mesh or a batch that does not fit; DamagedError where no
     checkpoint is whole; NonFiniteError for a NaN or infinite loss; DiskFullError; and Stopped, a SystemExit of code 0,
-    after SIGTERM or SIGINT.
+    after SIGTERM, SIGUSR1 or SIGINT.
     """
     configs = {"optimizer": optimizer, "schedule": schedule, "mesh": mesh, "training": training}
     resolved = {**{name: dataclasses.asdict(value) for name, value in configs.items()}, **(resolved or {})}
     folder = Path(folder).absolute()
-    with clear_disk_errors(folder), StopRequest() as stop:
+    with clear_disk_errors(folder), listen() as stop:
         folder.mkdir(parents=True, exist_ok=True)
         check_folder(folder, resolved, may_differ)
         with Checkpoints(folder, training.keep) as checkpoints:
@@ -88,6 +88,7 @@ def train(
             position = {"step": 0, "tokens": 0} if step is None else checkpoints.read(step)[0]
             write_run(folder, resolved)
             iterator = task.batches("train")
+            stop.step = position["step"]
             if position["step"]:
                 iterator.set_state(decode_data_state(position["data"]))
             device_mesh = make_mesh(mesh)
@@ -96,6 +97,8 @@ def train(
                 session.place_frozen(frozen or {}, device_mesh)
                 step = session.prepare(model, optimizer, schedule, device_mesh, params, position)
                 session.run(step, compute_dtype)
+                checkpoints.wait()
+            stop.all_saved(session.step)
         write_report(folder, session.model_params, resolved, description)
         return session.state
 
@@ -206,6 +209,7 @@ class _Session:
             batch, self.data = self.item
             self.state, metrics = train_step(self.state, batch, self.frozen)
             self.step += 1
+            self.stop.unsaved = True
             for value in metrics.values():
                 value.copy_to_host_async()
             self.pending.append((self.step, metrics))
@@ -272,6 +276,7 @@ class _Session:
         if self.step:
             self._save()
             self.checkpoints.wait()
+        self.stop.step, self.stop.unsaved = self.step, False
         saved = ", which is saved" if self.step else ""
         self.progress.say(
             f"{self.stop.name}: stopped after step {self.step}{saved}; run the same command again to go on"
