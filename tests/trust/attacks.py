@@ -153,11 +153,11 @@ def _flat(tree: Any, prefix: str = "") -> list[tuple[str, np.ndarray]]:
     return [leaf for name, part in parts for leaf in _flat(part, f"{prefix}/{name}")]
 
 
-def assert_same_end(whole: Path, folder: Path) -> None:
+def assert_same_end(whole: Path, folder: Path, step: int = NUM_STEPS) -> None:
     """Two runs ended alike, bit by bit: parameters, moments, and metrics.csv as a file."""
     assert (folder / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
     assert steps(folder) == steps(whole)
-    expected, found = arrays(whole, NUM_STEPS), arrays(folder, NUM_STEPS)
+    expected, found = arrays(whole, step), arrays(folder, step)
     assert expected.keys() == found.keys() and len(expected) > 20
     for name, value in expected.items():
         assert np.array_equal(value, found[name]), name

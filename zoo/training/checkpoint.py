@@ -245,8 +245,9 @@ class Checkpoints:
     def read_shapes(self, step: int) -> Params:
         """Return the shapes and dtypes of a step's parameters."""
         self._check(step, "params")
-        metadata = self._checkpointer.metadata(self.folder / str(step)).item_metadata["params"]
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), metadata.tree)
+        items = self._checkpointer.metadata(self.folder / str(step)).item_metadata
+        assert items is not None
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), items["params"].tree)
 
     def restore_params(self, step: int, mesh: Mesh) -> Params:
         """Return the parameters of a step, sharded by the table; the checkpoint knows their shapes."""

@@ -77,8 +77,8 @@ def describe_steps(folder: Path) -> Iterator[tuple[str, str, bool]]:
     """
     yield from _describe_steps(folder)
     for inner in sorted(folder.glob(f"*/{CHECKPOINTS}")):
-        for name, *rest in _describe_steps(inner.parent):
-            yield f"{inner.parent.name}: {name}", *rest
+        for name, state, damaged in _describe_steps(inner.parent):
+            yield f"{inner.parent.name}: {name}", state, damaged
 
 
 def _describe_steps(folder: Path) -> Iterator[tuple[str, str, bool]]:
