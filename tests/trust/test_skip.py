@@ -17,6 +17,8 @@ import pytest
 from attacks import CHECKPOINT_EVERY, NUM_STEPS, Training, arrays, steps
 
 import zoo
+from zoo.recipes.preparation import prepare
+from zoo.recipes.run import Run
 from zoo.training.metrics import read_metrics
 
 MODEL_OPTIONS = ("--model.", "--data.tokenizer.")
@@ -43,11 +45,11 @@ def rare(model, text) -> int:
 
 @pytest.fixture(scope="module")
 def begin(model, rare, arguments, tmp_path_factory):
-    """A function from a value to the arguments of a run that starts with it in the rare token's embedding."""
+    """A function from a value to the arguments of a run that starts with it in a token's embedding, the rare one's."""
 
-    def begin(value: float) -> tuple[str, ...]:
+    def begin(value: float, token: int = rare) -> tuple[str, ...]:
         params = jax.tree.map(np.array, model.params)
-        params["embedder"]["token"]["embedding"][rare] = value
+        params["embedder"]["token"]["embedding"][token] = value
         folder = zoo.save(replace(model, params=params), tmp_path_factory.mktemp("poisoned") / "model", layout="zoo")
         pairs = zip(arguments[::2], arguments[1::2], strict=True)
         kept = [word for pair in pairs if not pair[0].startswith(MODEL_OPTIONS) for word in pair]
@@ -141,18 +143,32 @@ def test_an_update_that_blows_up_is_never_saved(arguments, environment, tmp_path
         assert all(np.isfinite(value).all() for value in arrays(folder, step).values())
 
 
-def test_a_spike_is_skipped_and_the_same_over_a_kill(begin, environment, tmp_path):
+def first_seen(folder: Path, batch_size: int) -> dict[int, int]:
+    """The step in which a model first reads each token of a run's training data, in smaller batches."""
+    run = Run.load(folder)
+    batches = prepare(replace(run, task=replace(run.task, batch_size=batch_size))).task.batches("train")
+    found: dict[int, int] = {}
+    for step in range(1, 101):
+        for token in {*next(batches)["tokens"][:, :-1].flat}:  # the last one is only predicted
+            found.setdefault(int(token), step)
+    return found
+
+
+def test_a_spike_is_skipped_and_the_same_over_a_kill(skipping, begin, environment, tmp_path):
     """The window of the last updates is part of the checkpoint."""
-    more = ("--training.num-steps", "100", "--training.checkpoint-every", "10", "--training.evaluate-every", "100")
-    given = (*begin(300.0), *more, "--training.max-skipped", "50", "--training.spike-sigmas", "6")
+    token, step = min((item for item in first_seen(skipping[1], 2).items() if item[1] > 70), key=lambda item: item[1])
+    options = (
+        "--task.batch-size 2 --training.num-steps 100 --training.checkpoint-every 10 --training.evaluate-every 100"
+    )
+    given = (*begin(1000.0, token), *options.split(), "--training.spike-sigmas", "6")
     whole, folder = tmp_path / "whole", tmp_path / "killed"
     with Training(whole, given, environment) as training:
         assert training.finish() == 0, training.said[-3000:]
-    bad = bad_batches(whole)
-    assert bad and min(bad) > 64
-    assert training.says(f"step {min(bad)}: loss ") and training.says("stands out from the last updates'")
+    assert next(iter(bad_batches(whole))) == step
+    assert training.says(f"step {step}: loss ") and training.says("stands out from the last updates'")
+    assert token in bad_batches(whole)[step]["tokens"]
     with Training(folder, given, environment) as training:
-        training.wait_for(lambda training: training.says(f"step {min(bad)}: "))
+        training.wait_for(lambda training: training.says(f"step {step}: "))
         training.kill()
     with Training(folder, given, environment) as training:
         assert training.finish() == 0, training.said[-3000:]
