@@ -49,13 +49,25 @@ def make_state(mesh, name="adamw"):
     return state.replace(step=jax.device_put(np.int32(3), target.step.sharding)), target
 
 
+MESHES = {
+    "one device": {"data": 1},
+    "data": {"data": 8},
+    "fsdp": {"data": 1, "fsdp": 8},
+    "tensor": {"data": 1, "tensor": 8},
+    "data, fsdp, tensor": {"data": 2, "fsdp": 2, "tensor": 2},
+    "fsdp, tensor, context": {"data": 1, "fsdp": 2, "tensor": 2, "context": 2},
+    "data, context": {"data": 4, "context": 2},
+}
+
+
 @pytest.mark.parametrize("name", ["adamw", "muon", "adafactor"])
-def test_saved_on_one_mesh_restored_on_another(tmp_path, name):
-    state, _ = make_state(make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)), name)
+@pytest.mark.parametrize("saved_on", MESHES)
+def test_saved_on_one_mesh_restored_on_any_other(tmp_path, saved_on, name):
+    state, _ = make_state(make_mesh(MeshConfig(**MESHES[saved_on])), name)
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         checkpoints.save(state, POSITION, {"a": 1})
-    for config in (MeshConfig(data=1), MeshConfig(data=1, fsdp=4), MeshConfig(data=1, tensor=8)):
-        _, target = make_state(make_mesh(config), name)
+    for sizes in MESHES.values():
+        _, target = make_state(make_mesh(MeshConfig(**sizes)), name)
         with Checkpoints(tmp_path) as checkpoints:
             assert checkpoints.read(3) == (POSITION, {"a": 1})
             restored = checkpoints.restore(checkpoints.latest_step(), target)
