@@ -1,13 +1,13 @@
 """The two scripts as a user meets them: train, kill, go on, score, sample; and every mistake in one line."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import small_run
 
 import zoo
 from zoo import cli
@@ -16,50 +16,23 @@ from zoo.recipes.run import Run
 from zoo.serialization import as_dict, from_dict
 
 ROOT = Path(__file__).parent.parent
-SMALL = [
-    word
-    for option in (
-        "--model.embedding.width 32",
-        "--model.decoder.width 32",
-        "--model.decoder.num-layers 2",
-        "--model.decoder.attention.num-heads 2",
-        "--model.decoder.attention.head-size 16",
-        "--model.decoder.mlp.hidden-size 48",
-        "--model.embedding.vocab-size 400",
-        "--data.tokenizer.vocab-size 400",
-        "--task.sequence-length 32",
-        "--task.batch-size 8",
-        "--task.stride 32",
-        "--schedule.warmup-steps 2",
-        "--training.num-steps 12",
-        "--training.evaluate-every 5",
-        "--training.checkpoint-every 2",
-        "--compute-dtype float32",
-    )
-    for word in option.split()
-]
+SMALL = (
+    *small_run.OPTIONS,
+    *("--model.decoder.num-layers", "2"),
+    *("--training.num-steps", "12"),
+    *("--training.evaluate-every", "5"),
+    *("--training.checkpoint-every", "2"),
+)
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory) -> Path:
-    """Sixty short documents: Python's own docstrings, so nothing is copied in."""
-    documents = [f"{name}: {getattr(str, name).__doc__}\n" for name in sorted(dir(str))]
-    path = tmp_path_factory.mktemp("data") / "text.jsonl"
-    path.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
-    return path
+    return small_run.write_text(tmp_path_factory.mktemp("data") / "text.jsonl")
 
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory) -> dict[str, str]:
-    """One device, as a user has, and one compilation for all processes."""
-    cache = tmp_path_factory.mktemp("compiled")
-    return os.environ | {
-        "XLA_FLAGS": "",
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        "COLUMNS": "200",
-    }
+    return small_run.environment(tmp_path_factory.mktemp("caches"))
 
 
 def script(name: str, *arguments: str, env: dict[str, str], code: int = 0) -> str:

@@ -3,7 +3,6 @@
 Moments are chosen by what the process says and writes, never by the clock alone: machines differ tenfold in speed.
 """
 
-import os
 import signal
 import subprocess
 import sys
@@ -15,31 +14,17 @@ from typing import Any
 
 import numpy as np
 import orbax.checkpoint as ocp
+import small_run
 
 ROOT = Path(__file__).parents[2]
 NUM_STEPS, EVALUATE_EVERY, CHECKPOINT_EVERY, KEEP = 20, 5, 3, 2
-SMALL = tuple(
-    word
-    for option in (
-        "--model.embedding.width 32",
-        "--model.decoder.width 32",
-        "--model.decoder.num-layers 1",
-        "--model.decoder.attention.num-heads 2",
-        "--model.decoder.attention.head-size 16",
-        "--model.decoder.mlp.hidden-size 48",
-        "--model.embedding.vocab-size 400",
-        "--data.tokenizer.vocab-size 400",
-        "--task.sequence-length 32",
-        "--task.batch-size 8",
-        "--task.stride 32",
-        "--schedule.warmup-steps 2",
-        f"--training.num-steps {NUM_STEPS}",
-        f"--training.evaluate-every {EVALUATE_EVERY}",
-        f"--training.checkpoint-every {CHECKPOINT_EVERY}",
-        f"--training.keep {KEEP}",
-        "--compute-dtype float32",
-    )
-    for word in option.split()
+SMALL = (
+    *small_run.OPTIONS,
+    *("--model.decoder.num-layers", "1"),
+    *("--training.num-steps", str(NUM_STEPS)),
+    *("--training.evaluate-every", str(EVALUATE_EVERY)),
+    *("--training.checkpoint-every", str(CHECKPOINT_EVERY)),
+    *("--training.keep", str(KEEP)),
 )
 """A run of the default recipe that is over in a second, start aside."""
 PATIENCE = 300.0
@@ -162,16 +147,3 @@ def assert_same_end(whole: Path, folder: Path, step: int = NUM_STEPS) -> None:
     for name, value in expected.items():
         assert np.array_equal(value, found[name]), name
     assert any(name.startswith("optimizer") and np.any(value) for name, value in expected.items())
-
-
-def environment(cache: Path) -> dict[str, str]:
-    """One device, as a user has, and one compilation, of programs and of modules, for all processes."""
-    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"} | {
-        "XLA_FLAGS": "",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
-        "JAX_COMPILATION_CACHE_DIR": str(cache / "programs"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        "PYTHONPYCACHEPREFIX": str(cache / "modules"),
-        "COLUMNS": "200",
-    }

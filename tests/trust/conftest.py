@@ -1,24 +1,20 @@
 """What the attacks share: a text, an environment with caches, and the run that met no trouble."""
 
-import json
 from pathlib import Path
 
 import attacks
 import pytest
+import small_run
 
 
 @pytest.fixture(scope="session")
 def text(tmp_path_factory) -> Path:
-    """Sixty short documents: Python's own docstrings, so nothing is copied in."""
-    documents = [f"{name}: {getattr(str, name).__doc__}\n" for name in sorted(dir(str))]
-    path = tmp_path_factory.mktemp("data") / "text.jsonl"
-    path.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
-    return path
+    return small_run.write_text(tmp_path_factory.mktemp("data") / "text.jsonl")
 
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory) -> dict[str, str]:
-    return attacks.environment(tmp_path_factory.mktemp("caches"))
+    return small_run.environment(tmp_path_factory.mktemp("caches"))
 
 
 @pytest.fixture(scope="session")
