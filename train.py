@@ -2,7 +2,10 @@
 
 import sys
 
-from zoo.cli import train
+from zoo.training.stopping import listen
 
 if __name__ == "__main__":
-    train(sys.argv[1:])
+    with listen(owns_process=True):  # before the imports, which take seconds
+        from zoo.cli import train
+
+        train(sys.argv[1:])

@@ -13,7 +13,7 @@ from zoo import cli
 from zoo.recipes import RECIPES
 from zoo.recipes.run import Run
 from zoo.tasks.causal_lm import CausalLMConfig
-from zoo.training.checkpoint import list_steps
+from zoo.training.manifest import list_steps
 
 SMALL = [
     word

@@ -1,18 +1,13 @@
 """The two scripts as a user meets them: train, kill, go on, score, sample; and every mistake in one line."""
 
-import filecmp
 import json
-import os
-import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
+import small_run
 
 import zoo
 from zoo import cli
@@ -21,50 +16,23 @@ from zoo.recipes.run import Run
 from zoo.serialization import as_dict, from_dict
 
 ROOT = Path(__file__).parent.parent
-SMALL = [
-    word
-    for option in (
-        "--model.embedding.width 32",
-        "--model.decoder.width 32",
-        "--model.decoder.num-layers 2",
-        "--model.decoder.attention.num-heads 2",
-        "--model.decoder.attention.head-size 16",
-        "--model.decoder.mlp.hidden-size 48",
-        "--model.embedding.vocab-size 400",
-        "--data.tokenizer.vocab-size 400",
-        "--task.sequence-length 32",
-        "--task.batch-size 8",
-        "--task.stride 32",
-        "--schedule.warmup-steps 2",
-        "--training.num-steps 12",
-        "--training.evaluate-every 5",
-        "--training.checkpoint-every 2",
-        "--compute-dtype float32",
-    )
-    for word in option.split()
-]
+SMALL = (
+    *small_run.OPTIONS,
+    *("--model.decoder.num-layers", "2"),
+    *("--training.num-steps", "12"),
+    *("--training.evaluate-every", "5"),
+    *("--training.checkpoint-every", "2"),
+)
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory) -> Path:
-    """Sixty short documents: Python's own docstrings, so nothing is copied in."""
-    documents = [f"{name}: {getattr(str, name).__doc__}\n" for name in sorted(dir(str))]
-    path = tmp_path_factory.mktemp("data") / "text.jsonl"
-    path.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
-    return path
+    return small_run.write_text(tmp_path_factory.mktemp("data") / "text.jsonl")
 
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory) -> dict[str, str]:
-    """One device, as a user has, and one compilation for all processes."""
-    cache = tmp_path_factory.mktemp("compiled")
-    return os.environ | {
-        "XLA_FLAGS": "",
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        "COLUMNS": "200",
-    }
+    return small_run.environment(tmp_path_factory.mktemp("caches"))
 
 
 def script(name: str, *arguments: str, env: dict[str, str], code: int = 0) -> str:
@@ -131,41 +99,6 @@ def test_zoo_load_opens_a_run(trained):
         bundle(input_ids=np.array([[400]]))
     with pytest.raises(ValueError, match=r"input_ids\[0, 1\] is -1"):
         bundle.generate(np.array([[3, -1]]))
-
-
-def test_killed_runs_end_in_the_same_bits(text, trained, environment, tmp_path):
-    """SIGKILL at random times, then the same command again: same parameters, same metrics.csv."""
-    whole, _ = trained
-    folder = tmp_path / "killed"
-    command = [
-        sys.executable,
-        str(ROOT / "train.py"),
-        "--data.path",
-        str(text),
-        "--folder",
-        str(folder),
-        *SMALL,
-    ]
-    draw, kills, finished = random.Random(0), 0, False
-    while not finished:
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        saved = lambda: len(list(folder.glob("checkpoints/[0-9]*")))  # noqa: E731
-        before, deadline = saved(), time.monotonic() + draw.uniform(2.0, 6.0)
-        # Kill at a random time, but let some of the runs get as far as a new checkpoint first.
-        while process.poll() is None and (time.monotonic() < deadline or (kills % 2 and saved() == before)):
-            time.sleep(0.02)
-        if process.poll() is None and kills < 5:
-            time.sleep(draw.uniform(0, 0.3))
-            process.send_signal(signal.SIGKILL)
-            kills += 1
-        _, errors = process.communicate(timeout=300)
-        finished = process.returncode == 0
-        assert finished or process.returncode == -signal.SIGKILL, errors.decode()[-3000:]
-    assert kills >= 3
-    assert filecmp.cmp(whole / "metrics.csv", folder / "metrics.csv", shallow=False)
-    expected, found = zoo.load(whole), zoo.load(folder)
-    assert expected.step == found.step == 12
-    jax.tree.map(np.testing.assert_array_equal, expected.params, found.params)
 
 
 def test_another_configuration_is_refused(text, trained, environment):

@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import Field, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +26,7 @@ from zoo.recipes import DEFAULT, RECIPES
 from zoo.recipes.run import Run
 from zoo.serialization import as_dict
 from zoo.training.host import keep_freed_memory
+from zoo.training.manifest import describe_steps
 
 
 def parse_run(arguments: Sequence[str]) -> Run:
@@ -191,6 +192,8 @@ class Evaluation:
     average: int | None = None
     """Take the mean of so many of a run's newest checkpoints in the place of one; --training.keep says how many there
     are."""
+    verify: bool = False
+    """Compare every file of a run's checkpoints with its sha256 as it was written; exit with 1 if any is damaged."""
     head: str | None = None
     """Of a pretrained checkpoint, as zoo.load takes it; the one that config.json names."""
 
@@ -198,6 +201,13 @@ class Evaluation:
         if self.variants is not None and self.variants < 1:
             raise ValueError(f"variants is {self.variants}; give at least 1")
         GenerationConfig(**self.options)
+        if self.verify:
+            given = [x.name for x in fields(self) if x.name not in ("model", "verify") and self._is_given(x)]
+            if given:
+                raise ValueError(f"--{given[0].replace('_', '-')} is of no use with --verify; leave it out")
+
+    def _is_given(self, field: Field) -> bool:
+        return getattr(self, field.name) != field.default
 
     @property
     def options(self) -> dict[str, Any]:
@@ -237,6 +247,8 @@ def evaluate(arguments: Sequence[str]) -> None:
             raise ValueError(f"unknown option {unknown[0]}{_nearest(unknown[0], names)}; evaluate.py --help lists all")
         wanted = replace(wanted, candidates=tuple(read_candidates(wanted.candidates)))
         folder = Path(wanted.model)
+        if wanted.verify:
+            return _verify(folder, console)
         is_run = folder.is_dir() and not (folder / "config.json").exists()
         if is_run and (folder / "model.json").exists():
             raise ValueError(
@@ -282,6 +294,17 @@ def _evaluate_run(wanted: Evaluation, console: Console) -> None:
         score(run, wanted, console)
     else:
         answer(run, wanted, console)
+
+
+def _verify(folder: Path, console: Console) -> None:
+    """Print the state of every checkpoint; SystemExit of code 1 if one is damaged."""
+    states = list(describe_steps(folder))
+    if not states:
+        raise ValueError(f"{folder} has no checkpoint: name the folder that training wrote to")
+    for name, state, _ in states:
+        console.print(f"{name}  {state}", soft_wrap=True, highlight=False, markup=False)
+    if any(damaged for *_, damaged in states):
+        raise SystemExit(1)
 
 
 def _ask_checkpoint(wanted: Evaluation, console: Console) -> None:

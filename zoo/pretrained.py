@@ -42,7 +42,8 @@ from zoo.tokenization import (
     load_tokenizer,
     symbols,
 )
-from zoo.training.checkpoint import list_steps, load_params, mean_params, newest_steps
+from zoo.training.checkpoint import load_params, mean_params, newest_steps
+from zoo.training.manifest import list_steps
 from zoo.training.run_record import read_run
 from zoo.training.sharding import shard_parameters
 from zoo.training.tuning import merge

@@ -20,7 +20,8 @@ from zoo.sentences import write_modules, write_settings
 from zoo.serialization import as_dict
 from zoo.tokenization import PretrainedTokenizer
 from zoo.training.card import parameter_table
-from zoo.training.checkpoint import list_steps, save_params
+from zoo.training.checkpoint import save_params
+from zoo.training.manifest import list_steps
 from zoo.training.state import count_parameters
 from zoo.weights import export_params
 

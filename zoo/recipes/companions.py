@@ -20,7 +20,8 @@ from zoo.image_tokens import ImageTokenizer, LearnedTokens, PaletteTokens
 from zoo.recipes.run import Run
 from zoo.tasks.picture_attributes import Judge, PictureAttributes
 from zoo.tasks.text_to_image import TextToImageConfig
-from zoo.training.checkpoint import list_steps, load_params
+from zoo.training.checkpoint import load_params
+from zoo.training.manifest import CHECKPOINTS, leave_out, list_steps
 from zoo.training.state import bind_apply
 
 _SAMPLED = 2000
@@ -43,6 +44,8 @@ def make_companions(run: Run, console: Console) -> None:
         shutil.rmtree(copy, ignore_errors=True)
         # Its optimizer's state is of no use here, and twice as large as the rest.
         shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("optimizer", "tensorboard"))
+        for step in list_steps(copy):
+            leave_out(copy / CHECKPOINTS / str(step), "optimizer")
 
 
 def _is_finished(folder: str | Path) -> bool:

@@ -26,7 +26,7 @@ from zoo.tasks.image_classification import ImageClassificationConfig
 from zoo.tasks.text_to_image import TextToImageConfig
 from zoo.tokenization import PretrainedTokenizer
 from zoo.tokenization.tokenizer import FastCoder
-from zoo.training.checkpoint import list_steps
+from zoo.training.manifest import list_steps
 from zoo.training.sharding import make_mesh
 from zoo.training.state import count_parameters
 from zoo.training.tuning import split

@@ -1,41 +1,45 @@
-"""Checkpoints: Orbax, written in the background, committed whole or not at all, restored onto any mesh.
+"""Checkpoints: Orbax, written in the background, committed whole or not at all, verified, restored onto any mesh.
 
 A step's folder has four items: `params` and `optimizer` (plain nested trees), `position` (JSON: the step, the
-tokens seen, where the data stands) and `run` (JSON: the resolved configuration). Parameters lie apart from
-moments so that evaluation reads them alone. Orbax writes beside the final name and renames: an unfinished
-save is never seen.
+tokens seen, where the data stands) and `run` (JSON: the resolved configuration), and a manifest of all their files.
+Parameters lie apart from moments so that evaluation reads them alone. Orbax writes beside the final name; the thread
+that ends a save writes the manifest and renames: an unfinished save is never seen, and what is seen can be verified.
 """
 
+import asyncio
 import base64
-import errno
+import os
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
+from orbax.checkpoint.path import atomicity
 
 from zoo.training.config import MeshConfig
+from zoo.training.disk_full import clear_disk_errors, remove_unfinished
+from zoo.training.manifest import (
+    CHECKPOINTS,
+    MARK,
+    DamagedError,
+    find_damage,
+    has_manifest,
+    list_steps,
+    set_aside,
+    write_manifest,
+)
 from zoo.training.protocol import Params
 from zoo.training.quiet import quiet_orbax
 from zoo.training.run_record import as_json
 from zoo.training.sharding import make_mesh, shard_parameters
 from zoo.training.state import TrainState
-
-CHECKPOINTS = "checkpoints"
-
-
-class DiskFullError(OSError):
-    """No more can be written; what was committed before is whole."""
-
-    def __init__(self, message: str):
-        super().__init__(errno.ENOSPC, message)
-
-    def __str__(self) -> str:
-        return str(self.strerror)
 
 
 def encode_data_state(state: Any) -> dict[str, Any]:
@@ -53,26 +57,34 @@ def decode_data_state(encoded: dict[str, Any]) -> Any:
     return base64.b64decode(encoded["base64"]) if "base64" in encoded else encoded["json"]
 
 
-def _chain(error: BaseException | None, seen: set[int]) -> Iterator[BaseException]:
-    if error is None or id(error) in seen:
-        return
-    seen.add(id(error))
-    yield error
-    for inner in (*getattr(error, "exceptions", ()), error.__cause__, error.__context__):
-        yield from _chain(inner, seen)
+class _CommittedPath(atomicity.AtomicRenameTemporaryPath):
+    """Where Orbax writes a step: `finalize` runs on the first machine after every machine has written its part."""
+
+    async def finalize(self) -> None:
+        """Write the manifest of all that is there, and commit by renaming."""
+        await asyncio.to_thread(self._commit, Path(self.get()), Path(self.get_final()))
+
+    def _commit(self, written: Path, final: Path) -> None:
+        assert self._checkpoint_metadata_store is not None
+        self._checkpoint_metadata_store.wait_until_finished()
+        # Orbax's own sign of a whole checkpoint, for its other readers.
+        (written / atomicity.COMMIT_SUCCESS_FILE).write_text(f"committed as {final.name}")
+        write_manifest(written)
+        os.rename(written, final)
+        _sync_folder(final.parent)
 
 
-def is_disk_full(error: BaseException) -> bool:
-    """Return whether an error, or one it was raised from, says that no more can be written.
+def _sync_folder(folder: Path) -> None:
+    """See that the names in a folder are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
-    Tensorstore reports its own errors as text, so the messages count too.
-    """
-    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    phrases = ("No space left on device", "Disk quota exceeded", "File too large")
-    return any(
-        (isinstance(e, OSError) and e.errno in full) or any(phrase in str(e) for phrase in phrases)
-        for e in _chain(error, set())
-    )
+
+_NONE, _DAMAGED = -1, -2
+"""In a step's place among machines: there is no checkpoint, or none that is whole."""
 
 
 class Checkpoints:
@@ -80,20 +92,24 @@ class Checkpoints:
 
     def __init__(self, folder: str | Path, keep: int | None = None):
         """Open them for writing, keeping the last `keep`; None is for reading alone, even beside a run."""
-        self.folder = Path(folder).absolute() / CHECKPOINTS
+        self.run_folder = Path(folder).absolute()
+        self.folder = self.run_folder / CHECKPOINTS
+        self._keep = keep
+        self._verified: set[int] = set()
         if keep is not None and jax.process_index() == 0:
-            _remove_unfinished(self.folder)
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=keep is not None, enable_async_checkpointing=True
-        )
-        handlers = {
-            "params": ocp.StandardCheckpointHandler(),
-            "optimizer": ocp.StandardCheckpointHandler(),
-            "position": ocp.JsonCheckpointHandler(),
-            "run": ocp.JsonCheckpointHandler(),
-        }
+            self.folder.mkdir(parents=True, exist_ok=True)
+            remove_unfinished(self.folder)
+            self._remove_old()
         quiet_orbax()
-        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+        handler = ocp.CompositeCheckpointHandler(
+            params=ocp.StandardCheckpointHandler(),
+            optimizer=ocp.StandardCheckpointHandler(),
+            position=ocp.JsonCheckpointHandler(),
+            run=ocp.JsonCheckpointHandler(),
+        )
+        self._checkpointer = ocp.AsyncCheckpointer(handler, temporary_path_class=_CommittedPath)
+        self._finisher = ThreadPoolExecutor(1, "checkpoint")
+        self._finishing: Future[None] | None = None
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -107,61 +123,131 @@ class Checkpoints:
     def _close(self, quietly: bool) -> None:
         """Wait for the save under way and close; if something failed before, that is the error to see."""
         try:
-            self._manager.close()
+            self._finisher.shutdown()
+            self._checkpointer.close()
         except Exception:
             if not quietly:
                 raise
 
     def latest_step(self) -> int | None:
-        """Return the newest whole checkpoint's step, None if there is none."""
-        return self._manager.latest_step()
+        """Return the newest committed checkpoint's step, None if there is none; whether it is whole is not asked."""
+        return max(self.all_steps(), default=None)
 
     def all_steps(self) -> list[int]:
-        """Return the steps of all whole checkpoints, oldest first."""
-        return sorted(self._manager.all_steps())
+        """Return the steps of all committed checkpoints, oldest first."""
+        return list_steps(self.run_folder)
+
+    def choose_step(self) -> tuple[int | None, list[str]]:
+        """Return the newest whole checkpoint's step, None if there is none at all, and what is to be told, in lines.
+
+        Damaged ones that are newer are set aside. The first machine verifies for all. Raises DamagedError, and changes
+        nothing, if there are checkpoints and none is whole: going on would begin anew unasked.
+        """
+        step, lines = self._choose_step() if jax.process_index() == 0 else (_NONE, [])
+        if jax.process_count() > 1:
+            step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
+        if step == _DAMAGED:
+            raise DamagedError(lines[0] if lines else f"every checkpoint of {self.run_folder} is damaged")
+        if step == _NONE:
+            return None, lines
+        self._verified.add(step)
+        return step, lines
+
+    def _choose_step(self) -> tuple[int, list[str]]:
+        damages: dict[int, str] = {}
+        for step in reversed(self.all_steps()):
+            damage = find_damage(self.folder / str(step))
+            if damage is None:
+                return step, [*self._set_aside(damages, step), *self._tell_old(step)]
+            damages[step] = damage
+        if not damages:
+            return _NONE, []
+        found = "; ".join(f"step {step}: {damage}" for step, damage in damages.items())
+        mend = "put a copy back, or remove them to start anew"
+        return _DAMAGED, [f"every checkpoint of {self.run_folder} is damaged ({found}): {mend}"]
+
+    def _set_aside(self, damages: dict[int, str], step: int) -> list[str]:
+        return [
+            f"the checkpoint of step {bad} is damaged ({damage}): it is kept as "
+            f"{set_aside(self.folder / str(bad)).name}, and step {step} is used"
+            for bad, damage in damages.items()
+        ]
+
+    def _tell_old(self, step: int) -> list[str]:
+        if has_manifest(self.folder / str(step)):
+            return []
+        return [f"the checkpoint of step {step} was written before checkpoints had manifests: it is not verified"]
 
     def save(self, state: TrainState, position: dict[str, Any], resolved: Any) -> None:
         """Copy the state to the host and write it in the background; raises what the save before met."""
         step = position["step"]
-        self._manager.wait_until_finished()
-        if step in self._manager.all_steps():
+        self.wait()
+        if step in self.all_steps():
             return
-        items = ocp.args.Composite(
+        self._save(
+            step,
             params=ocp.args.StandardSave(state.params),
             optimizer=ocp.args.StandardSave(state.opt_state),
             position=ocp.args.JsonSave(position),
             run=ocp.args.JsonSave(as_json(resolved)),
         )
-        self._manager.save(step, args=items, force=True)
 
     def save_params(self, params: Params) -> None:
         """Write parameters alone, as those of step 0, in the background."""
-        self._manager.save(0, args=ocp.args.Composite(params=ocp.args.StandardSave(params)), force=True)
+        self._save(0, params=ocp.args.StandardSave(params))
+
+    def _save(self, step: int, **items: Any) -> None:
+        args = ocp.args.Composite(**items)
+        self._checkpointer.save(self.folder / str(step), args=args, custom_metadata=MARK)
+        self._finishing = self._finisher.submit(self._finish)
+
+    def _finish(self) -> None:
+        self._checkpointer.wait_until_finished()
+        if jax.process_index() == 0:
+            self._remove_old()
+
+    def _remove_old(self) -> None:
+        """Remove all but the newest checkpoints, each at once: one that is half removed is no checkpoint any more."""
+        for step in self.all_steps()[: -self._keep] if self._keep else []:
+            shutil.rmtree((self.folder / str(step)).rename(self.folder / f"removed-{step}"), ignore_errors=True)
 
     def wait(self) -> None:
-        """Wait until the save under way is committed; raise what went wrong with it."""
-        self._manager.wait_until_finished()
+        """Wait until the save under way is committed and older ones are removed; raise what went wrong."""
+        finishing, self._finishing = self._finishing, None
+        if finishing is not None:
+            finishing.result()
 
     def read(self, step: int) -> tuple[dict[str, Any], Any]:
         """Return (position, resolved run) of a step without reading any array."""
+        self._check(step, "position", "run")
         items = ocp.args.Composite(position=ocp.args.JsonRestore(), run=ocp.args.JsonRestore())
-        restored = self._manager.restore(step, args=items)
+        restored = self._checkpointer.restore(self.folder / str(step), args=items)
         return restored.position, restored.run
+
+    def read_newest_run(self) -> Any:
+        """Return the resolved run of the newest checkpoint that still has it whole; None if there is none."""
+        for step in reversed(self.all_steps()):
+            if find_damage(self.folder / str(step), ("position", "run")) is None:
+                return self.read(step)[1]
+        return None
 
     def restore(self, step: int, target: TrainState) -> TrainState:
         """Return the state of a step in the shapes and shardings of `target`, whatever mesh wrote it."""
+        self._check(step, "params", "optimizer")
         items = ocp.args.Composite(
             params=ocp.args.StandardRestore(target.params),
             optimizer=ocp.args.StandardRestore(target.opt_state),
         )
-        restored = self._manager.restore(step, args=items)
+        restored = self._checkpointer.restore(self.folder / str(step), args=items)
         counter = jax.device_put(jax.numpy.asarray(step, target.step.dtype), target.step.sharding)
         return TrainState(step=counter, params=restored.params, opt_state=restored.optimizer)
 
     def read_shapes(self, step: int) -> Params:
         """Return the shapes and dtypes of a step's parameters."""
-        metadata = self._manager.item_metadata(step)["params"]
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), metadata.tree)
+        self._check(step, "params")
+        items = self._checkpointer.metadata(self.folder / str(step)).item_metadata
+        assert items is not None
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), items["params"].tree)
 
     def restore_params(self, step: int, mesh: Mesh) -> Params:
         """Return the parameters of a step, sharded by the table; the checkpoint knows their shapes."""
@@ -172,40 +258,27 @@ class Checkpoints:
             shard_parameters(shapes, mesh),
         )
         items = ocp.args.Composite(params=ocp.args.StandardRestore(target))
-        return self._manager.restore(step, args=items).params
+        return self._checkpointer.restore(self.folder / str(step), args=items).params
 
-
-def list_steps(folder: str | Path) -> list[int]:
-    """Return the steps of a run folder's whole checkpoints, oldest first, from their names alone."""
-    return sorted(int(path.name) for path in (Path(folder) / CHECKPOINTS).glob("*") if path.name.isdigit())
-
-
-def _remove_unfinished(folder: Path) -> None:
-    """Remove what a killed or failed save left. Orbax would do it in the background, beside the next save."""
-    for path in folder.glob("*orbax-checkpoint-tmp*"):
-        shutil.rmtree(path, ignore_errors=True)
-
-
-@contextmanager
-def clear_disk_errors(folder: Path) -> Iterator[None]:
-    """Turn a full disk, whichever thread met it, into one DiskFullError, and remove what was unfinished."""
-    try:
-        yield
-    except Exception as error:
-        if not is_disk_full(error):
-            raise
-        _remove_unfinished(folder / CHECKPOINTS)
-        steps = list_steps(folder)
-        intact = f"the checkpoint of step {steps[-1]} is intact" if steps else "no checkpoint was written before"
-        raise DiskFullError(
-            f"disk full while writing to {folder}; {intact}: free space and run the same command again"
-        ) from error
+    def _check(self, step: int, *items: str) -> None:
+        """Raise DamagedError unless the items are what was written."""
+        if step in self._verified:
+            return
+        damage = find_damage(self.folder / str(step), items)
+        if damage is not None:
+            whole = [other for other in self.all_steps() if find_damage(self.folder / str(other), items) is None]
+            mend = f"step {whole[-1]} is whole" if whole else "put a copy back"
+            raise DamagedError(
+                f"the checkpoint of step {step} of {self.run_folder} is damaged ({damage}): {mend}; "
+                "evaluate.py --verify says what else is"
+            )
 
 
 def load_params(folder: str | Path, step: int | None = None, mesh: Mesh | None = None) -> tuple[Params, int]:
     """Return (parameters, step) of a run folder's checkpoint, the newest unless a step is given.
 
-    Raises ValueError if the folder has no such checkpoint, naming those it has.
+    Raises ValueError if the folder has no such checkpoint, naming those it has, and DamagedError if its parameters are
+    not what was written.
     """
     steps = list_steps(folder)
     if not steps or (step is not None and step not in steps):

@@ -158,6 +158,12 @@ class TrainingConfig:
     """Seeds the parameters and, with the step's number, each step's dropout. The task seeds its own data."""
     accumulate: int = 1
     """Micro-batches a step's batch is split into, one after the other: less memory, the same gradients."""
+    max_skipped: int = 3
+    """Updates of the whole run that are skipped where the loss or the gradients are not finite, or a spike; at the
+    next one the run ends with an error. The batches are kept in the run's folder, under bad-batches."""
+    spike_sigmas: float | None = None
+    """Skip an update whose loss or gradient norm lies so many standard deviations above the mean of the last 128
+    updates' (OLMo 2 takes 6). None: never."""
     log_every: int = 1
     """Write a row of metrics.csv every so many steps; a row holds that step's own values."""
     evaluate_every: int | None = None
@@ -175,6 +181,9 @@ class TrainingConfig:
         for field in ("num_steps", "accumulate", "log_every", "keep", "prefetch"):
             value = getattr(self, field)
             _require(value >= 1, f"training.{field}", value, "at least 1")
+        _require(self.max_skipped >= 0, "training.max_skipped", self.max_skipped, "at least 0")
+        sigmas = self.spike_sigmas
+        _require(sigmas is None or sigmas > 0, "training.spike_sigmas", sigmas, "above 0, or None to skip no spikes")
         for field in ("evaluate_every", "checkpoint_every"):
             value = getattr(self, field)
             _require(value is None or value >= 1, f"training.{field}", value, "at least 1, or None")

@@ -7,7 +7,7 @@ a save.
 """
 
 import dataclasses
-import math
+import sys
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -17,16 +17,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from zoo.training.bad_batches import save_batch
 from zoo.training.card import write_card
-from zoo.training.checkpoint import (
-    Checkpoints,
-    clear_disk_errors,
-    decode_data_state,
-    encode_data_state,
-    list_steps,
-)
+from zoo.training.checkpoint import Checkpoints, decode_data_state, encode_data_state
 from zoo.training.config import MeshConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
+from zoo.training.disk_full import clear_disk_errors
 from zoo.training.flops import count_flops, peak_flops
+from zoo.training.guard import check_finite, describe, refuse, watch
+from zoo.training.manifest import list_steps
 from zoo.training.metrics import MetricsFile
 from zoo.training.optimizer import make_optimizer, make_schedule
 from zoo.training.plots import draw_loss
@@ -38,16 +36,12 @@ from zoo.training.scalars import Scalars
 from zoo.training.sharding import AXES, make_mesh, shard_parameters
 from zoo.training.state import TrainState, abstract_state, bind_apply, initialise_state, start_state
 from zoo.training.step import make_train_step
-from zoo.training.stopping import EvaluationStopped, Stopped, StopRequest
+from zoo.training.stopping import EvaluationStopped, Stopped, listen
 from zoo.training.tuning import merge
 
 # Steps in flight while the host reads the metrics of the one before them: the device never idles for it.
 LAG = 2
 _merge = jax.jit(merge)
-
-
-class NonFiniteError(FloatingPointError):
-    """The loss or the gradient norm is NaN or infinite; no such state is ever saved."""
 
 
 def train(
@@ -75,20 +69,23 @@ def train(
     is returned, and saved, holds what trains alone.
     `compute_dtype` is what MFU is measured against; `description` opens the model card.
 
-    Raises ValueError for a folder of another run, and a mesh or a batch that does not fit; NonFiniteError for
-    a NaN or infinite loss; DiskFullError; and Stopped, a SystemExit of code 0, after SIGTERM or SIGINT.
+    Raises ValueError for a folder of another run, and a mesh or a batch that does not fit; DamagedError where no
+    checkpoint is whole; NonFiniteError or SpikeError where more updates would harm the state than may be skipped;
+    DiskFullError; and Stopped, a SystemExit of code 0, after SIGTERM, SIGUSR1 or SIGINT.
     """
     configs = {"optimizer": optimizer, "schedule": schedule, "mesh": mesh, "training": training}
     resolved = {**{name: dataclasses.asdict(value) for name, value in configs.items()}, **(resolved or {})}
     folder = Path(folder).absolute()
-    with clear_disk_errors(folder), StopRequest() as stop:
+    with clear_disk_errors(folder), listen() as stop:
         folder.mkdir(parents=True, exist_ok=True)
         check_folder(folder, resolved, may_differ)
         with Checkpoints(folder, training.keep) as checkpoints:
-            step = checkpoints.latest_step()
+            step, lines = checkpoints.choose_step()
+            print(*lines, sep="\n", end="\n" * bool(lines), file=sys.stderr)
             position = {"step": 0, "tokens": 0} if step is None else checkpoints.read(step)[0]
             write_run(folder, resolved)
             iterator = task.batches("train")
+            stop.step = position["step"]
             if position["step"]:
                 iterator.set_state(decode_data_state(position["data"]))
             device_mesh = make_mesh(mesh)
@@ -97,16 +94,19 @@ def train(
                 session.place_frozen(frozen or {}, device_mesh)
                 step = session.prepare(model, optimizer, schedule, device_mesh, params, position)
                 session.run(step, compute_dtype)
+                checkpoints.wait()
+            stop.all_saved(session.step)
         write_report(folder, session.model_params, resolved, description)
         return session.state
 
 
 def check_folder(folder: str | Path, resolved: dict[str, Any], may_differ: tuple[str, ...] = ()) -> None:
     """Raise ValueError if a folder's newest checkpoint is of another run; `train` asks too, later."""
-    steps = list_steps(folder)
-    if steps:
+    if list_steps(folder):
         with Checkpoints(folder) as checkpoints:
-            check_same_run(checkpoints.read(steps[-1])[1], resolved, Path(folder), may_differ)
+            saved = checkpoints.read_newest_run()
+        if saved is not None:
+            check_same_run(saved, resolved, Path(folder), may_differ)
 
 
 class _Session:
@@ -116,7 +116,7 @@ class _Session:
         self.task, self.apply, self.training, self.resolved = task, apply, training, resolved
         self.checkpoints, self.batches, self.stop = checkpoints, batches, stop
         self.folder: Path = checkpoints.folder.parent
-        self.pending: deque[tuple[int, Any]] = deque()  # steps whose metrics are still on the device
+        self.pending: deque[tuple[int, Any, Any]] = deque()  # steps and batches whose metrics are still on the device
         self.state: TrainState
         self.metrics: MetricsFile
         self.progress: Progress
@@ -143,8 +143,11 @@ class _Session:
         """Put the state of a position on the mesh and return the step function."""
         training = self.training
         self.step, self.tokens, self.data = position["step"], position["tokens"], None
+        self.skipped = position.get("skipped", 0)
         schedule = make_schedule(schedule_config, optimizer_config.learning_rate, training.num_steps)
         optimizer = make_optimizer(optimizer_config, schedule)
+        if training.spike_sigmas is not None:
+            optimizer = watch(optimizer)
         self.item = next(self.batches)
         batch = self.item[0]
         check_batch(batch, mesh, training.accumulate)
@@ -165,6 +168,7 @@ class _Session:
             seed=training.seed,
             accumulate=training.accumulate,
             target=target,
+            spike_sigmas=training.spike_sigmas,
         )
 
     def run(self, train_step: Callable, compute_dtype: Any) -> None:
@@ -206,9 +210,10 @@ class _Session:
             batch, self.data = self.item
             self.state, metrics = train_step(self.state, batch, self.frozen)
             self.step += 1
+            self.stop.unsaved = True
             for value in metrics.values():
                 value.copy_to_host_async()
-            self.pending.append((self.step, metrics))
+            self.pending.append((self.step, metrics, batch))
             self._read_metrics(LAG)
             if self._due(self.training.evaluate_every):
                 self._evaluate()
@@ -221,14 +226,15 @@ class _Session:
         return self.step == self.training.num_steps or (every is not None and self.step % every == 0)
 
     def _read_metrics(self, lag: int) -> None:
-        """Fetch the metrics of all but the last `lag` steps; stop at one that is not finite."""
+        """Fetch the metrics of all but the last `lag` steps; tell of skipped ones."""
         while len(self.pending) > lag:
-            step, device_metrics = self.pending.popleft()
+            step, device_metrics, batch = self.pending.popleft()
             values = {name: np.asarray(x)[()] for name, x in device_metrics.items()}
-            for name in ("loss", "grad_norm"):
-                if not math.isfinite(values[name]):
-                    self._stop_at_non_finite(step, name, values[name])
-            self.tokens += round(float(values.pop("weight")))
+            if not values.pop("skipped"):
+                self.tokens += round(float(values.pop("weight")))
+            else:
+                del values["weight"]
+                self._tell_skipped(step, values, batch)
             if step % self.training.log_every == 0 or step == self.training.num_steps:
                 self.metrics.write(step, {"tokens": self.tokens, **values})
             self.scalars.write(step, values)
@@ -236,13 +242,17 @@ class _Session:
             if speeds:
                 self.scalars.write(step, speeds, "speed")
 
-    def _stop_at_non_finite(self, step: int, name: str, value: float) -> None:
-        self.checkpoints.wait()
-        saved = self.checkpoints.latest_step()
-        where = f"the newest checkpoint, step {saved}, is from before it" if saved else "nothing was saved"
-        raise NonFiniteError(
-            f"{name} is {value} at step {step}; {where}. Lower optimizer.learning_rate, lengthen "
-            f"schedule.warmup_steps, or look at that step's batch"
+    def _tell_skipped(self, step: int, values: dict[str, Any], batch: Any) -> None:
+        """Keep the batch of a skipped update for study; stop if there were too many of them."""
+        path = save_batch(self.folder, step, self.training.seed, batch, values)
+        if self.skipped == self.training.max_skipped:
+            self.checkpoints.wait()
+            raise refuse(step, values, self.training.max_skipped, self.checkpoints.latest_step())
+        self.skipped += 1
+        values["skipped"] = self.skipped
+        self.progress.say(
+            f"step {step}: {describe(values)}; its update is skipped, {self.skipped} of at most "
+            f"{self.training.max_skipped}, and its batch kept in {path}"
         )
 
     def _evaluate(self) -> None:
@@ -264,7 +274,9 @@ class _Session:
         self._read_metrics(0)
         self.metrics.flush()
         self.scalars.flush()
-        position = {"step": self.step, "tokens": self.tokens, "data": encode_data_state(self.data)}
+        position = {"step": self.step, "tokens": self.tokens, "skipped": self.skipped}
+        position["data"] = encode_data_state(self.data)
+        check_finite((self.state.params, self.state.opt_state), self.step)
         self.checkpoints.save(self.state, position, self.resolved)
         self.progress.restart_clock()
 
@@ -272,6 +284,7 @@ class _Session:
         if self.step:
             self._save()
             self.checkpoints.wait()
+        self.stop.step, self.stop.unsaved = self.step, False
         saved = ", which is saved" if self.step else ""
         self.progress.say(
             f"{self.stop.name}: stopped after step {self.step}{saved}; run the same command again to go on"

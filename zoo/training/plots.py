@@ -27,7 +27,7 @@ def draw_loss(folder: str | Path, title: str = "") -> Path | None:
 
     folder = Path(folder)
     rows = read_metrics(folder / "metrics.csv")
-    train = [(int(row["step"]), float(row["loss"])) for row in rows if "loss" in row]
+    train = [(int(row["step"]), float(row["loss"])) for row in rows if "loss" in row and "skipped" not in row]
     held_out = [(int(row["step"]), float(row["validation_loss"])) for row in rows if "validation_loss" in row]
     if not train:
         return None

@@ -19,6 +19,7 @@ FREE_FIELDS = (
     "layers",
     "remat",
     "training.accumulate",
+    "training.max_skipped",
     "training.log_every",
     "training.evaluate_every",
     "training.checkpoint_every",
@@ -56,6 +57,8 @@ def find_difference(saved: Any, wanted: Any, free: tuple[str, ...] = ()) -> tupl
     for field in [*new, *(field for field in old if field not in new)]:
         if any(fnmatchcase(field, pattern) for pattern in patterns):
             continue
+        if field not in old and new[field] is None:
+            continue  # None is absent: a setting that is younger than the run
         if not _equal(old.get(field, _ABSENT), new.get(field, _ABSENT)):
             return field, old.get(field, _ABSENT), new.get(field, _ABSENT)
     return None
@@ -74,10 +77,15 @@ def check_same_run(saved: Any, wanted: Any, folder: Path, free: tuple[str, ...] 
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file at once and durably: a reader sees the old or the new text, never a part."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace a file at once and durably."""
     temporary = path.with_name(path.name + ".tmp")
     try:
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
+        with open(temporary, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

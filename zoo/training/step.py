@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from zoo.training.guard import is_sound, is_spike
 from zoo.training.protocol import Apply, Params, Task
 from zoo.training.sharding import shard_batch
 from zoo.training.state import TrainState
@@ -77,12 +78,14 @@ def make_train_step(
     seed: int,
     accumulate: int,
     target: TrainState,
+    spike_sigmas: float | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Return the jitted `step(state, batch, frozen=None) -> (state, metrics)`; call it under `jax.set_mesh`.
 
     The state is donated; what is frozen is neither donated nor differentiated. Metrics are float32 scalars on
-    the device: those of the task and loss, grad_norm (before clipping) and learning_rate. The step's rng is
-    `fold_in(seed, step)`, so a resumed run needs no rng state.
+    the device: those of the task and loss, grad_norm (before clipping), learning_rate, and skipped: 1 where the update
+    would have harmed the state, which then is as it was but for its step. `spike_sigmas` asks for an optimizer from
+    `zoo.training.guard.watch`. The step's rng is `fold_in(seed, step)`, so a resumed run needs no rng state.
     """
 
     def train_step(state: TrainState, batch: Any, frozen: Params | None = None) -> tuple[TrainState, Metrics]:
@@ -92,9 +95,16 @@ def make_train_step(
             metrics, gradients = accumulate_gradients(task, apply, state.params, frozen, batch, rng, accumulate)
         else:
             metrics, gradients = _gradients(task, apply, state.params, frozen, batch, rng)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        metrics |= {"grad_norm": optax.tree.norm(gradients), "learning_rate": schedule(state.step)}
+        loss, norm = metrics["loss"], optax.tree.norm(gradients)
+        sound, watched = is_sound(loss, norm), {}
+        if spike_sigmas is not None:
+            sound &= ~is_spike(state.opt_state, loss, norm, spike_sigmas)
+            watched = {"loss": loss, "grad_norm": norm}
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, **watched)
         params = optax.apply_updates(state.params, updates)
+        new, old = (params, opt_state), (state.params, state.opt_state)
+        params, opt_state = jax.tree.map(lambda x, y: jnp.where(sound, x, y), new, old)
+        metrics |= {"grad_norm": norm, "learning_rate": schedule(state.step), "skipped": jnp.where(sound, 0.0, 1.0)}
         return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     shardings = jax.tree.map(lambda x: x.sharding, target)
