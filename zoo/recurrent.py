@@ -211,7 +211,7 @@ class Recurrent(nn.Module):
         x, decoded = self._read(input_ids, attention_mask, decoder_states, memory, dropout_rng)
         return Output(
             last_hidden_state=x,
-            logits=self.head(x, self._target_embedder.table()),
+            logits=self.logits_of(x),
             hidden_states=decoded.hidden_states if output_hidden_states else None,
             alignment=decoded.alignment,
         )
@@ -235,12 +235,16 @@ class Recurrent(nn.Module):
             raise ValueError("decoder_states is missing; this model's decoder begins with the encoder's last states")
         memory = self._remember(encoder_hidden_states, encoder_attention_mask)
         x, decoded = self._read(input_ids, attention_mask, decoder_states, memory)
-        return self._last_logits(x), RecurrentCache(decoded.states, memory)
+        return self.logits_of(x[:, -1:])[:, 0], RecurrentCache(decoded.states, memory)
 
     def step(self, token: Int[Array, " R"], cache: RecurrentCache) -> tuple[Float[Array, "R V"], RecurrentCache]:
         """Logits of the token that follows `token`, and the cache with `token` in it."""
         x, decoded = self._read(token[:, None], None, cache.states, cache.memory)
-        return self._last_logits(x), cache.replace(states=decoded.states)
+        return self.logits_of(x[:, -1:])[:, 0], cache.replace(states=decoded.states)
+
+    def logits_of(self, states: Float[Array, "B T E"]) -> Float[Array, "B T V"]:
+        """Logits from `Output.last_hidden_state`, or a part of it: float32."""
+        return self.head(states, self._target_embedder.table())
 
     @property
     def _target_embedder(self) -> Embedder:
@@ -270,6 +274,3 @@ class Recurrent(nn.Module):
             # A deep output of maxout units; the state is the new one, where the paper has the one before.
             x = self.readout(jnp.concatenate([x, decoded.context, embedded], -1)).max(-1)
         return dropout(x, self.config.dropout, rngs[2]), decoded
-
-    def _last_logits(self, x: Float[Array, "B T E"]) -> Float[Array, "B V"]:
-        return self.head(x[:, -1:], self._target_embedder.table())[:, 0]

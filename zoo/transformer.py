@@ -302,24 +302,25 @@ class Transformer(nn.Module):
             memory["memory_segment_ids"] = encoder_attention_mask
         cache = Cache.start(output.keys_values, attention_mask, capacity, **memory)
         if length is None:
-            return self._logits(output.last_hidden_state[:, -1:])[:, 0], cache
+            return self.logits_of(output.last_hidden_state[:, -1:])[:, 0], cache
         last = lax.dynamic_slice_in_dim(output.last_hidden_state, length - 1, 1, 1)
-        return self._logits(last)[:, 0], cache.replace(length=length)
+        return self.logits_of(last)[:, 0], cache.replace(length=length)
 
     def step(self, token: Int[Array, " B"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
         """Logits of the token that follows `token`, and the cache with `token` in it."""
         ids, seen = token[:, None], jnp.ones((token.shape[0], 1), jnp.int32)
         positions = cache.segment_ids.sum(-1, keepdims=True)
         output = self.decode(ids, position_ids=positions, cache=cache, with_head=False)
-        return self._logits(output.last_hidden_state)[:, 0], cache.append(output.keys_values, seen)
+        return self.logits_of(output.last_hidden_state)[:, 0], cache.append(output.keys_values, seen)
 
     def _memory(self, encoded: Float[Array, "B S E"] | None) -> Float[Array, "B S D"] | None:
         """What cross-attention reads of an encoder's output."""
         return encoded if encoded is None or self.config.memory_width is None else self.memory_projection(encoded)
 
-    def _logits(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+    def logits_of(self, states: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """A language model's logits from `Output.last_hidden_state`, or a part of it: float32."""
         shared = self.config.decoder_embedding is None or self.config.decoder_embedding.vocab_size is None
-        return self.head(x, self.embedder.table() if shared else self.decoder_embedder.table())
+        return self.head(states, self.embedder.table() if shared else self.decoder_embedder.table())
 
     def _with_head(
         self, output: Output, attention_mask: Int[Array, "B T"] | None, input_ids: Int[Array, "B T"] | None
@@ -329,7 +330,7 @@ class Transformer(nn.Module):
             case None:
                 return output
             case LanguageModelHead():
-                return output.replace(logits=self._logits(x))
+                return output.replace(logits=self.logits_of(x))
             case TokenHead():
                 patches = self.config.embedding.patches if self.config.head.patches_only else None
                 logits = self.head(x if patches is None else x[:, patches.num_tokens :]).astype(jnp.float32)

@@ -134,9 +134,11 @@ def test_the_loss_is_of_the_pictures_tokens_after_a_start(model, tmp_path):
 def test_training_leaves_captions_out_at_the_rate_asked_for(tmp_path):
     task, seen = make(tmp_path, caption_dropout=0.25), []
 
-    def apply(params, input_ids, attention_mask, decoder_input_ids, dropout_rng):
+    def apply(params, input_ids=None, attention_mask=None, decoder_input_ids=None, dropout_rng=None, **head):
+        if head:
+            return head["states"]
         seen.append((input_ids, attention_mask))
-        return SimpleNamespace(logits=jnp.zeros((*decoder_input_ids.shape, 4)), aux_loss=0.0)
+        return SimpleNamespace(last_hidden_state=jnp.zeros((*decoder_input_ids.shape, 4)), aux_loss=0.0)
 
     batch = next(task.batches("train"))
     batch = {name: np.repeat(value, 100, 0) for name, value in batch.items()}

@@ -24,7 +24,8 @@ def test_flops_count_loops_branches_gradients_and_convolutions():
     assert count_flops(jax.jit(lambda x, w: jnp.tanh(x @ w) * 3), x, w) == one
     assert count_flops(lambda x, w: jax.lax.map(lambda _: x @ w, jnp.arange(5)), x, w) == 5 * one
     assert count_flops(lambda x, w: jax.lax.cond(x[0, 0] > 0, lambda: x @ w, lambda: jnp.zeros((4, 16))), x, w) == one
-    assert count_flops(jax.grad(lambda x, w: jax.checkpoint(jnp.matmul)(x, w).sum(), (0, 1)), x, w) == 3 * one
+    assert count_flops(jax.value_and_grad(lambda x, w: jax.checkpoint(jnp.matmul)(x, w).sum(), (0, 1)), x, w) == 3 * one
+    assert count_flops(lambda x, w: (x @ w, x + 1)[1], x, w) == 0  # nothing reads the product
     attention = jax.ShapeDtypeStruct((2, 5, 3, 4), jnp.float32)
     assert count_flops(lambda q: jnp.einsum("btnh,bsnh->bnts", q, q), attention) == 2 * 2 * 3 * 5 * 5 * 4
     image, kernel = jnp.ones((1, 8, 8, 3)), jnp.ones((2, 2, 3, 7))

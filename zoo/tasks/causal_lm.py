@@ -18,7 +18,7 @@ from zoo.data import (
     scored_windows,
     xz_bits_per_byte,
 )
-from zoo.tasks.losses import cross_entropy, score_split
+from zoo.tasks.losses import language_loss, score_split
 from zoo.tasks.report import Figure, Question, loss_figures, write
 
 _PROMPT = 'class Shelf:\n    """A shelf of books."""\n\n    def __init__(self'
@@ -91,7 +91,7 @@ class CausalLM:
         )
         same = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
         weights = same.astype(jnp.float32) * batch.get("weights", 1.0)
-        loss, metrics = cross_entropy(output.logits, tokens[:, 1:], weights)
+        loss, metrics = language_loss(apply, params, output, tokens[:, 1:], weights)
         return loss + output.aux_loss, metrics
 
     def evaluate(self, apply, params) -> dict[str, float]:

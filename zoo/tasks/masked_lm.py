@@ -21,7 +21,7 @@ from zoo.data import (
 )
 from zoo.generation_config import read_config
 from zoo.logits import choose, narrow
-from zoo.tasks.losses import cross_entropy, score_split
+from zoo.tasks.losses import language_loss, score_split
 from zoo.tasks.report import Figure, Question, loss_figures
 
 MASK = "<mask>"
@@ -101,7 +101,7 @@ class MaskedLM:
             position_ids=batch["positions"],
             dropout_rng=dropout_rng,
         )
-        loss, metrics = cross_entropy(output.logits, tokens, hidden.astype(jnp.float32))
+        loss, metrics = language_loss(apply, params, output, tokens, hidden.astype(jnp.float32))
         return loss + output.aux_loss, metrics
 
     def evaluate(self, apply, params) -> dict[str, float]:

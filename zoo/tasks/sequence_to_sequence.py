@@ -12,7 +12,7 @@ import numpy as np
 
 from zoo.data import DataConfig, Dataset, TextTokenizer, pair_batches, read_texts
 from zoo.generate import generate
-from zoo.tasks.losses import cross_entropy, score_split
+from zoo.tasks.losses import language_loss, score_split
 from zoo.tasks.pair_baselines import PairBaseline, write_baseline
 from zoo.tasks.report import Figure, Question, loss_figures, write
 from zoo.tasks.text_scores import TextScore, check_scores, score_texts, signature
@@ -109,7 +109,7 @@ class SequenceToSequence:
         output = apply(params, **ids, **rows, dropout_rng=rng)
         same = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
         smoothing = 0.0 if rng is None else self.config.label_smoothing
-        loss, metrics = cross_entropy(output.logits, targets[:, 1:], same.astype(jnp.float32), smoothing)
+        loss, metrics = language_loss(apply, params, output, targets[:, 1:], same.astype(jnp.float32), smoothing)
         return loss + output.aux_loss, metrics
 
     def evaluate(self, apply, params) -> dict[str, float]:

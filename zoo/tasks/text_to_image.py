@@ -28,7 +28,7 @@ from zoo.data.pictures import as_levels, as_pixels, square
 from zoo.data.sources import read_field
 from zoo.generate import generate
 from zoo.generation_config import GenerationConfig
-from zoo.tasks.losses import cross_entropy, score_split
+from zoo.tasks.losses import language_loss, score_split
 from zoo.tasks.picture_grid import draw_grid
 from zoo.tasks.picture_scores import PictureScores
 from zoo.tasks.report import Figure, Question, loss_figures
@@ -169,7 +169,7 @@ class TextToImage:
             decoder_input_ids=jnp.concatenate([start, targets[:, :-1]], 1),
             dropout_rng=rng,
         )
-        loss, metrics = cross_entropy(output.logits, targets, jnp.broadcast_to(weights[:, None], targets.shape))
+        loss, metrics = language_loss(apply, params, output, targets, jnp.broadcast_to(weights[:, None], targets.shape))
         return loss + output.aux_loss, metrics
 
     def evaluate(self, apply, params) -> dict[str, float]:

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.extend import core
+from jax.interpreters.partial_eval import dce_jaxpr
 
 # Dense bfloat16 peak of one JAX device in TFLOP/s, from the vendors' data sheets; the longest match counts.
 PEAK_TFLOPS = {
@@ -44,8 +45,12 @@ PEAK_TFLOPS = {
 
 
 def count_flops(function: Any, *args: Any) -> float:
-    """Return the matrix-product FLOPs of a function for arguments or their shapes; nothing is run."""
-    return _count(jax.make_jaxpr(function)(*args).jaxpr)
+    """Return the matrix-product FLOPs of a function for arguments or their shapes; nothing is run.
+
+    What its results do not depend on, no compiler would compute, and it is not counted.
+    """
+    jaxpr = jax.make_jaxpr(function)(*args).jaxpr
+    return _count(dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
 
 
 def _count(jaxpr: Any) -> float:

@@ -1,0 +1,137 @@
+"""What models.py keeps and shows: a row a contender, the table, the JSON file."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.ceilings import Ceilings
+from benchmarks.model_cells import CACHE, DECODE, Cell
+from benchmarks.model_peers import EAGER
+from benchmarks.model_problems import Problem
+from benchmarks.report import environment, file_stem, write_json
+from benchmarks.timing import quartiles
+
+TOLERANCE = {"float32": 2e-4, "bfloat16": 5e-2}
+"""Largest relative error |x - reference| / |reference|, in the 2-norm, of outputs; and of training losses."""
+FORMULAS = {
+    "ratio": "median time / that of torch eager in the same cell; below 1 is faster",
+    "tokens_per_second": "tokens read (padding is none) or, in decoding, written / median time, prompt included",
+    "mfu": "operations of the model's matrix products (3 times the forward's in training) / median time / the best "
+    "matrix product of the run in that dtype",
+    "fraction_of_memory": "decoding: bytes of all weights / time of a token / the better of copy and row sums",
+    "error": "2-norm of the difference from torch in float32, relative; in decoding the share of tokens that differ",
+    "compile_seconds": "the first call's time, in the run's own process, which may have compiled parts before",
+    "first_call_seconds": "of a new process, with an empty and then with a filled compilation cache",
+    "peak_bytes": "of memory, beyond what the process had before it made the model",
+}
+
+
+@dataclasses.dataclass
+class Timed:
+    """What remains of a contender whose memory was given back."""
+
+    name: str
+    samples: list[float]
+    compile_seconds: float
+    kind: str
+
+
+def check(cell: Cell, found: dict, expected: dict) -> float:
+    """The error of a contender's results; raises ValueError where it is too large."""
+    if "tokens" in found:
+        prompt = expected["tokens"].shape[1] - cell.new_tokens
+        error = float((found["tokens"][:, prompt:] != expected["tokens"][:, prompt:]).mean())
+        tolerance = 0.0 if cell.dtype == "float32" else 1.0
+    else:
+        (name,) = found
+        x, y = np.asarray(found[name], np.float64), np.asarray(expected[name], np.float64)
+        if cell.padded:
+            lengths = np.linspace(cell.length // 4, cell.length, cell.batch).round().astype(int)
+            counted = np.arange(cell.length) < lengths[:, None]
+            x, y = x[counted], y[counted]
+        error = float(np.linalg.norm(x - y) / np.linalg.norm(y))
+        tolerance = TOLERANCE[cell.dtype]
+    if not error <= tolerance:
+        raise ValueError(f"WRONG: error {error:.1e}, and {tolerance:.1e} is allowed")
+    return error
+
+
+class Record:
+    """The results file."""
+
+    def __init__(self, folder: Path):
+        self.path = folder / f"{file_stem('models')}.json"
+        self.ceilings = Ceilings()
+        self.results: list[dict[str, Any]] = []
+        self.skipped: list[dict[str, Any]] = []
+
+    def skip(self, cell: Cell, name: str, reason: str) -> None:
+        """Note and say that a contender was left out of a cell."""
+        print(f"    - {name}: {reason}", flush=True)
+        self.skipped.append(dataclasses.asdict(cell) | {"name": name, "reason": reason})
+
+    def finish(self, problem: Problem, timed: list, errors: dict[str, float], costs: dict[str, dict]) -> None:
+        """Add a cell's rows, print them, and write the file."""
+        rows = [self._row(problem, one, errors[one.name]) | costs.get(one.name, {}) for one in timed]
+        eager = next((row["milliseconds"] for row in rows if row["name"] == EAGER), None)
+        for row in rows:
+            row["ratio"] = None if eager is None else row["milliseconds"] / eager
+        self.results += rows
+        self.write()
+        if rows:
+            show(rows)
+
+    def _row(self, problem: Problem, one: Any, error: float) -> dict[str, Any]:
+        low, seconds, high = quartiles(one.samples)
+        cell, matmul = problem.cell, self.ceilings.matmul[problem.cell.dtype]
+        decoding = cell.work in (DECODE, CACHE)
+        per_token = seconds / max(1, cell.new_tokens)
+        return dataclasses.asdict(cell) | {
+            "cell": str(cell),
+            "name": one.name,
+            "kind": one.kind,
+            "ratio": None,
+            "milliseconds": 1e3 * seconds,
+            "quartile_milliseconds": [1e3 * low, 1e3 * high],
+            "num_samples": len(one.samples),
+            "tokens_per_second": problem.num_tokens / seconds,
+            "flops": problem.flops,
+            "mfu": None if problem.flops is None else problem.flops / seconds / matmul,
+            "fraction_of_memory": problem.weight_bytes / per_token / self.ceilings.memory if decoding else None,
+            "error": error,
+            "compile_seconds": one.compile_seconds,
+        }
+
+    def write(self, finished: bool = False) -> None:
+        """Write the file."""
+        content = {
+            "environment": environment("models"),
+            "finished": finished,
+            "ceilings": self.ceilings.record(),
+            "formulas": FORMULAS,
+            "results": self.results,
+            "skipped": self.skipped,
+        }
+        write_json(self.path, content)
+
+
+def show(rows: list[dict]) -> None:
+    """Print a cell's table, fastest first."""
+    share = "of memory" if rows[0]["work"] in (DECODE, CACHE) else "MFU"
+    costs = any("peak_bytes" in row for row in rows)
+    more = f" {'peak MB':>8} {'cold s':>7} {'warm s':>7}" if costs else ""
+    print(f"    {'ratio':>6} {'ms':>10} {'tokens/s':>10} {share:>9} {'error':>8} {'compile s':>9}{more}")
+    for row in sorted(rows, key=lambda row: row["milliseconds"]):
+        part = row["mfu"] if row["mfu"] is not None else row["fraction_of_memory"]
+        ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
+        more = ""
+        if "peak_bytes" in row:
+            cold, warm = row["first_call_seconds"]
+            more = f" {row['peak_bytes'] / 1e6:8.0f} {cold:7.1f} {warm:7.1f}"
+        print(
+            f"    {ratio:>6} {row['milliseconds']:10.2f} {row['tokens_per_second']:10,.0f} {part:9.0%} "
+            f"{row['error']:8.1e} {row['compile_seconds']:9.1f}{more}  {row['name']}", flush=True
+        )  # fmt: skip
+
