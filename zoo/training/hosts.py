@@ -13,6 +13,7 @@ import socket
 import sys
 import traceback
 import zlib
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -245,14 +246,33 @@ def check_same(what: Any) -> None:
             raise ValueError("the processes were given different runs: start all with the same command and code")
 
 
-def any_process(flag: bool) -> jax.Array:
-    """Return, still on the devices, whether the flag is set in any process; all must ask at the same time."""
+class Agreement:
+    """Decisions that any of several processes may ask for and that all must take at the same step."""
+
+    def __init__(self, lag: int = 0):
+        """An answer that comes `lag` questions later costs no wait: the devices have it when it is read."""
+        self._lag = lag
+        self._asked: deque[Any] = deque()
+
+    def now(self, flag: bool) -> bool:
+        """Return whether any process has the flag; all ask together, and wait for each other."""
+        return flag if jax.process_count() == 1 else bool(_any_process(flag))
+
+    def soon(self, flag: bool) -> bool:
+        """Return whether any process had the flag `lag` calls ago; of one process, whether it has it now."""
+        if jax.process_count() == 1:
+            return flag
+        self._asked.append(_any_process(flag))
+        return len(self._asked) > self._lag and bool(self._asked.popleft())
+
+
+def _any_process(flag: bool) -> jax.Array:
+    """Whether the flag is set in any process, still on the devices."""
     devices = np.array(jax.devices())
     mesh = jax.sharding.Mesh(devices, ("all",))
-    sharding = jax.sharding.NamedSharding(mesh, jax.P("all"))
-    mine = np.full((1,), flag)
-    flags = jax.make_array_from_callback((devices.size,), sharding, lambda _: mine)
-    return _any(flags)
+    flags = jax.make_array_from_callback((devices.size,), jax.NamedSharding(mesh, jax.P("all")), lambda _: [flag])
+    with jax.set_mesh(mesh):
+        return _any(flags)
 
 
 @jax.jit

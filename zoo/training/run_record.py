@@ -24,6 +24,7 @@ FREE_FIELDS = (
     "training.checkpoint_every",
     "training.keep",
     "training.prefetch",
+    "training.workers",
     "training.tensorboard",
 )
 _ABSENT = "absent"
@@ -56,6 +57,8 @@ def find_difference(saved: Any, wanted: Any, free: tuple[str, ...] = ()) -> tupl
     for field in [*new, *(field for field in old if field not in new)]:
         if any(fnmatchcase(field, pattern) for pattern in patterns):
             continue
+        if field not in old and new[field] is None:
+            continue  # an option that came later, and is off
         if not _equal(old.get(field, _ABSENT), new.get(field, _ABSENT)):
             return field, old.get(field, _ABSENT), new.get(field, _ABSENT)
     return None

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from zoo.training.fixed_order import ROWS, sum_parts
 from zoo.training.protocol import Apply, Params, Task
 from zoo.training.sharding import shard_batch
 from zoo.training.state import TrainState
@@ -62,6 +63,27 @@ def accumulate_gradients(
         return jax.tree.map(lambda t, x: t + weight * x, total, (metrics | {"weight": 1.0}, gradients)), None
 
     (metrics, gradients), _ = jax.lax.scan(body, zeros, (jnp.arange(parts), micro))
+    return _mean(metrics, gradients)
+
+
+def sum_gradients(
+    task: Task, apply: Apply, params: Params, frozen: Params, batch: Any, rng: jax.Array, parts: int
+) -> tuple[Metrics, Params]:
+    """Return what `_gradients` gives for the whole batch, in the same bits on any number of devices.
+
+    Call it inside a `shard_map` over the whole mesh, with this device's rows.
+    """
+
+    def weigh(rows, part):
+        metrics, gradients = _gradients(task, apply, params, frozen, rows, jax.random.fold_in(rng, part))
+        weight = metrics["weight"]
+        return jax.tree.map(lambda x: weight * x, (metrics | {"weight": jnp.ones(())}, gradients))
+
+    return _mean(*sum_parts(weigh, batch, parts, jax.sharding.get_abstract_mesh()))
+
+
+def _mean(metrics: Metrics, gradients: Params) -> tuple[Metrics, Params]:
+    """Divide sums over scored tokens by the tokens' number, which is "weight" and stays."""
     weight = metrics["weight"]
     scale = jnp.where(weight > 0, 1 / jnp.maximum(weight, 1e-30), 0)
     metrics, gradients = jax.tree.map(lambda x: x * scale, (metrics, gradients))
@@ -76,6 +98,7 @@ def make_train_step(
     *,
     seed: int,
     accumulate: int,
+    deterministic_parts: int | None = None,
     target: TrainState,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Return the jitted `step(state, batch, frozen=None) -> (state, metrics)`; call it under `jax.set_mesh`.
@@ -83,12 +106,18 @@ def make_train_step(
     The state is donated; what is frozen is neither donated nor differentiated. Metrics are float32 scalars on
     the device: those of the task and loss, grad_norm (before clipping) and learning_rate. The step's rng is
     `fold_in(seed, step)`, so a resumed run needs no rng state.
+
+    With `deterministic_parts` the same bits come out on any mesh that `check_parts` lets pass.
     """
 
     def train_step(state: TrainState, batch: Any, frozen: Params | None = None) -> tuple[TrainState, Metrics]:
         frozen = frozen or {}
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
-        if accumulate > 1:
+        if deterministic_parts is not None:
+            metrics, gradients = sum_gradients(
+                task, apply, state.params, frozen, batch, rng, deterministic_parts
+            )
+        elif accumulate > 1:
             metrics, gradients = accumulate_gradients(task, apply, state.params, frozen, batch, rng, accumulate)
         else:
             metrics, gradients = _gradients(task, apply, state.params, frozen, batch, rng)
@@ -97,5 +126,12 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
+    def same_step(state: TrainState, batch: Any, frozen: Params | None = None) -> tuple[TrainState, Metrics]:
+        # Every device makes the whole update, by one program: nothing is left for the partitioner to split.
+        specs = jax.P(), jax.P(ROWS), jax.P()
+        whole = jax.shard_map(train_step, in_specs=specs, out_specs=(jax.P(), jax.P()), check_vma=False)
+        return whole(state, batch, frozen or {})
+
     shardings = jax.tree.map(lambda x: x.sharding, target)
-    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+    step = train_step if deterministic_parts is None else same_step
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
