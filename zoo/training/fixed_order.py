@@ -6,9 +6,13 @@ are made by the same program of the same shapes, and a binary tree over the part
 part of the tree that lies there, then between devices, level by level, each with the one that holds the other branch.
 Both add the same two numbers, so all hold the same bits.
 
-It costs: nothing is fused across parts; gradients pass log2(D) times between D devices, where a ring passes twice its
-share; a device keeps log2(P / D) + 2 gradients; and the update is made on every device, whole, so parameters that `fsdp`
-splits are gathered for the step. The same bits also need the same kind of devices and versions.
+The same operations are not yet the same bits: what a compiler fuses, it rounds less, and it fuses across whatever it can
+see, such as a loop that turns once. So the parts and the update are bodies of loops whose number of turns depends on an
+argument, as far as the compiler knows; nothing is moved into or out of such a body but what depends on neither.
+
+It costs: parts are made one after the other on a device; gradients pass log2(D) times between D devices, where a ring
+passes twice its share; a device holds log2(P / D) + 3 gradients; and every device makes the whole update, so parameters
+that `fsdp` splits are gathered for the step. The same bits also need the same kind of devices and the same versions.
 """
 
 from collections.abc import Callable
@@ -17,7 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 ROWS = ("data", "fsdp")
 """The mesh axes that split a batch's rows, the slower one first."""
@@ -45,50 +49,54 @@ def check_parts(parts: int, mesh: Mesh, batch_size: int) -> None:
         )
 
 
-def sum_parts(value_of: Callable[[Any, jax.Array], Any], batch: Any, parts: int, mesh: Any) -> Any:
+def sum_parts(
+    value_of: Callable[[Any, jax.Array], Any], batch: Any, parts: int, mesh: AbstractMesh, once: jax.Array
+) -> Any:
     """Return the sum over all parts of `value_of(rows, part)`, inside a `shard_map` over the whole mesh.
 
-    `batch` has this device's rows, and `part` counts the parts of the whole batch from 0.
+    `batch` has this device's rows, `part` counts the parts of the whole batch from 0, and `once` is 1, as `hidden_one`
+    makes it.
     """
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
     here = parts // devices
     first = lax.axis_index(ROWS) * here
     rows = jax.tree.map(lambda x: x.reshape(here, x.shape[0] // here, *x.shape[1:]), batch)
-    total = _sum_here(lambda index, part: value_of(part, first + index), rows, here)
+    total = _sum_here(lambda index, part: value_of(part, first + index), rows, here, once)
     for axis in reversed(ROWS):  # neighbours along the faster axis are neighbours in the tree
         size, distance = mesh.shape[axis], 1
         while distance < size:
             pairs = [(device, device ^ distance) for device in range(size)]
-            total = _add(total, lax.ppermute(total, axis, pairs))
+            total = jax.tree.map(jnp.add, total, lax.ppermute(total, axis, pairs))
             distance *= 2
     return total
 
 
-def _sum_here(value_of: Callable[[jax.Array, Any], Any], rows: Any, count: int) -> Any:
-    """The tree's part on this device: a counter in binary, each of whose digits holds the sum that it stands for."""
-    first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), rows)
-    shapes = jax.eval_shape(value_of, jax.ShapeDtypeStruct((), jnp.int32), first)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    digits = [zeros] * count.bit_length()
+def hidden_one(step: jax.Array) -> jax.Array:
+    """Return 1, of which the compiler does not know it; `step` is never below 0, and it does not know that."""
+    return 1 + jnp.minimum(step, 0)
 
-    def take(digits, xs):
-        index, part = xs
-        carried = lax.optimization_barrier(value_of(index, part))
-        moving = jnp.bool_(True)
-        written = []
+
+def _sum_here(value_of: Callable[[jax.Array, Any], Any], rows: Any, count: int, once: jax.Array) -> Any:
+    """The tree's part on this device: a counter in binary, each of whose digits holds the sum that it stands for."""
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), rows)
+    shapes = jax.eval_shape(value_of, jax.ShapeDtypeStruct((), jnp.int32), one)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    def take(index, digits):
+        part = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, index, keepdims=False), rows)
+        # The rows are replaced, and so part of the body: what a loop leaves as it is, is moved out of it.
+        spent = jax.tree.map(jnp.zeros_like, part)
+        _, carried = lax.fori_loop(0, once, lambda _, held: (spent, value_of(index, held[0])), (part, zeros))
+        moving, written = jnp.bool_(True), []
         for level, held in enumerate(digits):
             is_set = (index >> level) & 1 == 1
-            stays = moving & ~is_set
-            written.append(jax.tree.map(lambda old, new, stays=stays: jnp.where(stays, new, old), held, carried))
+            written.append(_choose(moving & ~is_set, carried, held))
             moving &= is_set
-            carried = jax.tree.map(lambda x, s, moving=moving: jnp.where(moving, s, x), carried, _add(held, carried))
-        return written, None
+            carried = _choose(moving, jax.tree.map(jnp.add, held, carried), carried)
+        return written
 
-    digits, _ = lax.scan(take, digits, (jnp.arange(count), rows))
-    return digits[-1]
+    return lax.fori_loop(0, count * once, take, [zeros] * count.bit_length())[-1]
 
 
-def _add(left: Any, right: Any) -> Any:
-    """Sums of rounded numbers: a product that was not rounded before it was added would depend on what is fused."""
-    left, right = lax.optimization_barrier((left, right))
-    return lax.optimization_barrier(jax.tree.map(jnp.add, left, right))
+def _choose(condition: jax.Array, yes: Any, no: Any) -> Any:
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), yes, no)

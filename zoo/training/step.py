@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from zoo.training.fixed_order import ROWS, sum_parts
+from zoo.training.fixed_order import ROWS, hidden_one, sum_parts
 from zoo.training.protocol import Apply, Params, Task
 from zoo.training.sharding import shard_batch
 from zoo.training.state import TrainState
@@ -67,11 +67,11 @@ def accumulate_gradients(
 
 
 def sum_gradients(
-    task: Task, apply: Apply, params: Params, frozen: Params, batch: Any, rng: jax.Array, parts: int
+    task: Task, apply: Apply, params: Params, frozen: Params, batch: Any, rng: jax.Array, parts: int, once: jax.Array
 ) -> tuple[Metrics, Params]:
-    """Return what `_gradients` gives for the whole batch, in the same bits on any number of devices.
+    """Return the sums over scored tokens of what `_gradients` gives, in the same bits on any number of devices.
 
-    Call it inside a `shard_map` over the whole mesh, with this device's rows.
+    Call it inside a `shard_map` over the whole mesh, with this device's rows. `_mean` makes the whole batch's of them.
     """
 
     def weigh(rows, part):
@@ -79,7 +79,7 @@ def sum_gradients(
         weight = metrics["weight"]
         return jax.tree.map(lambda x: weight * x, (metrics | {"weight": jnp.ones(())}, gradients))
 
-    return _mean(*sum_parts(weigh, batch, parts, jax.sharding.get_abstract_mesh()))
+    return sum_parts(weigh, batch, parts, jax.sharding.get_abstract_mesh(), once)
 
 
 def _mean(metrics: Metrics, gradients: Params) -> tuple[Metrics, Params]:
@@ -110,28 +110,47 @@ def make_train_step(
     With `deterministic_parts` the same bits come out on any mesh that `check_parts` lets pass.
     """
 
-    def train_step(state: TrainState, batch: Any, frozen: Params | None = None) -> tuple[TrainState, Metrics]:
-        frozen = frozen or {}
-        rng = jax.random.fold_in(jax.random.key(seed), state.step)
-        if deterministic_parts is not None:
-            metrics, gradients = sum_gradients(
-                task, apply, state.params, frozen, batch, rng, deterministic_parts
-            )
-        elif accumulate > 1:
-            metrics, gradients = accumulate_gradients(task, apply, state.params, frozen, batch, rng, accumulate)
-        else:
-            metrics, gradients = _gradients(task, apply, state.params, frozen, batch, rng)
+    def update(state: TrainState, metrics: Metrics, gradients: Params) -> tuple[TrainState, Metrics]:
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         metrics |= {"grad_norm": optax.tree.norm(gradients), "learning_rate": schedule(state.step)}
         params = optax.apply_updates(state.params, updates)
         return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
+    def train_step(state: TrainState, batch: Any, frozen: Params | None = None) -> tuple[TrainState, Metrics]:
+        frozen = frozen or {}
+        rng = jax.random.fold_in(jax.random.key(seed), state.step)
+        if accumulate > 1:
+            metrics, gradients = accumulate_gradients(task, apply, state.params, frozen, batch, rng, accumulate)
+        else:
+            metrics, gradients = _gradients(task, apply, state.params, frozen, batch, rng)
+        return update(state, metrics, gradients)
+
     def same_step(state: TrainState, batch: Any, frozen: Params | None = None) -> tuple[TrainState, Metrics]:
-        # Every device makes the whole update, by one program: nothing is left for the partitioner to split.
-        specs = jax.P(), jax.P(ROWS), jax.P()
-        whole = jax.shard_map(train_step, in_specs=specs, out_specs=(jax.P(), jax.P()), check_vma=False)
-        return whole(state, batch, frozen or {})
+        """The step of one device of the mesh, which has its rows and the whole state."""
+        assert deterministic_parts is not None
+        rng, once = jax.random.fold_in(jax.random.key(seed), state.step), hidden_one(state.step)
+        given = task, apply, state.params, frozen or {}, batch, rng
+        metrics, gradients = sum_gradients(*given, deterministic_parts, once)
+
+        def turn(_, held):
+            state, metrics, gradients = held
+            metrics, gradients = _mean(metrics, gradients)
+            return *update(state, metrics, gradients), gradients
+
+        metrics |= {name: jnp.zeros(()) for name in ("grad_norm", "learning_rate")}
+        state, metrics, _ = jax.lax.fori_loop(0, once, turn, (state, metrics, gradients))
+        return state, metrics
 
     shardings = jax.tree.map(lambda x: x.sharding, target)
-    step = train_step if deterministic_parts is None else same_step
+    step = train_step if deterministic_parts is None else _on_each_device(same_step)
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def _on_each_device(step: Callable) -> Callable:
+    """A step as each device makes it, on its rows and on the whole state: nothing is left for the partitioner."""
+
+    def whole(state, batch, frozen=None):
+        specs = jax.P(), jax.P(ROWS), jax.P()
+        return jax.shard_map(step, in_specs=specs, out_specs=jax.P(), check_vma=False)(state, batch, frozen or {})
+
+    return whole
