@@ -270,7 +270,8 @@ def _any_process(flag: bool) -> jax.Array:
     """Whether the flag is set in any process, still on the devices."""
     devices = np.array(jax.devices())
     mesh = jax.sharding.Mesh(devices, ("all",))
-    flags = jax.make_array_from_callback((devices.size,), jax.NamedSharding(mesh, jax.P("all")), lambda _: [flag])
+    mine = np.array([flag])
+    flags = jax.make_array_from_callback((devices.size,), jax.NamedSharding(mesh, jax.P("all")), lambda _: mine)
     with jax.set_mesh(mesh):
         return _any(flags)
 

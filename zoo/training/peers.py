@@ -152,7 +152,7 @@ class Peers:
         os._exit(1)
 
     def _describe(self, lost: int, how: str = "lost") -> bytes:
-        what = f"process {lost} of {self.count} " + ("is lost" if how == "lost" else "failed, as it says itself")
+        what = f"process {lost} of {self.count} " + ("is lost" if how == "lost" else "failed, as its own output says")
         return (
             f"error: {what}, so process {self.process} ends too; checkpoints are intact: start all processes again "
             "to go on from the newest\n"
