@@ -26,6 +26,7 @@ from zoo.recipes import DEFAULT, RECIPES
 from zoo.recipes.run import Run
 from zoo.serialization import as_dict
 from zoo.training.host import keep_freed_memory
+from zoo.training.hosts import joined
 from zoo.training.manifest import describe_steps
 
 
@@ -120,7 +121,7 @@ def train(arguments: Sequence[str]) -> None:
     keep_freed_memory()
     if list(arguments) in (["-h"], ["--help"]):
         return _show_recipes(console)
-    with one_line_errors():
+    with one_line_errors(), joined(), one_line_errors():
         run = parse_run(arguments)
         from zoo.recipes.job import train_and_report  # TFDS, Grain and Orbax: not needed for --help
 

@@ -21,6 +21,7 @@ from zoo.serialization import as_dict
 from zoo.tokenization import PretrainedTokenizer
 from zoo.training.card import parameter_table
 from zoo.training.checkpoint import save_params
+from zoo.training.hosts import is_first, synchronise
 from zoo.training.manifest import list_steps
 from zoo.training.state import count_parameters
 from zoo.weights import export_params
@@ -92,8 +93,10 @@ def save_start(bundle: Bundle, folder: Path, fresh: Sequence[str]) -> None:
 
     `fresh` are the paths of the parameters that the checkpoint lacked.
     """
-    shutil.rmtree(folder, ignore_errors=True)
-    _write_own(bundle, folder, fresh)
+    if is_first():
+        shutil.rmtree(folder, ignore_errors=True)
+        _write_own(bundle, folder, fresh)
+    synchronise("the start is written")
     if bundle.params:
         save_params(folder, bundle.params)
 

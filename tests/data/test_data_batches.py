@@ -138,15 +138,6 @@ class TestPacked:
         batches.set_state(state)
         assert all(equal(next(batches), batch) for batch in ahead)
 
-    def test_processes_read_disjoint_documents_and_miss_none(self, tokenizer):
-        documents = [{"text": f"{i}"} for i in range(30)]
-        seen = []
-        for index in range(3):
-            stream = read_stream(100, documents, tokenizer, process_index=index, process_count=3)
-            seen.append({tokenizer.decode(ids) for ids in split_documents(stream, tokenizer)})
-        assert [len(texts) for texts in seen] == [10, 10, 10]
-        assert set.union(*seen) == {str(i) for i in range(30)}
-
     def test_a_background_thread_may_drive_it(self, documents, tokenizer):
         batches, given = packed(documents, tokenizer), []
         expected = [next(batches) for _ in range(10)]
@@ -213,18 +204,6 @@ class TestScored:
         batches = list(scored_windows(documents, tokenizer, sequence_length=T, batch_size=B))
         rows = [row for row in rows_of(batches) if row["segment_ids"].any()]
         assert [row["segment_ids"].max() for row in rows] == [5] * 10
-
-    def test_processes_score_everything_once_in_equally_many_batches(self, documents, tokenizer):
-        options = {"sequence_length": T, "batch_size": B}
-        alone = rows_of(scored_windows(documents, tokenizer, **options))
-        for count in (2, 3):
-            dealt = [
-                list(scored_windows(documents, tokenizer, **options, process_index=i, process_count=count))
-                for i in range(count)
-            ]
-            assert len({len(batches) for batches in dealt}) == 1
-            rows = [tuple(row["tokens"]) for batches in dealt for row in rows_of(batches) if row["tokens"].any()]
-            assert sorted(rows) == sorted(tuple(row["tokens"]) for row in alone if row["tokens"].any())
 
     def test_the_pass_repeats(self, documents, tokenizer):
         passes = [list(scored_windows(documents, tokenizer, sequence_length=T, batch_size=B)) for _ in range(2)]
@@ -296,33 +275,12 @@ class TestPairs:
         assert targets.tolist() == [tokenizer.bos_id, *tokenizer.encode("9876543"), tokenizer.eos_id]
         assert batch["inputs_segment_ids"].all() and batch["targets_segment_ids"].all()
 
-    @pytest.mark.parametrize("count", [1, 2, 3])
-    def test_processes_share_the_pass(self, pairs, tokenizer, count):
-        dealt = [
-            list(pair_batches(pairs, tokenizer, seed=None, process_index=i, process_count=count, **self.options))
-            for i in range(count)
-        ]
-        assert {len(batches) for batches in dealt} == {-(-53 // (count * B))}
-        rows = [row for batches in dealt for row in rows_of(batches) if row["inputs"].any()]
-        assert sorted(tokenizer.decode(row["inputs"]) for row in rows) == sorted(p["source"] for p in pairs)
-
-    def test_processes_train_on_disjoint_pairs(self, pairs, tokenizer):
-        seen = []
-        for index in range(2):
-            batches = pair_batches(pairs, tokenizer, seed=3, process_index=index, process_count=2, **self.options)
-            rows = rows_of(next(batches) for _ in range(14))
-            seen.append({tokenizer.decode(source) for row in rows for source, _ in unpack(row)})
-        assert not seen[0] & seen[1]
-        assert len(seen[0] | seen[1]) == 53
-
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"sequence_length": 0}, "sequence_length=0 must be at least 1"),
         ({"batch_size": -1}, "batch_size=-1 must be at least 1"),
-        ({"process_index": 2, "process_count": 2}, "process_index=2 must lie in 0 to 1"),
-        ({"process_count": 100}, "39 documents cannot be shared by 100 processes"),
     ],
 )
 def test_impossible_arguments_are_named(documents, tokenizer, options, message):

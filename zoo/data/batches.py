@@ -6,6 +6,7 @@ is a dict of arrays of one fixed shape. A document is bos, its tokens, eos.
 Moving batches to devices is left to training; one thread at a time may drive an iterator, whichever it is.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -14,19 +15,18 @@ import grain
 import numpy as np
 
 from zoo.data.sources import Source, read_field
+from zoo.data.streams import Batch, Reading, Rows, Stream
 from zoo.data.tokenizer import TextTokenizer
 
-Batch = dict[str, np.ndarray]
 Encode = Callable[[dict[str, Any]], Batch]
-
-# No threads of grain's own: training drives the iterator from one.
-OWN_THREAD = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 
 # Rows are shuffled within this many batches, and at least this many tokens: neighbours in a long document then land far
 # apart. With 64 batches of the tiny GPT, which hold a few dozen files, its loss fell within each window and jumped by
 # 1.5 nats at the next.
 SHUFFLED_BATCHES = 64
 SHUFFLED_TOKENS = 1 << 21
+# Rows in as many epochs as end nowhere: Grain's own endless repetition cannot be cut into parts of single rows.
+_ENDLESS = 1 << 62
 # Tokens remembered before documents are tokenised anew each epoch: 1 GiB of int32.
 REMEMBERED_TOKENS = 1 << 28
 
@@ -67,14 +67,12 @@ def packed_batches(
     batch_size: int,
     seed: int,
     text_key: str = "text",
-    process_index: int = 0,
-    process_count: int = 1,
     shuffled_batches: int | None = None,
-) -> "PackedBatches":
+) -> Stream:
     """Endless training batches of documents laid end to end and cut into rows, without padding.
 
-    Every epoch draws the documents in a new order, a function of `seed` and the epoch alone. `batch_size` is
-    this process's; process i of n reads every n-th document from the i-th.
+    Every epoch draws the documents in a new order, a function of `seed` and the epoch alone. Where a row begins
+    depends on the length of every document before it, so each of several processes tokenises all and keeps its rows.
 
     Rows are dealt in an order drawn for each window of `shuffled_batches` batches, by default as many as hold
     `SHUFFLED_TOKENS` tokens and at least `SHUFFLED_BATCHES`, and no more than an epoch has.
@@ -84,15 +82,17 @@ def packed_batches(
     each.
     """
     _check_positive(sequence_length=sequence_length, batch_size=batch_size)
-    _check_process(process_index, process_count, len(source))
     documents = grain.MapDataset.source(TokenizedFields(source, tokenize_document(tokenizer), (text_key,)))
-    documents = documents[process_index::process_count].seed(seed).shuffle()
-    return PackedBatches(
-        documents,
-        row_length=sequence_length + 1,
-        batch_size=batch_size,
-        seed=seed,
-        shuffled_batches=shuffled_batches or max(SHUFFLED_BATCHES, SHUFFLED_TOKENS // (sequence_length * batch_size)),
+    return Stream(
+        functools.partial(
+            PackedBatches,
+            documents.seed(seed).shuffle(),
+            row_length=sequence_length + 1,
+            batch_size=batch_size,
+            seed=seed,
+            shuffled_batches=shuffled_batches
+            or max(SHUFFLED_BATCHES, SHUFFLED_TOKENS // (sequence_length * batch_size)),
+        )
     )
 
 
@@ -105,12 +105,20 @@ class PackedBatches(grain.DatasetIterator):
     """
 
     def __init__(
-        self, documents: grain.MapDataset, *, row_length: int, batch_size: int, seed: int, shuffled_batches: int
+        self,
+        documents: grain.MapDataset,
+        reading: Reading,
+        *,
+        row_length: int,
+        batch_size: int,
+        seed: int,
+        shuffled_batches: int,
     ):
         super().__init__()
-        self._documents, self._num_documents = documents.repeat(), len(documents)
+        self._reader, self._num_documents = iter(documents.repeat().to_iter_dataset(reading.options)), len(documents)
+        self._document, self._tokens = -1, np.zeros(0, np.int32)  # the one that was read last
         self._row_length, self._batch_size, self._seed = row_length, batch_size, seed
-        self._shuffled_batches = shuffled_batches
+        self._shuffled_batches, self._rows = shuffled_batches, reading.rows(batch_size)
         # (document, offset in it) of the window's first token, and of the next window's.
         self._start = self._end = (0, 0)
         self._window_index, self._num_given = 0, 0
@@ -119,22 +127,29 @@ class PackedBatches(grain.DatasetIterator):
     def __next__(self) -> Batch:
         if self._window is None:
             self._window = self._pack_window()
-        elif self._num_given * self._batch_size == len(self._window["tokens"]):
+        elif self._num_given == len(self._window["tokens"]):
             self._start, self._window_index, self._num_given = self._end, self._window_index + 1, 0
             self._window = self._pack_window()
-        rows = slice(self._num_given * self._batch_size, (self._num_given + 1) * self._batch_size)
         self._num_given += 1
-        return {name: value[rows] for name, value in self._window.items()}
+        return {name: value[self._num_given - 1] for name, value in self._window.items()}
+
+    def _read(self, document: int) -> np.ndarray:
+        """A document's tokens; documents come one after the other but where a state was set."""
+        if document != self._document:
+            if document != self._document + 1:
+                self._reader.set_state({"next_index": document})
+            self._document, (self._tokens,) = document, next(self._reader)
+        return self._tokens
 
     def _pack_window(self) -> Batch:
-        """Fill the rows from `self._start` on, set `self._end`, and shuffle them."""
+        """Fill the rows from `self._start` on, set `self._end`, and shuffle them: [batches, rows, row length]."""
         batch_tokens = self._batch_size * self._row_length
         (document, offset), pieces = self._start, []
         missing, all_read = self._shuffled_batches * batch_tokens, document + self._num_documents
         while missing:
             if document == all_read and (missing := missing % batch_tokens) == 0:
                 break  # otherwise the batch that is begun is filled
-            tokens: np.ndarray = self._documents[document][0]  # pyright: ignore
+            tokens = self._read(document)
             piece = tokens[offset : offset + missing]
             pieces.append(piece)
             missing -= piece.size
@@ -144,6 +159,7 @@ class PackedBatches(grain.DatasetIterator):
         self._end = (document, offset)
         window = _lay_rows(pieces, self._row_length)
         order = np.random.default_rng((self._seed, self._window_index)).permutation(len(window["tokens"]))
+        order = order.reshape(-1, self._batch_size)[:, self._rows]
         return {name: value[order] for name, value in window.items()}
 
     def get_state(self) -> dict[str, int]:
@@ -186,8 +202,6 @@ def scored_windows(
     batch_size: int,
     stride: int | None = None,
     text_key: str = "text",
-    process_index: int = 0,
-    process_count: int = 1,
 ) -> Iterator[Batch]:
     """One pass in which every token of every document, and its eos, is a scored target exactly once.
 
@@ -196,11 +210,9 @@ def scored_windows(
     that sees everything before, for T / stride times the work. Short windows share rows, as segments.
 
     Yields "tokens", "segment_ids" (0 = padding) and "positions" as `packed_batches` does, and "weights",
-    float32 [B, T]: 1 where tokens[:, 1:] is scored. The last batch is padded with zeros. Each of several
-    processes gets the same number of batches.
+    float32 [B, T]: 1 where tokens[:, 1:] is scored. The last batch is padded with zeros.
     """
     _check_positive(sequence_length=sequence_length, batch_size=batch_size)
-    _check_process(process_index, process_count, len(source))
     stride = sequence_length if stride is None else stride
     if not 1 <= stride <= sequence_length:
         raise ValueError(f"stride={stride} must lie in 1 to sequence_length={sequence_length}")
@@ -212,7 +224,7 @@ def scored_windows(
     )
     rows = _fill_rows(windows, sequence_length + 1)
     blank = {name: np.zeros_like(value) for name, value in _join_windows([], sequence_length + 1).items()}
-    return _deal_batches(rows, blank, batch_size, process_index, process_count)
+    return _deal_batches(rows, blank, batch_size)
 
 
 Window = tuple[np.ndarray, int]  # its tokens, and how many of the last of them are scored
@@ -270,8 +282,6 @@ def pair_batches(
     packed: bool = True,
     source_key: str = "source",
     target_key: str = "target",
-    process_index: int = 0,
-    process_count: int = 1,
 ) -> Iterator[Batch]:
     """Sequence-to-sequence batches: endless, newly shuffled each epoch by `seed` and, if `packed`, several short pairs
     to a row; or one ordered pass of a pair a row if `seed` is None.
@@ -279,11 +289,10 @@ def pair_batches(
     Yields int32 "inputs" [B, S] (tokens, eos) and "targets" [B, T + 1] (start, tokens, eos), each with "_segment_ids",
     which count a row's pairs from 1 and are 0 on padding, and "_positions", which restart with each. Pairs of one id
     belong together. An input over S or a target over T tokens, eos included, loses its end but keeps eos. In the one
-    pass the last batch is padded with blank rows, and each of several processes gets the same number of batches. The
-    endless one is a grain.DatasetIterator.
+    pass the last batch is padded with blank rows. The endless one is a `Stream`; where rows are packed each of several
+    processes packs all and keeps its own.
     """
     _check_positive(source_length=source_length, target_length=target_length, batch_size=batch_size)
-    _check_process(process_index, process_count, len(source))
     pairs = TokenizedFields(source, tokenizer.sequence, (source_key, target_key))
     lengths = {"inputs": source_length, "targets": target_length + 1}
 
@@ -294,35 +303,47 @@ def pair_batches(
 
     if seed is None:
         rows = (_pad(make_pair(index), lengths) for index in range(len(source)))
-        return deal_rows(rows, batch_size, process_index, process_count)
-    indices = grain.MapDataset.range(process_index, len(source), process_count)
-    shuffled = indices.seed(seed).shuffle().repeat().map(make_pair)
+        return deal_rows(rows, batch_size)
+    shuffled = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(_ENDLESS // len(source)).map(make_pair)
     if not packed:
-        return iter(shuffled.map(lambda pair: _pad(pair, lengths)).batch(batch_size).to_iter_dataset(OWN_THREAD))
-    rows = grain.experimental.FirstFitPackIterDataset(
-        shuffled.to_iter_dataset(OWN_THREAD), length_struct=lengths, num_packing_bins=batch_size, shuffle_bins=False
-    )
-    return iter(rows.batch(batch_size))
+        return _stream_rows(shuffled.map(lambda pair: _pad(pair, lengths)), batch_size)
+
+    def pack(reading: Reading) -> grain.DatasetIterator:
+        read = shuffled.to_iter_dataset(reading.options)
+        rows = grain.experimental.FirstFitPackIterDataset(
+            read, length_struct=lengths, num_packing_bins=batch_size, shuffle_bins=False
+        )
+        return Rows(iter(rows.batch(batch_size)), reading)
+
+    return Stream(pack)
 
 
-def row_batches(
-    source: Source, encode: Encode, *, batch_size: int, seed: int | None, process_index: int = 0, process_count: int = 1
-) -> Iterator[Batch]:
+def _stream_rows(rows: grain.MapDataset, batch_size: int) -> Stream:
+    """Batches of rows that are known by their number: each process reads its own alone."""
+
+    def open_batches(reading: Reading) -> grain.DatasetIterator:
+        mine = reading.rows(batch_size)
+        batches = rows.batch(mine.stop - mine.start)[reading.index :: reading.count]
+        return iter(batches.to_iter_dataset(reading.options))
+
+    return Stream(open_batches)
+
+
+def row_batches(source: Source, encode: Encode, *, batch_size: int, seed: int | None) -> Iterator[Batch]:
     """Examples, one a row: endless, newly shuffled each epoch by `seed`, or one ordered pass if None.
 
     Yields what `encode` makes of an example, and float32 "weights" [B], 0 for the blank rows that fill the last batch
     of the one pass.
     """
     _check_positive(batch_size=batch_size)
-    _check_process(process_index, process_count, len(source))
 
     def make_row(index: int) -> Batch:
         return encode(source[index]) | {"weights": np.ones((), np.float32)}
 
     if seed is None:
-        return deal_rows(map(make_row, range(len(source))), batch_size, process_index, process_count)
-    indices = grain.MapDataset.range(process_index, len(source), process_count)
-    return iter(indices.seed(seed).shuffle().repeat().map(make_row).batch(batch_size).to_iter_dataset(OWN_THREAD))
+        return deal_rows(map(make_row, range(len(source))), batch_size)
+    shuffled = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(_ENDLESS // len(source))
+    return _stream_rows(shuffled.map(make_row), batch_size)
 
 
 def label_batches(
@@ -357,29 +378,18 @@ def _pad(fields: Batch, lengths: dict[str, int]) -> Batch:
     return row
 
 
-def deal_rows(rows: Iterator[Batch], batch_size: int, process_index: int, process_count: int) -> Iterator[Batch]:
+def deal_rows(rows: Iterator[Batch], batch_size: int) -> Iterator[Batch]:
     """`_deal_batches` with blank rows of zeros; there is at least one row."""
     first = next(rows)
     blank = {name: np.zeros_like(value) for name, value in first.items()}
-    return _deal_batches(itertools.chain([first], rows), blank, batch_size, process_index, process_count)
+    return _deal_batches(itertools.chain([first], rows), blank, batch_size)
 
 
-def _deal_batches(
-    rows: Iterable[Batch], blank: Batch, batch_size: int, process_index: int, process_count: int
-) -> Iterator[Batch]:
-    """Deal `rows` to the processes in turn; all get equally many batches, the missing rows `blank`."""
-    mine: list[Batch] = []
-    num_dealt = 0
-    for row in rows:
-        if num_dealt % process_count == process_index:
-            mine.append(row)
-        num_dealt += 1
-        # Give a batch only once every process has its rows for it.
-        if num_dealt % (process_count * batch_size) == 0:
-            yield _stack(mine)
-            mine = []
-    if num_dealt % (process_count * batch_size):
-        yield _stack(mine + [blank] * (batch_size - len(mine)))
+def _deal_batches(rows: Iterable[Batch], blank: Batch, batch_size: int) -> Iterator[Batch]:
+    """Stack `rows`; those that are missing in the last batch are `blank`."""
+    rows = iter(rows)
+    while batch := list(itertools.islice(rows, batch_size)):
+        yield _stack(batch + [blank] * (batch_size - len(batch)))
 
 
 def _stack(rows: list[Batch]) -> Batch:
@@ -390,13 +400,3 @@ def _check_positive(**numbers: int) -> None:
     for name, value in numbers.items():
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1")
-
-
-def _check_process(process_index: int, process_count: int, num_documents: int) -> None:
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"process_index={process_index} must lie in 0 to {process_count - 1}, one a process")
-    if num_documents < process_count:
-        raise ValueError(
-            f"{num_documents} documents cannot be shared by {process_count} processes: give more documents, "
-            "or start fewer processes"
-        )

@@ -6,21 +6,19 @@ from typing import Any
 import grain
 import numpy as np
 
-from zoo.data.batches import OWN_THREAD, Batch, deal_rows
+from zoo.data.batches import deal_rows
 from zoo.data.sources import Source
+from zoo.data.streams import Batch, Reading, Rows, Stream
 
 SHUFFLED_ROWS = 1024
 """Rows of training that are shuffled among one another: neighbours would otherwise be of one example."""
 
 
-class _Cut(grain.experimental.FlatMapTransform):
-    """An index to the rows of its example."""
+class _Unpack(grain.experimental.FlatMapTransform):
+    """The rows of an example, one by one."""
 
-    def __init__(self, cut: Callable[[int], Sequence[Batch]]):
-        self._cut = cut
-
-    def flat_map(self, element: int) -> Sequence[Batch]:
-        return self._cut(element)
+    def flat_map(self, element: Sequence[Batch]) -> Sequence[Batch]:
+        return element
 
 
 def window_batches(
@@ -37,8 +35,12 @@ def window_batches(
 
     if seed is None:
         rows = (row for index in range(len(source)) for row in cut_numbered(index))
-        return deal_rows(rows, batch_size, 0, 1)
-    indices = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat().to_iter_dataset(OWN_THREAD)
-    rows = grain.experimental.FlatMapIterDataset(indices, _Cut(cut_numbered))
-    rows = grain.experimental.WindowShuffleIterDataset(rows, window_size=SHUFFLED_ROWS, seed=seed)
-    return iter(rows.batch(batch_size))
+        return deal_rows(rows, batch_size)
+    examples = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat().map(cut_numbered)
+
+    def shuffle_rows(reading: Reading) -> grain.DatasetIterator:
+        rows = grain.experimental.FlatMapIterDataset(examples.to_iter_dataset(reading.options), _Unpack())
+        rows = grain.experimental.WindowShuffleIterDataset(rows, window_size=SHUFFLED_ROWS, seed=seed)
+        return Rows(iter(rows.batch(batch_size)), reading)
+
+    return Stream(shuffle_rows)

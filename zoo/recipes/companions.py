@@ -21,6 +21,7 @@ from zoo.recipes.run import Run
 from zoo.tasks.picture_attributes import Judge, PictureAttributes
 from zoo.tasks.text_to_image import TextToImageConfig
 from zoo.training.checkpoint import load_params
+from zoo.training.hosts import Agreement, is_first, synchronise
 from zoo.training.manifest import CHECKPOINTS, leave_out, list_steps
 from zoo.training.state import bind_apply
 
@@ -34,18 +35,25 @@ def make_companions(run: Run, console: Console) -> None:
     Raises:
         ValueError: a folder that holds no finished run and is called after no recipe.
     """
+    agreement = Agreement()  # of several processes, of which the first copies while the others look
     for name, folder in getattr(run.task, "companions", {}).items():
         copy = Path(run.folder) / name
-        if _is_finished(copy):
+        if agreement.now(is_first() and _is_finished(copy)):
             continue
-        if not _is_finished(folder):
+        if not agreement.now(is_first() and _is_finished(folder)):
             _train(run, name, folder, console)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(copy, ignore_errors=True)
-        # Its optimizer's state is of no use here, and twice as large as the rest.
-        shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("optimizer", "tensorboard"))
-        for step in list_steps(copy):
-            leave_out(copy / CHECKPOINTS / str(step), "optimizer")
+        if is_first():
+            _copy(folder, copy)
+        synchronise("the copy is made")
+
+
+def _copy(folder: str, copy: Path) -> None:
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(copy, ignore_errors=True)
+    # Its optimizer's state is of no use here, and twice as large as the rest.
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("optimizer", "tensorboard"))
+    for step in list_steps(copy):
+        leave_out(copy / CHECKPOINTS / str(step), "optimizer")
 
 
 def _is_finished(folder: str | Path) -> bool:

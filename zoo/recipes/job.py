@@ -15,6 +15,7 @@ from zoo.recipes.run import Run
 from zoo.recipes.start import begin
 from zoo.serialization import as_dict
 from zoo.tasks.report import Question
+from zoo.training.hosts import first_one_first, is_first
 from zoo.training.loop import check_folder, train
 from zoo.training.metrics import read_metrics
 from zoo.training.state import bind_apply, count_parameters
@@ -24,13 +25,16 @@ from zoo.training.tuning import merge
 def train_and_report(run: Run, console: Console) -> None:
     """Train in the run's folder, going on from its newest checkpoint, and print results, a sample and what is next."""
     run.mesh.sizes(jax.device_count())  # raises where they do not fit
-    dataset = open_dataset(run.data)
+    console.quiet = console.quiet or not is_first()
+    with first_one_first():
+        dataset = open_dataset(run.data)
     start = begin(run, dataset)
     run, resolved = start.run, as_dict(start.run)
     check_folder(run.folder, resolved)
     make_companions(run, console)
     start.save()
-    prepared = prepare(run, dataset)
+    with first_one_first():
+        prepared = prepare(run, dataset)
     about = list(start.describe())
     for line in about:
         console.print(line, soft_wrap=True, highlight=False)

@@ -174,6 +174,13 @@ class TrainingConfig:
     """Newest checkpoints that are kept."""
     prefetch: int = 2
     """Batches made and put on the devices ahead of the step."""
+    workers: int = 0
+    """Threads that read and encode examples for the one that makes batches; it does so itself where there are none. Any
+    number gives the same batches."""
+    deterministic_parts: int | None = None
+    """Make each step of so many equal parts of the batch, one after the other and then over the devices, and add them up
+    in one fixed order: the same bits on 1, 2, 4, … devices, up to as many as parts. A power of two; None: in whatever
+    order is fastest."""
     tensorboard: bool = True
     """Write TensorBoard files to the run's folder."""
 
@@ -184,6 +191,15 @@ class TrainingConfig:
         _require(self.max_skipped >= 0, "training.max_skipped", self.max_skipped, "at least 0")
         sigmas = self.spike_sigmas
         _require(sigmas is None or sigmas > 0, "training.spike_sigmas", sigmas, "above 0, or None to skip no spikes")
+        _require(self.workers >= 0, "training.workers", self.workers, "at least 0")
+        parts = self.deterministic_parts
+        power = parts is None or (parts > 0 and parts.bit_count() == 1)
+        _require(power, "training.deterministic_parts", parts, "a power of two, or None")
+        if parts is not None and self.accumulate > 1:
+            raise ValueError(
+                "training.deterministic_parts are micro-batches already: leave training.accumulate at 1, and give more "
+                "parts for less memory"
+            )
         for field in ("evaluate_every", "checkpoint_every"):
             value = getattr(self, field)
             _require(value is None or value >= 1, f"training.{field}", value, "at least 1, or None")

@@ -7,9 +7,11 @@ a save.
 """
 
 import dataclasses
+import math
 import sys
 from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,15 @@ from zoo.training.card import write_card
 from zoo.training.checkpoint import Checkpoints, decode_data_state, encode_data_state
 from zoo.training.config import MeshConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
 from zoo.training.disk_full import clear_disk_errors
+from zoo.training.fixed_order import check_parts
 from zoo.training.flops import count_flops, peak_flops
 from zoo.training.guard import check_finite, describe, refuse, watch
+from zoo.training.hosts import Agreement, check_same, is_first, synchronise
 from zoo.training.manifest import list_steps
 from zoo.training.metrics import MetricsFile
 from zoo.training.optimizer import make_optimizer, make_schedule
 from zoo.training.plots import draw_loss
-from zoo.training.prefetch import Prefetcher
+from zoo.training.prefetch import Prefetcher, read_part, rows_here
 from zoo.training.progress import Progress
 from zoo.training.protocol import Model, Params, Task
 from zoo.training.run_record import check_same_run, write_run
@@ -77,19 +81,22 @@ def train(
     resolved = {**{name: dataclasses.asdict(value) for name, value in configs.items()}, **(resolved or {})}
     folder = Path(folder).absolute()
     with clear_disk_errors(folder), listen() as stop:
+        check_same(resolved)
         folder.mkdir(parents=True, exist_ok=True)
         check_folder(folder, resolved, may_differ)
         with Checkpoints(folder, training.keep) as checkpoints:
             step, lines = checkpoints.choose_step()
             print(*lines, sep="\n", end="\n" * bool(lines), file=sys.stderr)
             position = {"step": 0, "tokens": 0} if step is None else checkpoints.read(step)[0]
-            write_run(folder, resolved)
-            iterator = task.batches("train")
+            if is_first():
+                write_run(folder, resolved)
             stop.step = position["step"]
+            device_mesh = make_mesh(mesh)
+            part = rows_here(device_mesh)
+            iterator = read_part(task.batches("train"), part, training.workers)
             if position["step"]:
                 iterator.set_state(decode_data_state(position["data"]))
-            device_mesh = make_mesh(mesh)
-            with jax.set_mesh(device_mesh), Prefetcher(iterator, device_mesh, training.prefetch) as batches:
+            with jax.set_mesh(device_mesh), Prefetcher(iterator, device_mesh, training.prefetch, part) as batches:
                 session = _Session(task, bind_apply(model), training, checkpoints, batches, stop, resolved)
                 session.place_frozen(frozen or {}, device_mesh)
                 step = session.prepare(model, optimizer, schedule, device_mesh, params, position)
@@ -97,6 +104,7 @@ def train(
                 checkpoints.wait()
             stop.all_saved(session.step)
         write_report(folder, session.model_params, resolved, description)
+        synchronise("the report is written")
         return session.state
 
 
@@ -117,6 +125,7 @@ class _Session:
         self.checkpoints, self.batches, self.stop = checkpoints, batches, stop
         self.folder: Path = checkpoints.folder.parent
         self.pending: deque[tuple[int, Any, Any]] = deque()  # steps and batches whose metrics are still on the device
+        self.agreement = Agreement(LAG)
         self.state: TrainState
         self.metrics: MetricsFile
         self.progress: Progress
@@ -151,6 +160,8 @@ class _Session:
         self.item = next(self.batches)
         batch = self.item[0]
         check_batch(batch, mesh, training.accumulate)
+        if training.deterministic_parts is not None:
+            check_parts(training.deterministic_parts, mesh, len(next(iter(batch.values()))))
         if self.step and self.frozen:
             params = self.checkpoints.read_shapes(self.step)
         target = abstract_state(model, self.task, optimizer, batch, mesh, trained=params, frozen=self.frozen)
@@ -167,13 +178,14 @@ class _Session:
             schedule,
             seed=training.seed,
             accumulate=training.accumulate,
+            deterministic_parts=training.deterministic_parts,
             target=target,
             spike_sigmas=training.spike_sigmas,
         )
 
     def run(self, train_step: Callable, compute_dtype: Any) -> None:
         """Take the steps that are left."""
-        self.metrics = MetricsFile(self.folder / "metrics.csv")
+        self.metrics = MetricsFile(self.folder / "metrics.csv" if is_first() else None)
         self.scalars = Scalars(self.folder, self.step, self.training.num_steps, self.training.tensorboard)
         flops, peak = 0.0, None
         if self.step < self.training.num_steps:
@@ -202,10 +214,11 @@ class _Session:
         if self.step:
             done = self.step == self.training.num_steps
             self.progress.say(f"step {self.step} is {'the last: nothing left to train' if done else 'restored'}")
-            if self._due(self.training.evaluate_every) and not self.metrics.has(self.step, "validation_"):
+            evaluated = is_first() and self.metrics.has(self.step, "validation_")
+            if self._due(self.training.evaluate_every) and not self.agreement.now(evaluated):
                 self._evaluate()  # the run was stopped during this evaluation
         while self.step < self.training.num_steps:
-            if self.stop:
+            if self.agreement.soon(bool(self.stop)):
                 self._save_and_stop()
             batch, self.data = self.item
             self.state, metrics = train_step(self.state, batch, self.frozen)
@@ -258,8 +271,13 @@ class _Session:
     def _evaluate(self) -> None:
         self._read_metrics(0)
         try:
-            with self.stop.interruptible():
-                values = self.task.evaluate(self.apply, self.model_params)
+            # One of several processes does not leave an evaluation that the others are in.
+            with self.stop.interruptible() if jax.process_count() == 1 else nullcontext():
+                if self.training.deterministic_parts is None:
+                    values = self.task.evaluate(self.apply, self.model_params)
+                else:
+                    with one_device(self.model_params) as params:
+                        values = self.task.evaluate(self.apply, params)
         except EvaluationStopped:
             self._save_and_stop()
         values = {name: float(value) for name, value in values.items()}
@@ -287,14 +305,14 @@ class _Session:
         self.stop.step, self.stop.unsaved = self.step, False
         saved = ", which is saved" if self.step else ""
         self.progress.say(
-            f"{self.stop.name}: stopped after step {self.step}{saved}; run the same command again to go on"
+            f"{self.stop.name or 'another process was asked to'}: stopped after step {self.step}{saved}; run the same command again to go on"
         )
         raise Stopped(self.step)
 
 
 def write_report(folder: Path, params: Params, resolved: dict[str, Any], description: str) -> None:
     """Draw the loss and write the model card, on the first machine."""
-    if jax.process_index() == 0:
+    if is_first():
         draw_loss(folder, str(resolved.get("recipe") or ""))
         write_card(folder, params, resolved, description)
 

@@ -25,14 +25,17 @@ def _format(value: Any) -> str:
 class MetricsFile:
     """Appends rows to a CSV; columns appear when first seen, and then the file is rewritten at once."""
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
+    def __init__(self, path: str | Path | None):
+        """None writes nowhere: of several processes one has the file."""
+        self.path = None if path is None else Path(path)
         self._columns: list[str] = list(FIRST_COLUMNS)
         self._row: dict[str, str] | None = None
         self._file: io.FileIO | None = None
 
     def open(self, step: int) -> None:
         """Keep the rows up to a step, drop the later ones, and append from there."""
+        if self.path is None:
+            return
         rows = [row for row in read_metrics(self.path) if int(row["step"]) <= step]
         for row in rows:
             self._columns += [name for name in row if name not in self._columns]
@@ -41,6 +44,8 @@ class MetricsFile:
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Add a step's values, to its row if it is the newest one."""
+        if self.path is None:
+            return
         if self._row is None or int(self._row["step"]) != step:
             self._append()
             self._row = {"step": str(step)}

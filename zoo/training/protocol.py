@@ -33,7 +33,12 @@ class Model(Protocol):
 
 
 class BatchIterator(Protocol):
-    """An endless iterator of batches that knows its position: a `grain.DatasetIterator` is one."""
+    """An endless iterator of batches that knows its position: a `grain.DatasetIterator` is one.
+
+    One with `part(index, count, workers)` gives the iterator of the rows that are that part of `count` equal ones of
+    each batch, read by so many threads: the same batches, and the same positions in them. Of any other, each of several
+    processes reads whole batches and keeps its rows.
+    """
 
     def __iter__(self) -> Iterator[Batch]: ...
 

@@ -25,6 +25,7 @@ FREE_FIELDS = (
     "training.checkpoint_every",
     "training.keep",
     "training.prefetch",
+    "training.workers",
     "training.tensorboard",
 )
 _ABSENT = "absent"

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from zoo.training.fixed_order import ROWS, hidden_one, sum_parts
 from zoo.training.guard import is_sound, is_spike
 from zoo.training.protocol import Apply, Params, Task
 from zoo.training.sharding import shard_batch
@@ -63,6 +64,27 @@ def accumulate_gradients(
         return jax.tree.map(lambda t, x: t + weight * x, total, (metrics | {"weight": 1.0}, gradients)), None
 
     (metrics, gradients), _ = jax.lax.scan(body, zeros, (jnp.arange(parts), micro))
+    return _mean(metrics, gradients)
+
+
+def sum_gradients(
+    task: Task, apply: Apply, params: Params, frozen: Params, batch: Any, rng: jax.Array, parts: int, once: jax.Array
+) -> tuple[Metrics, Params]:
+    """Return the sums over scored tokens of what `_gradients` gives, in the same bits on any number of devices.
+
+    Call it inside a `shard_map` over the whole mesh, with this device's rows. `_mean` makes the whole batch's of them.
+    """
+
+    def weigh(rows, part):
+        metrics, gradients = _gradients(task, apply, params, frozen, rows, jax.random.fold_in(rng, part))
+        weight = metrics["weight"]
+        return jax.tree.map(lambda x: weight * x, (metrics | {"weight": jnp.ones(())}, gradients))
+
+    return sum_parts(weigh, batch, parts, jax.sharding.get_abstract_mesh(), once)
+
+
+def _mean(metrics: Metrics, gradients: Params) -> tuple[Metrics, Params]:
+    """Divide sums over scored tokens by the tokens' number, which is "weight" and stays."""
     weight = metrics["weight"]
     scale = jnp.where(weight > 0, 1 / jnp.maximum(weight, 1e-30), 0)
     metrics, gradients = jax.tree.map(lambda x: x * scale, (metrics, gradients))
@@ -77,6 +99,7 @@ def make_train_step(
     *,
     seed: int,
     accumulate: int,
+    deterministic_parts: int | None = None,
     target: TrainState,
     spike_sigmas: float | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
@@ -86,15 +109,11 @@ def make_train_step(
     the device: those of the task and loss, grad_norm (before clipping), learning_rate, and skipped: 1 where the update
     would have harmed the state, which then is as it was but for its step. `spike_sigmas` asks for an optimizer from
     `zoo.training.guard.watch`. The step's rng is `fold_in(seed, step)`, so a resumed run needs no rng state.
+
+    With `deterministic_parts` the same bits come out on any mesh that `check_parts` lets pass.
     """
 
-    def train_step(state: TrainState, batch: Any, frozen: Params | None = None) -> tuple[TrainState, Metrics]:
-        frozen = frozen or {}
-        rng = jax.random.fold_in(jax.random.key(seed), state.step)
-        if accumulate > 1:
-            metrics, gradients = accumulate_gradients(task, apply, state.params, frozen, batch, rng, accumulate)
-        else:
-            metrics, gradients = _gradients(task, apply, state.params, frozen, batch, rng)
+    def update(state: TrainState, metrics: Metrics, gradients: Params) -> tuple[TrainState, Metrics]:
         loss, norm = metrics["loss"], optax.tree.norm(gradients)
         sound, watched = is_sound(loss, norm), {}
         if spike_sigmas is not None:
@@ -107,5 +126,41 @@ def make_train_step(
         metrics |= {"grad_norm": norm, "learning_rate": schedule(state.step), "skipped": jnp.where(sound, 0.0, 1.0)}
         return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
+    def train_step(state: TrainState, batch: Any, frozen: Params | None = None) -> tuple[TrainState, Metrics]:
+        frozen = frozen or {}
+        rng = jax.random.fold_in(jax.random.key(seed), state.step)
+        if accumulate > 1:
+            metrics, gradients = accumulate_gradients(task, apply, state.params, frozen, batch, rng, accumulate)
+        else:
+            metrics, gradients = _gradients(task, apply, state.params, frozen, batch, rng)
+        return update(state, metrics, gradients)
+
+    def same_step(state: TrainState, batch: Any, frozen: Params | None = None) -> tuple[TrainState, Metrics]:
+        """The step of one device of the mesh, which has its rows and the whole state."""
+        assert deterministic_parts is not None
+        rng, once = jax.random.fold_in(jax.random.key(seed), state.step), hidden_one(state.step)
+        given = task, apply, state.params, frozen or {}, batch, rng
+        metrics, gradients = sum_gradients(*given, deterministic_parts, once)
+
+        def turn(_, held):
+            state, metrics, gradients = held
+            metrics, gradients = _mean(metrics, gradients)
+            return *update(state, metrics, gradients), gradients
+
+        metrics |= {name: jnp.zeros(()) for name in ("grad_norm", "learning_rate", "skipped")}
+        state, metrics, _ = jax.lax.fori_loop(0, once, turn, (state, metrics, gradients))
+        return state, metrics
+
     shardings = jax.tree.map(lambda x: x.sharding, target)
-    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+    step = train_step if deterministic_parts is None else _on_each_device(same_step)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def _on_each_device(step: Callable) -> Callable:
+    """A step as each device makes it, on its rows and on the whole state: nothing is left for the partitioner."""
+
+    def whole(state, batch, frozen=None):
+        specs = jax.P(), jax.P(ROWS), jax.P()
+        return jax.shard_map(step, in_specs=specs, out_specs=jax.P(), check_vma=False)(state, batch, frozen or {})
+
+    return whole

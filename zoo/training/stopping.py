@@ -40,6 +40,8 @@ class StopRequest:
         """The step that is saved."""
         self.unsaved = False
         """Whether steps were taken since."""
+        self.alone = True
+        """Whether the run is this process; of several none ends at once, but all after the step that they agree on."""
         self._interruptible = False
 
     def __bool__(self) -> bool:
@@ -48,7 +50,7 @@ class StopRequest:
     def all_saved(self, step: int) -> None:
         """Say that nothing would be lost from here on; raises Stopped if a signal has come."""
         self.step, self.unsaved = step, False
-        if self:
+        if self and self.alone:
             self._stop()
 
     @contextmanager
@@ -72,7 +74,7 @@ class StopRequest:
         if self._interruptible:
             self._interruptible = False
             raise EvaluationStopped
-        if not self.unsaved:
+        if not self.unsaved and self.alone:
             self._stop()
 
     def _stop(self) -> None:
@@ -123,7 +125,7 @@ def _watching(stop: StopRequest) -> Iterator[None]:
     def watch() -> None:
         while numbers := ears.recv(16):
             while not {*numbers}.isdisjoint(SIGNALS) and not left.wait(PATIENCE_SECONDS):
-                if not stop.unsaved:
+                if not stop.unsaved and stop.alone:
                     if not stop:
                         stop.name = signal.Signals(next(x for x in numbers if x in SIGNALS)).name
                         stop.say_stopped()
