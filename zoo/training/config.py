@@ -160,6 +160,10 @@ class TrainingConfig:
     """Batches made and put on the devices ahead of the step."""
     tensorboard: bool = True
     """Write TensorBoard files to the run's folder."""
+    loggers: tuple[Literal["wandb", "trackio"], ...] = ()
+    """Give the rows of metrics.csv to these as well: wandb (Weights & Biases), trackio. Each is an extra."""
+    profile_steps: tuple[int, int] | None = None
+    """Trace from the first to the last of these steps into the run's folder, under profile, for XProf and Perfetto."""
 
     def __post_init__(self):
         for field in ("num_steps", "accumulate", "log_every", "keep", "prefetch"):
@@ -168,6 +172,12 @@ class TrainingConfig:
         for field in ("evaluate_every", "checkpoint_every"):
             value = getattr(self, field)
             _require(value is None or value >= 1, f"training.{field}", value, "at least 1, or None")
+        for name in self.loggers:
+            _require(name in ("wandb", "trackio"), "training.loggers", name, "wandb or trackio, each")
+        first, last = self.profile_steps or (1, 1)
+        _require(
+            1 <= first <= last, "training.profile_steps", self.profile_steps, "two steps, counted from 1, in order"
+        )
         _require(0 <= self.seed < 2**31, "training.seed", self.seed, "in [0, 2**31)")
 
 

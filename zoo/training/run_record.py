@@ -25,6 +25,8 @@ FREE_FIELDS = (
     "training.keep",
     "training.prefetch",
     "training.tensorboard",
+    "training.loggers",
+    "training.profile_steps",
 )
 _ABSENT = "absent"
 
