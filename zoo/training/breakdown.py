@@ -7,7 +7,7 @@ Steps are dispatched ahead of the device, so a part is what the loop's thread wa
 - input: waiting for a batch with nothing left on the device;
 - host: all the rest of the loop (metrics, logging, the progress line). As long as steps are in flight the device works
   on behind it, so its share is the most that it can cost;
-- checkpoint, evaluation, profile: the loop stands still for them. What a checkpoint writes in the background is in none;
+- checkpoint, evaluation, profile: the loop stands still for them. What a save does in the background is in none;
 - start: before the first step, compiling it included.
 """
 
@@ -31,7 +31,7 @@ class Breakdown:
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
         self._clock, self._part = clock, "start"
-        self._seconds = dict.fromkeys(PARTS, 0.0)
+        self._seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
         self._since = clock()
 
     @contextmanager

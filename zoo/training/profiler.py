@@ -1,4 +1,4 @@
-"""A trace of some steps, for XProf (TensorBoard's profile plugin) and Perfetto: what each device and thread did when."""
+"""A trace of some steps, for XProf and Perfetto: what each device and each thread did when."""
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
