@@ -61,7 +61,7 @@ class Loggers:
             end(is_complete)
 
     def _give(self) -> None:
-        if self._step is not None:
+        if self._row and self._step is not None:
             for log in self._logs:
                 log(dict(self._row), self._step)
 
@@ -91,7 +91,7 @@ def _open_trackio(folder: Path, identity: str, config: Any) -> tuple[Log, Callab
         project=os.environ.get("TRACKIO_PROJECT", "zoo"), name=f"{folder.name}-{identity}", config=config,
         resume="allow", embed=False,
     )  # fmt: skip
-    return lambda row, step: run.log(row, step=step), lambda is_complete: run.finish()
+    return lambda row, step: run.log(row, step=step), lambda is_complete: trackio.finish()
 
 
 _OPENERS = {"wandb": _open_wandb, "trackio": _open_trackio}

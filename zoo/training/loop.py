@@ -187,10 +187,10 @@ class _Session:
         self.progress = Progress(
             self.training.num_steps, self.step, flops_per_step=flops, peak=peak, unit=unit, spent=self.spent
         )
+        self.loggers = Loggers(self.folder, self.training.loggers, self.resolved)
         is_complete = False
         try:
             self.metrics.open(self.step)
-            self.loggers = Loggers(self.folder, self.training.loggers, self.resolved)
             self.loggers.write(self.step, self.metrics.newest)
             with self.progress:
                 self._take_steps(train_step)
