@@ -12,16 +12,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from checkpoints import write_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 from toy import Counting, Toy, make_batch
 
-from zoo.cli import train
+from zoo.cli import parse_run, train
 from zoo.data import open_dataset
 from zoo.recipes import RECIPES
 from zoo.recipes import plan as recipe_plan
 from zoo.recipes.preparation import prepare
+from zoo.recipes.start import begin
 from zoo.training.config import DryRunConfig, MeshConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
 from zoo.training.devices import Accelerator, find_accelerator
 from zoo.training.optimizer import make_optimizer, make_schedule
@@ -31,6 +33,7 @@ from zoo.training.program import read_collectives, read_temporaries
 from zoo.training.sharding import make_mesh
 from zoo.training.state import abstract_state, bind_apply, initialise_state
 from zoo.training.step import make_train_step
+from zoo.training.tuning import merge
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {
@@ -231,6 +234,22 @@ def test_wrong_options_are_named(options, message):
         DryRunConfig(**options)
 
 
+@pytest.mark.parametrize("tune", ["full", "lora"])
+def test_a_run_from_a_checkpoint(tune, tmp_path, capsys):
+    """Roberta's texts have no token types: the rows are made by the checkpoint's tokenizer."""
+    folder = write_checkpoint(tmp_path / "roberta", "roberta", "base", num_hidden_layers=2)
+    arguments = ["--init", str(folder), "--init.tune", tune, "--mesh.data", "1", "--task.sequence-length", "16"]
+    train(["classify-tiny", "--dry-run", *arguments, "--dry-run.json", str(tmp_path / "plan.json")])
+    plan = json.loads((tmp_path / "plan.json").read_text())["plan"]
+    run, _ = parse_run(["classify-tiny", *arguments])
+    start = begin(dataclasses.replace(run, folder=str(tmp_path / "run")), recipe_plan.invent_dataset(run))
+    held = {"parameters": bytes_on_a_device(start.params), "frozen": bytes_on_a_device(start.frozen)}
+    assert {name: plan["memory"][name] for name in held} == held
+    assert 2 * held["parameters"] <= plan["memory"]["optimizer"] < 2 * held["parameters"] + 100
+    assert (plan["num_frozen"] > 0) == (tune == "lora") == ("frozen parameters" in capsys.readouterr().out)
+    assert plan["num_parameters"] == sum(x.size for x in jax.tree.leaves(merge(start.params, start.frozen)))
+
+
 def test_sizes_of_memory():
     sizes = {"80GiB": 80 * 2**30, "80GB": 80 * 10**9, "1.5 TiB": 3 * 2**39, "512": 512, "16gib": 2**34}
     assert {text: DryRunConfig(memory=text).memory_bytes for text in sizes} == sizes
@@ -272,7 +291,6 @@ def test_a_billion_parameters_on_sixteen_devices_that_are_not_there(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--dry-run", "--init", "somewhere"], "leave out --init"),
         (["--dry-run.device", "Unheard-of 9000"], "known are TPU v2"),
         (["--dry-run", "--mesh.data", "3"], "make it a multiple of 3"),
         (["--dry-run.memori", "1GiB"], "did you mean --dry-run.memory?"),

@@ -1,7 +1,8 @@
 """`train.py RECIPE --dry-run`: what a run will take of its devices, without them, its data, its tokenizer or memory.
 
 The shapes of a batch are those of two rows that the task makes of an invented example, with as many rows as the run
-has. Classes are counted as the recipe counts them. A mesh that is larger than the machine is played by CPU devices.
+has. Classes are counted as the recipe counts them. A mesh that is larger than the machine is played by CPU devices. A
+checkpoint that the run starts from is read, its parameters with it.
 """
 
 import dataclasses
@@ -19,10 +20,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from zoo.config import ClassifierHead, ImageTokenizerConfig
-from zoo.data import DataConfig, Dataset
+from zoo.data import DataConfig, Dataset, TextTokenizer
 from zoo.data.tokenizer import Tokenizer
 from zoo.image_tokens import LearnedTokens, PaletteTokens
+from zoo.recipes.preparation import task_tokenizer
 from zoo.recipes.run import Run
+from zoo.recipes.start import begin
 from zoo.tasks.picture_attributes import PictureAttributesConfig
 from zoo.tasks.text_to_image import TextToImageConfig
 from zoo.training.config import MESH_AXES, DryRunConfig, MeshConfig
@@ -38,15 +41,18 @@ def plan_run(run: Run, options: DryRunConfig, console: Console) -> None:
     """Print what a step of the run takes of each device, and what `options` asks for beside.
 
     Raises:
-        ValueError: a mesh or a batch that does not fit, a device of no known kind, or a run from a checkpoint.
+        ValueError: a mesh or a batch that does not fit, an unknown device, or a checkpoint that the run cannot use.
     """
-    if run.init.checkpoint is not None:
-        raise ValueError("--dry-run plans runs from scratch; leave out --init, or plan the recipe of the same shape")
+    run = replace(run, folder=f"{run.folder}.dry-run")  # where nothing is: a plan is that of a new run
     accelerator = None if options.device is None else _find(options)
     gather_devices(run.mesh, options.devices)
-    mesh = make_mesh(run.mesh)
-    model, (batch, task) = run.make_model(), make_batch(run)
+    mesh, start = make_mesh(run.mesh), begin(run, invent_dataset(run))
+    for line in start.describe():
+        _say(console, line)
+    run, model = start.run, start.run.make_model()
+    batch, task = make_batch(run, None if start.bundle is None else task_tokenizer(start.bundle))
     settings = {"optimizer": run.optimizer, "schedule": run.schedule, "training": run.training}
+    settings |= {"trained": start.params, "frozen": start.frozen}
 
     def plan_rows(rows: int) -> Plan:
         shapes = {name: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype) for name, x in batch.items()}
@@ -84,24 +90,33 @@ def gather_devices(mesh: MeshConfig, num_devices: int | None) -> None:
         jax.config.update("jax_num_cpu_devices", num_devices or needed)
 
 
-def make_batch(run: Run) -> tuple[dict[str, np.ndarray], Any]:
-    """A batch of two rows, [2, ...] each, as the run's task makes it of an invented example; and the task."""
+def make_batch(run: Run, tokenizer: TextTokenizer | None = None) -> tuple[dict[str, np.ndarray], Any]:
+    """A batch of two rows, [2, ...] each, as the run's task makes it of an invented example; and the task.
+
+    `tokenizer` is that of the checkpoint which the run starts from.
+    """
+    config, vocab_size = run.task, None
+    if not isinstance(run.model, ImageTokenizerConfig):
+        vocab_size = run.model.embedding.vocab_size
+    if tokenizer is None and vocab_size is not None:
+        tokenizer = _Words(vocab_size)
+    others = {}
+    if isinstance(config, TextToImageConfig):
+        others = {"codec": _make_codec(config), "judge": None, "folder": Path(run.folder)}
+    task = replace(config, batch_size=2).bind(invent_dataset(run), tokenizer, seed=0, data=run.data, **others)
+    return next(task.batches("train")), task
+
+
+def invent_dataset(run: Run) -> Dataset:
+    """Two examples that have all fields that the run reads, and as many classes as its recipe."""
     config, data, head = run.task, run.data, getattr(run.model, "head", None)
-    example = _invent_example(data, getattr(config, "image_size", 1))
     num_classes = head.num_classes if isinstance(head, ClassifierHead) else 1
     labels = {data.label_key: tuple(map(str, range(num_classes)))}
     if isinstance(config, PictureAttributesConfig):
         shares = np.array_split(np.arange(num_classes), len(config.attributes))
         labels = {name: tuple(map(str, share)) for name, share in zip(config.attributes, shares, strict=True)}
-    example |= dict.fromkeys(labels, 0)
-    dataset = Dataset(name="invented", splits={"train": [example] * 2, "validation": [example] * 2}, labels=labels)
-    vocab_size = None if isinstance(run.model, ImageTokenizerConfig) else run.model.embedding.vocab_size
-    tokenizer = None if vocab_size is None else _Words(vocab_size)
-    others = {}
-    if isinstance(config, TextToImageConfig):
-        others = {"codec": _make_codec(config), "judge": None, "folder": Path(run.folder)}
-    task = replace(config, batch_size=2).bind(dataset, tokenizer, seed=0, data=data, **others)
-    return next(task.batches("train")), task
+    example = _invent_example(data, getattr(config, "image_size", 1)) | dict.fromkeys(labels, 0)
+    return Dataset(name="invented", splits={"train": [example] * 2, "validation": [example] * 2}, labels=labels)
 
 
 def _invent_example(data: DataConfig, image_size: int) -> dict[str, Any]:
@@ -163,7 +178,8 @@ def _find(options: DryRunConfig) -> Accelerator:
 def show_plan(plan: Plan, console: Console) -> None:
     """Print a step's memory, its largest tensors, its products and its collectives."""
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "one device"
-    _say(console, f"{plan.num_parameters:,} parameters, {plan.rows:,} rows a step, on {mesh}")
+    frozen = f", of which {plan.num_frozen:,} frozen" if plan.num_frozen else ""
+    _say(console, f"{plan.num_parameters:,} parameters{frozen}, {plan.rows:,} rows a step, on {mesh}")
     _say(
         console,
         f"{plan.model_flops:.4g} FLOPs a step for MFU, {plan.step_flops:.4g} with what is computed again and the "
@@ -172,6 +188,7 @@ def show_plan(plan: Plan, console: Console) -> None:
     memory = plan.memory
     parts = {
         "parameters": memory.parameters,
+        "frozen parameters": memory.frozen,
         "optimizer state": memory.optimizer,
         "batch": memory.batch,
         "gradients, all alive together": memory.gradients,
@@ -180,6 +197,8 @@ def show_plan(plan: Plan, console: Console) -> None:
     }
     table = _table("memory a device", "")
     for name, size in parts.items():
+        if not size:
+            continue
         table.add_row(name, show_bytes(size))
     table.add_row("[bold]all[/]", f"[bold]{show_bytes(memory.total)}[/]")
     console.print("", table)

@@ -18,10 +18,11 @@ from zoo.training.flops import count_flops
 from zoo.training.loop import check_batch
 from zoo.training.optimizer import make_optimizer, make_schedule
 from zoo.training.program import Collective, Temporary, read_collectives, read_temporaries
-from zoo.training.protocol import Model, Task
-from zoo.training.sharding import path_name, shard_batch
+from zoo.training.protocol import Model, Params, Task
+from zoo.training.sharding import path_name, shard_batch, shard_parameters
 from zoo.training.state import TrainState, abstract_state, bind_apply, count_parameters
 from zoo.training.step import make_train_step
+from zoo.training.tuning import merge
 
 SHOWN = 8  # of the largest tensors
 
@@ -44,6 +45,8 @@ class Memory:
     """Bytes on one device during a step."""
 
     parameters: int
+    """Those that train."""
+    frozen: int
     optimizer: int
     batch: int
     gradients: int
@@ -74,6 +77,8 @@ class Plan:
     rows: int
     """Of the global batch."""
     num_parameters: int
+    num_frozen: int
+    """Of them those that do not train."""
     memory: Memory
     model_flops: float
     """Products of three forward passes of the global batch: what MFU counts."""
@@ -117,31 +122,37 @@ def plan_step(
     optimizer: OptimizerConfig,
     schedule: ScheduleConfig,
     training: TrainingConfig,
+    trained: Params | None = None,
+    frozen: Params | None = None,
 ) -> Plan:
     """Compile the step that `zoo.training.loop.train` would run, and say what it takes.
 
-    `batch` has the shapes and dtypes of the global batch's arrays, [B, ...] each.
+    `batch` has the shapes and dtypes of the global batch's arrays, [B, ...] each. `trained` and `frozen` (arrays or
+    shapes) make up the model's parameters, where not all of them are the model's own and train.
 
     Raises ValueError for a batch that does not divide among the devices.
     """
     with jax.set_mesh(mesh):
         check_batch(batch, mesh, training.accumulate)
-        batch = jax.tree.map(
-            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            batch,
-            shard_batch(batch, mesh),
-        )
-        state, step = _make_step(model, task, batch, mesh, optimizer, schedule, training)
-        compiled = step.lower(state, batch, {}).compile()
-        loss, step_flops = _count(model, task, step, state, batch)
+        batch = _shapes(batch, shard_batch(batch, mesh))
+        frozen = _shapes(frozen or {}, shard_parameters(frozen or {}, mesh))
+        rates = make_schedule(schedule, optimizer.learning_rate, training.num_steps)
+        updates = make_optimizer(optimizer, rates)
+        state = abstract_state(model, task, updates, batch, mesh, trained=trained, frozen=frozen)
+        options = {"seed": training.seed, "accumulate": training.accumulate, "target": state}
+        step = make_train_step(task, bind_apply(model), updates, rates, **options)
+        compiled = step.lower(state, batch, frozen).compile()
+        step_flops = count_flops(step, state, batch, frozen)
+        model_flops = _count_model(model, task, state.params, frozen, batch)
     text = compiled.as_text()
-    tensors = sorted(_tensors(state, batch), key=lambda tensor: -tensor.num_bytes)
+    tensors = sorted(_tensors(state, frozen, batch), key=lambda tensor: -tensor.num_bytes)
     return Plan(
         mesh=dict(mesh.shape),
         rows=next(iter(batch.values())).shape[0],
-        num_parameters=count_parameters(state.params),
-        memory=_memory(compiled, state, batch),
-        model_flops=3 * loss,
+        num_parameters=count_parameters(jax.eval_shape(merge, state.params, frozen)),
+        num_frozen=count_parameters(frozen),
+        memory=_memory(compiled, state, frozen, batch),
+        model_flops=model_flops,
         step_flops=step_flops,
         collectives=tuple(read_collectives(text, mesh.size)),
         largest=tuple(tensors[:SHOWN]),
@@ -189,7 +200,7 @@ def bound_step_time(plan: Plan, accelerator: Accelerator, *, mfu: float, compute
     memory = plan.memory
     state = memory.parameters + memory.optimizer
     products = plan.step_flops / peak
-    traffic = (2 * state + memory.batch + 2 * memory.temporaries) / (1e9 * accelerator.bandwidth)
+    traffic = (2 * state + memory.frozen + memory.batch + 2 * memory.temporaries) / (1e9 * accelerator.bandwidth)
     collectives = sum(collective.sent for collective in plan.collectives) / (1e9 * accelerator.link)
     return StepTime(
         products=products,
@@ -199,37 +210,28 @@ def bound_step_time(plan: Plan, accelerator: Accelerator, *, mfu: float, compute
     )
 
 
-def _make_step(model, task, batch, mesh, optimizer_config, schedule_config, training) -> tuple[TrainState, Any]:
-    """The state's shapes, and the jitted step as the loop makes it."""
-    schedule = make_schedule(schedule_config, optimizer_config.learning_rate, training.num_steps)
-    optimizer = make_optimizer(optimizer_config, schedule)
-    state = abstract_state(model, task, optimizer, batch, mesh)
-    step = make_train_step(
-        task,
-        bind_apply(model),
-        optimizer,
-        schedule,
-        seed=training.seed,
-        accumulate=training.accumulate,
-        target=state,
-    )
-    return state, step
+def _shapes(tree: Any, shardings: Any) -> Any:
+    return jax.tree.map(lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), tree, shardings)
 
 
-def _count(model: Model, task: Task, step: Any, state: TrainState, batch: Any) -> tuple[float, float]:
-    """FLOPs of one forward pass and of the whole step."""
+def _count_model(model: Model, task: Task, params: Any, frozen: Any, batch: Any) -> float:
+    """FLOPs of a step as the loop counts them for MFU: three forward passes, or, where parameters are frozen, a forward
+    and what of a backward pass is needed.
+    """
 
-    def loss(params, batch):
-        return task.loss(bind_apply(model), params, batch, None)[0]
+    def loss(params, frozen, batch):
+        return task.loss(bind_apply(model), merge(params, frozen), batch, None)[0]
 
-    return count_flops(loss, state.params, batch), count_flops(step, state, batch, {})
+    given = params, frozen, batch
+    return count_flops(jax.grad(loss), *given) if frozen else 3 * count_flops(loss, *given)
 
 
-def _memory(compiled: Any, state: TrainState, batch: Any) -> Memory:
+def _memory(compiled: Any, state: TrainState, frozen: Any, batch: Any) -> Memory:
     found = compiled.memory_analysis()
     parameters = _device_bytes(state.params)
     return Memory(
         parameters=parameters,
+        frozen=_device_bytes(frozen),
         optimizer=_device_bytes(state.opt_state),
         batch=_device_bytes(batch),
         gradients=min(parameters, found.temp_size_in_bytes),
@@ -248,8 +250,8 @@ def _leaf_bytes(x: Any) -> int:
     return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
 
 
-def _tensors(state: TrainState, batch: Any) -> list[Tensor]:
-    named = {"params": state.params, "optimizer": state.opt_state, "batch": batch}
+def _tensors(state: TrainState, frozen: Any, batch: Any) -> list[Tensor]:
+    named = {"params": state.params, "frozen": frozen, "optimizer": state.opt_state, "batch": batch}
     return [
         Tensor(
             path=path_name(path),
