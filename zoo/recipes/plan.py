@@ -7,6 +7,7 @@ checkpoint that the run starts from is read, its parameters with it.
 
 import dataclasses
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from zoo.tasks.text_to_image import TextToImageConfig
 from zoo.training.config import MESH_AXES, DryRunConfig, MeshConfig
 from zoo.training.devices import ACCELERATORS, Accelerator, find_accelerator
 from zoo.training.plan import Plan, StepTime, bound_step_time, find_largest_batch, plan_step
-from zoo.training.sharding import make_mesh
+from zoo.training.sharding import AXES, make_mesh
 
 GIB = 1 << 30
 _WORDS = " ".join(str(number) for number in range(5000))
@@ -83,7 +84,7 @@ def gather_devices(mesh: MeshConfig, num_devices: int | None) -> None:
     if -1 in given.values():
         num_devices = num_devices or jax.device_count()
     sizes = mesh.sizes(num_devices) if num_devices else given
-    needed = int(np.prod(list(sizes.values())))
+    needed = math.prod(sizes.values())
     if needed > jax.device_count() or (num_devices or 0) > jax.device_count():
         jax.extend.backend.clear_backends()
         jax.config.update("jax_platforms", "cpu")
@@ -244,7 +245,7 @@ def show_time(times: StepTime, plan: Plan, options: DryRunConfig, accelerator: A
 
 
 def _show_largest(run: Run, plan: Plan, plan_rows: Any, options: DryRunConfig, console: Console) -> int:
-    memory, unit = options.memory_bytes, plan.mesh["data"] * plan.mesh["fsdp"] * run.training.accumulate
+    memory, unit = options.memory_bytes, math.prod(plan.mesh[axis] for axis in AXES["B"]) * run.training.accumulate
     assert memory is not None
     known = {plan.rows: plan.memory.total}
 
