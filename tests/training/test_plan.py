@@ -16,7 +16,7 @@ from checkpoints import write_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
-from toy import Counting, Toy, make_batch
+from toy import Counting, Toy, make_batch, run_toy
 
 from zoo.cli import parse_run, train
 from zoo.data import open_dataset
@@ -24,6 +24,8 @@ from zoo.recipes import RECIPES
 from zoo.recipes import plan as recipe_plan
 from zoo.recipes.preparation import prepare
 from zoo.recipes.start import begin
+from zoo.training import loop
+from zoo.training import plan as planning
 from zoo.training.config import DryRunConfig, MeshConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
 from zoo.training.devices import Accelerator, find_accelerator
 from zoo.training.optimizer import make_optimizer, make_schedule
@@ -83,6 +85,33 @@ def test_a_plan_is_what_the_step_takes_that_runs():
     largest = plan.largest[0]
     assert largest.num_bytes == 2 * 16 * 32 * 4 // 4 and largest.sharding in (". fsdp tensor", ". tensor fsdp")
     assert plan.step_flops > plan.model_flops > 0, "Muon's products are the step's, and no model's"
+
+
+def test_the_step_that_is_planned_is_the_one_that_the_loop_makes(tmp_path, monkeypatch):
+    """Whatever the loop gives its step, the plan gives it too; a new option of one alone fails here."""
+    made = []
+    for module in (loop, planning):
+
+        def record(*args, make=module.make_train_step, **options):
+            made.append(options)
+            return make(*args, **options)
+
+        monkeypatch.setattr(module, "make_train_step", record)
+    settings = {"num_steps": 1, "accumulate": 2, "seed": 3, "evaluate_every": None, "checkpoint_every": None}
+    run_toy(tmp_path, optimizer={"name": "adafactor"}, **settings)
+    shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in make_batch(8, 0).items()}
+    plan_step(
+        Toy(dropout=0.1),
+        Counting(),
+        shapes,
+        make_mesh(MeshConfig(data=1, fsdp=2)),
+        optimizer=OptimizerConfig(name="adafactor", learning_rate=1e-2),
+        schedule=ScheduleConfig(name="constant", warmup_steps=3),
+        training=TrainingConfig(tensorboard=False, **settings),
+    )
+    ran, planned = made
+    leaves = [jax.tree_util.tree_leaves_with_path(options.pop("target")) for options in (ran, planned)]
+    assert leaves[0] == leaves[1] and ran == planned
 
 
 def test_a_larger_mesh_holds_less_a_device_and_must_talk():
@@ -174,17 +203,15 @@ def test_a_step_takes_as_long_as_the_slowest_of_products_memory_and_collectives(
     memory, sent = plan.memory, sum(x.sent for x in plan.collectives)
     slow = {"tflops": 1e-3, "memory": 1, "bandwidth": 1.0, "link": 1.0}
 
-    def bound(**fast):
-        return bound_step_time(
-            plan, Accelerator(**{**slow, **fast}), mfu=0.5, compute_dtype="bfloat16", platform="gpu"
-        )  # fmt: skip
+    def bound(peak=1e9, **fast):
+        return bound_step_time(plan, Accelerator(**{**slow, **fast}), peak=peak, mfu=0.5)
 
     times = bound(bandwidth=1e6, link=1e6)
     assert times.products == times.bound == pytest.approx(plan.step_flops / 8e9)
     assert times.expected == pytest.approx(plan.model_flops / 4e9)
-    times = bound(tflops=1e9, bandwidth=1e6)
+    times = bound(peak=1e18, bandwidth=1e6)
     assert times.bound == times.expected == times.collectives == pytest.approx(sent / 1e9)
-    times = bound(tflops=1e9, link=1e6)
+    times = bound(peak=1e18, link=1e6)
     state = memory.parameters + memory.optimizer
     assert times.bound == pytest.approx((2 * state + memory.batch + 2 * memory.temporaries) / 1e9)
 

@@ -30,7 +30,7 @@ from zoo.recipes.start import begin
 from zoo.tasks.picture_attributes import PictureAttributesConfig
 from zoo.tasks.text_to_image import TextToImageConfig
 from zoo.training.config import MESH_AXES, DryRunConfig, MeshConfig
-from zoo.training.devices import ACCELERATORS, Accelerator, find_accelerator
+from zoo.training.devices import ACCELERATORS, Accelerator, find_accelerator, peak_products
 from zoo.training.plan import Plan, StepTime, bound_step_time, find_largest_batch, plan_step
 from zoo.training.sharding import AXES, make_mesh
 
@@ -64,9 +64,10 @@ def plan_run(run: Run, options: DryRunConfig, console: Console) -> None:
     show_plan(plan, console)
     record = {"plan": dataclasses.asdict(plan), "compiled_for": jax.devices()[0].device_kind}
     if accelerator is not None:
-        platform = "gpu" if not options.device.startswith("TPU") else "tpu"
-        times = bound_step_time(plan, accelerator, mfu=options.mfu, compute_dtype=run.compute_dtype, platform=platform)
-        show_time(times, plan, options, accelerator, console)
+        platform = "tpu" if options.device.startswith("TPU") else "gpu"
+        peak = peak_products(accelerator, platform, run.compute_dtype)
+        times = bound_step_time(plan, accelerator, peak=peak, mfu=options.mfu)
+        show_time(times, plan, options, accelerator, peak, console)
         record["seconds"] = dataclasses.asdict(times) | {"bound": times.bound}
     if options.memory_bytes is not None:
         record["largest_batch"] = _show_largest(run, plan, plan_rows, options, console)
@@ -229,11 +230,13 @@ def _show_tensors(plan: Plan, console: Console) -> None:
     console.print("", table)
 
 
-def show_time(times: StepTime, plan: Plan, options: DryRunConfig, accelerator: Accelerator, console: Console) -> None:
+def show_time(
+    times: StepTime, plan: Plan, options: DryRunConfig, accelerator: Accelerator, peak: float, console: Console
+) -> None:
     """Print the parts of a step's time on a named device."""
     table = _table(f"a step on {plan.num_devices} x {options.device}", "", "how")
     for name, seconds, how in (
-        ("products", times.products, f"all, at the peak of {accelerator.tflops:g} TFLOP/s in bfloat16"),
+        ("products", times.products, f"all, at the peak of {peak / 1e12:g} TFLOP/s"),
         ("memory", times.memory, f"state and temporaries, once, at {accelerator.bandwidth:g} GB/s"),
         ("collectives", times.collectives, f"at {accelerator.link:g} GB/s from each device"),
         ("[bold]no less than[/]", times.bound, "the longest of them, all else hidden behind it"),
@@ -241,7 +244,9 @@ def show_time(times: StepTime, plan: Plan, options: DryRunConfig, accelerator: A
     ):
         table.add_row(name, f"{1e3 * seconds:,.4g} ms", how)
     console.print("", table)
+    fits = "fits" if plan.memory.total <= accelerator.memory * GIB else "does not fit"
     console.print("bounds from data sheets, not a measurement", style="dim")
+    _say(console, f"{show_bytes(plan.memory.total)} {fits} into the {accelerator.memory:g} GiB of one")
 
 
 def _show_largest(run: Run, plan: Plan, plan_rows: Any, options: DryRunConfig, console: Console) -> int:

@@ -13,7 +13,7 @@ import jax
 from jax.sharding import Mesh
 
 from zoo.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
-from zoo.training.devices import Accelerator, peak_products
+from zoo.training.devices import Accelerator
 from zoo.training.flops import count_flops
 from zoo.training.loop import check_batch
 from zoo.training.optimizer import make_optimizer, make_schedule
@@ -194,9 +194,9 @@ def _interpolate(known: dict[int, int], unit: int, memory: int) -> int:
     return math.floor((a + (memory - size_a) / slope) / unit) * unit if slope > 0 else 2 * max(a, b)
 
 
-def bound_step_time(plan: Plan, accelerator: Accelerator, *, mfu: float, compute_dtype: Any, platform: str) -> StepTime:
-    """What the data sheet's rates say of a step; `mfu` is assumed, not known."""
-    peak = peak_products(accelerator, platform, compute_dtype) * plan.num_devices
+def bound_step_time(plan: Plan, accelerator: Accelerator, *, peak: float, mfu: float) -> StepTime:
+    """What the data sheet's rates say of a step. `peak` is one device's FLOP/s; `mfu` is assumed, not known."""
+    peak *= plan.num_devices
     memory = plan.memory
     state = memory.parameters + memory.optimizer
     products = plan.step_flops / peak
