@@ -105,7 +105,7 @@ def test_the_loss_fits_the_model(name):
 
 @pytest.mark.parametrize("name", FULL)
 def test_the_command_line_takes_it(name, capsys):
-    assert cli.parse_run([name]) == RECIPES[name]()
+    assert cli.parse_run([name]) == (RECIPES[name](), None)
     with pytest.raises(SystemExit) as stop:
         cli.train([name, "--help"])
     said = " ".join(capsys.readouterr().out.split())

@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import Field, dataclass, fields, replace
+from dataclasses import Field, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,13 +25,23 @@ from zoo.generation_config import SAMPLING, GenerationConfig
 from zoo.recipes import DEFAULT, RECIPES
 from zoo.recipes.run import Run
 from zoo.serialization import as_dict
+from zoo.training.config import DryRunConfig
 from zoo.training.host import keep_freed_memory
 from zoo.training.hosts import joined
 from zoo.training.manifest import describe_steps
 
 
-def parse_run(arguments: Sequence[str]) -> Run:
-    """The run that a command line asks for; without a recipe's name, the default recipe's.
+@dataclass(frozen=True, kw_only=True)
+class _Command:
+    """What follows a recipe's name: fields of its run, and of a plan of it."""
+
+    run: Annotated[Run, tyro.conf.arg(name="")]
+    dry_run: DryRunConfig = DryRunConfig()
+
+
+def parse_run(arguments: Sequence[str]) -> tuple[Run, DryRunConfig | None]:
+    """The run that a command line asks for; without a recipe's name, the default recipe's. And the plan of it that it
+    asks for instead, if it has --dry-run or an option of it.
 
     Raises:
         SystemExit: help was asked for, or a value is of the wrong type.
@@ -43,25 +53,25 @@ def parse_run(arguments: Sequence[str]) -> Run:
     recipe = RECIPES[name]
     own = recipe()
     with _plain_errors():
-        run, unknown = tyro.cli(
-            tyro.conf.configure(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)(Run),
-            default=own,
-            args=[re.sub("^--init(?==|$)", "--init.checkpoint", word) for word in rest],
+        command, unknown = tyro.cli(
+            tyro.conf.configure(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)(_Command),
+            default=_Command(run=own),
+            args=[re.sub("^--init(?==|$)", "--init.checkpoint", word) for word in rest if word != "--dry-run"],
             prog=f"train.py {name}",
             description=inspect.getdoc(recipe),
             return_unknown_args=True,
         )
+    run, dry_run = command.run, command.dry_run
     if unknown:
-        option = unknown[0]
+        option, known = unknown[0], {**as_dict(run), "dry_run": asdict(dry_run)}
         raise ValueError(
-            f"unknown option {option}{_nearest(option, _options(as_dict(run)))}; "
-            f"python train.py {name} --help lists all"
+            f"unknown option {option}{_nearest(option, _options(known))}; python train.py {name} --help lists all"
         )
     if run.init.checkpoint is not None and (run.model, run.data.tokenizer) != (own.model, own.data.tokenizer):
         raise ValueError(
             "--model and --data.tokenizer are of no use with --init: the checkpoint's take their place; leave them out"
         )
-    return run
+    return run, dry_run if any(re.match(r"--dry-run(\.|$)", word) for word in rest) else None
 
 
 @contextmanager
@@ -105,6 +115,7 @@ Without a recipe it runs {DEFAULT}. Every field can be overridden:
   python train.py --optimizer.learning-rate 1e-3 --training.num-steps 200
   python train.py --data.path my_notes.txt --folder runs/my-notes
   python train.py classify-tiny --init MODEL  [dim]fine-tune a pretrained checkpoint[/]
+  python train.py llama-1b --dry-run --dry-run.devices 8  [dim]memory, FLOPs, step time; nothing is run[/]
   python train.py {DEFAULT} --help            [dim]all fields of a recipe[/]
 
 The run's folder holds checkpoints, metrics.csv, loss.png and a model card.
@@ -122,8 +133,13 @@ def train(arguments: Sequence[str]) -> None:
     if list(arguments) in (["-h"], ["--help"]):
         return _show_recipes(console)
     with one_line_errors(), joined(), one_line_errors():
-        run = parse_run(arguments)
-        from zoo.recipes.job import train_and_report  # TFDS, Grain and Orbax: not needed for --help
+        run, dry_run = parse_run(arguments)
+        # TFDS, Grain and Orbax: not needed for --help
+        if dry_run is not None:
+            from zoo.recipes.plan import plan_run
+
+            return plan_run(run, dry_run, console)
+        from zoo.recipes.job import train_and_report
 
         train_and_report(run, console)
 

@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from toy import run_toy
 
+from zoo.training.breakdown import Breakdown
 from zoo.training.config import MeshConfig
 from zoo.training.flops import count_flops, measure_ceiling, peak_flops
 from zoo.training.metrics import MetricsFile, read_metrics
@@ -128,18 +129,26 @@ def test_metrics_file_cuts_widens_and_amends(tmp_path):
 def test_progress_speaks_plainly_where_there_is_no_terminal(capfd, monkeypatch):
     clock = iter([0.0, 100.0, 101.0, 112.0, 113.0]).__next__
     monkeypatch.setattr("zoo.training.progress.time.monotonic", clock)
-    progress = Progress(40, 0, flops_per_step=2e9, peak=1e11)
+    seconds = [0.0]
+    spent = Breakdown(lambda: seconds[0])
+    progress = Progress(40, 0, flops_per_step=2e9, peak=1e11, spent=spent)
     with progress:
         assert progress.show_step(1, 10, {"loss": 2.5}) is None  # 100 s of compilation are no step
         assert progress.show_step(2, 20, {"loss": 2.5}) is None  # too soon to say more
+        for part, until in (("compute", 9.0), ("input", 11.5), ("host", 12.0)):
+            with spent.within(part):
+                seconds[0] = until
         speeds = progress.show_step(25, 250, {"loss": 1.25})
     assert speeds == {
         "step_seconds": pytest.approx(0.5),
         "tokens_per_second_per_device": pytest.approx(20.0),
         "mfu": pytest.approx(2e9 / 0.5 / 1e11),
+        "compute_share": pytest.approx(9 / 12),
+        "input_share": pytest.approx(2.5 / 12),
+        "host_share": pytest.approx(0.5 / 12),
     }
     line = capfd.readouterr().err.strip().splitlines()[-1]
-    assert line.startswith("step 25/40  loss 1.2500  500.0 ms/step  20 tokens/s  MFU 4.0 %  ")
+    assert line.startswith("step 25/40  loss 1.2500  500.0 ms/step  20 tokens/s  MFU 4.0 %  input 21 %  host 4 %  ")
     assert line.endswith("GiB  0:08 left")
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from typing import Any, Literal
 
 MESH_AXES = ("data", "fsdp", "expert", "tensor", "context")
@@ -183,6 +184,10 @@ class TrainingConfig:
     order is fastest."""
     tensorboard: bool = True
     """Write TensorBoard files to the run's folder."""
+    loggers: tuple[Literal["wandb", "trackio"], ...] = ()
+    """Give the rows of metrics.csv to these as well: wandb (Weights & Biases), trackio. Each is an extra."""
+    profile_steps: tuple[int, int] | None = None
+    """Trace from the first to the last of these steps into the run's folder, under profile, for XProf and Perfetto."""
 
     def __post_init__(self):
         for field in ("num_steps", "accumulate", "log_every", "keep", "prefetch"):
@@ -203,4 +208,45 @@ class TrainingConfig:
         for field in ("evaluate_every", "checkpoint_every"):
             value = getattr(self, field)
             _require(value is None or value >= 1, f"training.{field}", value, "at least 1, or None")
+        for name in self.loggers:
+            _require(name in ("wandb", "trackio"), "training.loggers", name, "wandb or trackio, each")
+        first, last = self.profile_steps or (1, 1)
+        _require(
+            1 <= first <= last, "training.profile_steps", self.profile_steps, "two steps, counted from 1, in order"
+        )
         _require(0 <= self.seed < 2**31, "training.seed", self.seed, "in [0, 2**31)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DryRunConfig:
+    """A plan in the place of a run (--dry-run): what a step takes, by compiling it alone; nothing is allocated."""
+
+    devices: int | None = None
+    """How many there are for a mesh axis of -1. Absent: as many as this machine has."""
+    device: str | None = None
+    """Bound a step's time on such devices, named as JAX names them: "NVIDIA H100", "TPU v5p"."""
+    memory: str | None = None
+    """Find the largest batch that fits into so much memory a device, such as 80GiB. It takes some more compilations."""
+    mfu: float = 0.4
+    """The share of the peak that the expected step time assumes."""
+    link: float | None = None
+    """10^9 bytes a second that a device sends to the others. Absent: what joins such devices inside of one host."""
+    json: str | None = None
+    """Write the plan to this file, too."""
+
+    def __post_init__(self):
+        _require(self.devices is None or self.devices >= 1, "dry_run.devices", self.devices, "at least 1")
+        _require(0 < self.mfu <= 1, "dry_run.mfu", self.mfu, "a share above 0, up to 1")
+        _require(self.link is None or self.link > 0, "dry_run.link", self.link, "above 0")
+        _ = self.memory_bytes
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """`memory` in bytes. ValueError for what is no size."""
+        if self.memory is None:
+            return None
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", self.memory, re.IGNORECASE)
+        if found is None or not float(found[1]):
+            raise ValueError(f"dry_run.memory is {self.memory!r}; give a size such as 80GiB")
+        power = " KMGT".index(found[2].upper() or " ")
+        return int(float(found[1]) * (1024 if found[3] else 1000) ** power)

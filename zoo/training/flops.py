@@ -15,33 +15,7 @@ import jax.numpy as jnp
 from jax.extend import core
 from jax.interpreters.partial_eval import dce_jaxpr
 
-# Dense bfloat16 peak of one JAX device in TFLOP/s, from the vendors' data sheets; the longest match counts.
-PEAK_TFLOPS = {
-    "TPU v2": 22.5,
-    "TPU v3": 61.5,
-    "TPU v4": 275.0,
-    "TPU v5 lite": 197.0,
-    "TPU v5e": 197.0,
-    "TPU v5": 459.0,
-    "TPU v5p": 459.0,
-    "TPU v6 lite": 918.0,
-    "TPU v6e": 918.0,
-    "NVIDIA T4": 65.0,
-    "Tesla T4": 65.0,
-    "Tesla V100": 125.0,
-    "NVIDIA A10": 125.0,
-    "NVIDIA A10G": 70.0,
-    "NVIDIA L4": 121.0,
-    "NVIDIA L40S": 362.0,
-    "NVIDIA A100": 312.0,
-    "NVIDIA H100": 989.0,
-    "NVIDIA H100 PCIe": 756.0,
-    "NVIDIA H200": 989.0,
-    "NVIDIA GH200": 989.0,
-    "NVIDIA B200": 2250.0,
-    "NVIDIA GeForce RTX 3090": 71.0,
-    "NVIDIA GeForce RTX 4090": 165.0,
-}
+from zoo.training.devices import find_accelerator, peak_products
 
 
 def count_flops(function: Any, *args: Any) -> float:
@@ -98,16 +72,12 @@ def _jaxprs(value: Any) -> list[Any]:
 def peak_flops(device: Any, compute_dtype: Any = jnp.bfloat16) -> float | None:
     """Return one device's peak in FLOP/s for a compute dtype; None for a device that is not in the table.
 
-    float32 products run as TF32 on GPUs, at half the rate, and in bfloat16 passes on TPUs. A CPU's ceiling is
-    measured, and shared among the devices that it plays.
+    A CPU's ceiling is measured, and shared among the devices that it plays.
     """
     if device.platform == "cpu":
         return measure_ceiling(compute_dtype) / jax.local_device_count()
-    names = [name for name in PEAK_TFLOPS if device.device_kind.startswith(name)]
-    if not names:
-        return None
-    slower = 2 if device.platform == "gpu" and jnp.dtype(compute_dtype).itemsize == 4 else 1
-    return 1e12 * PEAK_TFLOPS[max(names, key=len)] / slower
+    accelerator = find_accelerator(device.device_kind)
+    return None if accelerator is None else peak_products(accelerator, device.platform, compute_dtype)
 
 
 def measure_ceiling(compute_dtype: Any = jnp.float32, size: int = 1024, seconds: float = 0.5) -> float:

@@ -20,6 +20,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from zoo.training.bad_batches import save_batch
+from zoo.training.breakdown import Breakdown, write_breakdown
 from zoo.training.card import write_card
 from zoo.training.checkpoint import Checkpoints, decode_data_state, encode_data_state
 from zoo.training.config import MeshConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
@@ -28,11 +29,13 @@ from zoo.training.fixed_order import check_parts
 from zoo.training.flops import count_flops, peak_flops
 from zoo.training.guard import check_finite, describe, refuse, watch
 from zoo.training.hosts import Agreement, check_same, is_first, synchronise
+from zoo.training.loggers import Loggers, check_loggers
 from zoo.training.manifest import list_steps
 from zoo.training.metrics import MetricsFile
 from zoo.training.optimizer import make_optimizer, make_schedule
 from zoo.training.plots import draw_loss
 from zoo.training.prefetch import Prefetcher, read_part, rows_here
+from zoo.training.profiler import Profiler
 from zoo.training.progress import Progress
 from zoo.training.protocol import Model, Params, Task
 from zoo.training.run_record import check_same_run, write_run
@@ -45,6 +48,7 @@ from zoo.training.tuning import merge
 
 # Steps in flight while the host reads the metrics of the one before them: the device never idles for it.
 LAG = 2
+_GLANCE = 0.002  # seconds between two looks at the device while a batch is waited for
 _merge = jax.jit(merge)
 
 
@@ -80,6 +84,7 @@ def train(
     configs = {"optimizer": optimizer, "schedule": schedule, "mesh": mesh, "training": training}
     resolved = {**{name: dataclasses.asdict(value) for name, value in configs.items()}, **(resolved or {})}
     folder = Path(folder).absolute()
+    check_loggers(training.loggers)
     with clear_disk_errors(folder), listen() as stop:
         check_same(resolved)
         folder.mkdir(parents=True, exist_ok=True)
@@ -130,6 +135,9 @@ class _Session:
         self.metrics: MetricsFile
         self.progress: Progress
         self.scalars: Scalars
+        self.loggers: Loggers
+        self.profiler = Profiler(self.folder, training.profile_steps)
+        self.spent = Breakdown()
 
     def place_frozen(self, frozen: Params, mesh: Mesh) -> None:
         """Put the parameters that no step changes on the mesh."""
@@ -192,14 +200,22 @@ class _Session:
             flops = self._count_flops()
             peak = peak_flops(jax.devices()[0], compute_dtype)
         unit = getattr(self.task, "unit", "tokens")
-        self.progress = Progress(self.training.num_steps, self.step, flops_per_step=flops, peak=peak, unit=unit)
+        self.progress = Progress(
+            self.training.num_steps, self.step, flops_per_step=flops, peak=peak, unit=unit, spent=self.spent
+        )
+        self.loggers = Loggers(self.folder, self.training.loggers, self.resolved)
+        is_complete = False
         try:
             self.metrics.open(self.step)
+            self.loggers.write(self.step, self.metrics.newest)
             with self.progress:
                 self._take_steps(train_step)
+            is_complete = True
         finally:
+            self.profiler.stop()
             self.metrics.close()
             self.scalars.close()
+            self.loggers.close(is_complete=is_complete)
 
     def _count_flops(self) -> float:
         """Those of a step: three forward passes, or, where parameters are frozen, what their gradients do not need."""
@@ -217,23 +233,51 @@ class _Session:
             evaluated = is_first() and self.metrics.has(self.step, "validation_")
             if self._due(self.training.evaluate_every) and not self.agreement.now(evaluated):
                 self._evaluate()  # the run was stopped during this evaluation
+        first = self.step
         while self.step < self.training.num_steps:
             if self.agreement.soon(bool(self.stop)):
                 self._save_and_stop()
             batch, self.data = self.item
-            self.state, metrics = train_step(self.state, batch, self.frozen)
+            if self.profiler.starts(self.step + 1):
+                self._profile(self.profiler.start)
+            # The first call compiles.
+            with self.spent.within("start" if self.step == first else "compute"), self.profiler.mark(self.step + 1):
+                self.state, metrics = train_step(self.state, batch, self.frozen)
+            self.spent.switch("host")
             self.step += 1
             self.stop.unsaved = True
             for value in metrics.values():
                 value.copy_to_host_async()
             self.pending.append((self.step, metrics, batch))
             self._read_metrics(LAG)
+            if self.profiler.ends(self.step):
+                self._profile(self.profiler.stop)
             if self._due(self.training.evaluate_every):
                 self._evaluate()
             if self._due(self.training.checkpoint_every):
                 self._save()
             if self.step < self.training.num_steps:
-                self.item = next(self.batches)
+                self.item = self._next_batch()
+        if self.step > first:
+            with self.spent.within("checkpoint"):
+                self.checkpoints.wait()
+            self.progress.show_breakdown(self.step - first)
+            write_breakdown(self.folder, self.spent, self.step - first)
+
+    def _next_batch(self) -> Any:
+        """The next batch. Waiting for it costs time only once the device has nothing left to do."""
+        while True:
+            is_idle = not self.pending or self.pending[-1][1]["loss"].is_ready()
+            with self.spent.within("input" if is_idle else "compute"):
+                if self.batches.wait(_GLANCE):
+                    return next(self.batches)
+
+    def _profile(self, begin_or_end: Callable[[], None]) -> None:
+        """Begin or end the trace with the device at rest: it holds whole steps."""
+        self._read_metrics(0)
+        with self.spent.within("profile"):
+            begin_or_end()
+        self.progress.restart_clock()
 
     def _due(self, every: int | None) -> bool:
         return self.step == self.training.num_steps or (every is not None and self.step % every == 0)
@@ -242,7 +286,8 @@ class _Session:
         """Fetch the metrics of all but the last `lag` steps; tell of skipped ones."""
         while len(self.pending) > lag:
             step, device_metrics, batch = self.pending.popleft()
-            values = {name: np.asarray(x)[()] for name, x in device_metrics.items()}
+            with self.spent.within("compute"):
+                values = {name: np.asarray(x)[()] for name, x in device_metrics.items()}
             if not values.pop("skipped"):
                 self.tokens += round(float(values.pop("weight")))
             else:
@@ -250,6 +295,7 @@ class _Session:
                 self._tell_skipped(step, values, batch)
             if step % self.training.log_every == 0 or step == self.training.num_steps:
                 self.metrics.write(step, {"tokens": self.tokens, **values})
+                self.loggers.write(step, {"tokens": self.tokens, **values})
             self.scalars.write(step, values)
             speeds = self.progress.show_step(step, self.tokens, values)
             if speeds:
@@ -270,9 +316,10 @@ class _Session:
 
     def _evaluate(self) -> None:
         self._read_metrics(0)
+        before = self.spent.read()
         try:
             # One of several processes does not leave an evaluation that the others are in.
-            with self.stop.interruptible() if jax.process_count() == 1 else nullcontext():
+            with self.spent.within("evaluation"), self.stop.interruptible() if self.stop.alone else nullcontext():
                 if self.training.deterministic_parts is None:
                     values = self.task.evaluate(self.apply, self.model_params)
                 else:
@@ -283,25 +330,35 @@ class _Session:
         values = {name: float(value) for name, value in values.items()}
         columns = {f"validation_{name}": value for name, value in values.items()}
         self.metrics.write(self.step, {"tokens": self.tokens, **columns})
+        self.loggers.write(self.step, {"tokens": self.tokens, **columns})
         self.scalars.write(self.step, values, "validation")
+        self._write_seconds("evaluation", before)
         self.progress.show_evaluation(self.step, values)
         self.progress.restart_clock()
 
     def _save(self) -> None:
         """Save the state; its row of metrics.csv is on the disk before."""
         self._read_metrics(0)
-        self.metrics.flush()
-        self.scalars.flush()
-        position = {"step": self.step, "tokens": self.tokens, "skipped": self.skipped}
-        position["data"] = encode_data_state(self.data)
-        check_finite((self.state.params, self.state.opt_state), self.step)
-        self.checkpoints.save(self.state, position, self.resolved)
+        before = self.spent.read()
+        with self.spent.within("checkpoint"):
+            self.metrics.flush()
+            self.scalars.flush()
+            position = {"step": self.step, "tokens": self.tokens, "skipped": self.skipped}
+            position["data"] = encode_data_state(self.data)
+            check_finite((self.state.params, self.state.opt_state), self.step)
+            self.checkpoints.save(self.state, position, self.resolved)
+        self._write_seconds("checkpoint", before)
         self.progress.restart_clock()
+
+    def _write_seconds(self, part: str, before: dict[str, float]) -> None:
+        """Tell TensorBoard for how long the loop has just stood still."""
+        self.scalars.write(self.step, {f"{part}_seconds": self.spent.read()[part] - before[part]}, "speed")
 
     def _save_and_stop(self) -> None:
         if self.step:
             self._save()
-            self.checkpoints.wait()
+            with self.spent.within("checkpoint"):
+                self.checkpoints.wait()
         self.stop.step, self.stop.unsaved = self.step, False
         saved = ", which is saved" if self.step else ""
         self.progress.say(

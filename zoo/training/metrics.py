@@ -60,6 +60,11 @@ class MetricsFile:
         row = self._row
         return row is not None and row["step"] == str(step) and any(name.startswith(prefix) for name in row)
 
+    @property
+    def newest(self) -> dict[str, float]:
+        """The values of the newest row, which can still grow."""
+        return {name: float(value) for name, value in (self._row or {}).items() if name != "step"}
+
     def flush(self) -> None:
         """Put every row on the disk, the newest too; it can still grow."""
         if self._file is not None:

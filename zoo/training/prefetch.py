@@ -109,6 +109,11 @@ class Prefetcher:
             raise item
         return item
 
+    def wait(self, seconds: float) -> bool:
+        """Wait for the next batch, at most so long; return whether it is there."""
+        with self._ready.not_empty:
+            return bool(self._ready.not_empty.wait_for(lambda: len(self._ready.queue), seconds))
+
     def _fill(self) -> None:
         try:
             while not self._stop.is_set():

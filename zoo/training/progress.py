@@ -10,19 +10,35 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
+from rich.table import Table
 
+from zoo.training.breakdown import STEP_PARTS, Breakdown, shares_since
 from zoo.training.flops import memory_in_use
 
 REFRESH_SECONDS = {True: 0.5, False: 10.0}  # in a terminal, elsewhere
+WATCH_SECONDS = 10.0  # of steps, over which the wait for batches is watched
+LONG_WAIT = 0.1  # of that time
 
 
 class Progress:
     """Use as a context manager around the steps. Only the first process of several speaks."""
 
     def __init__(
-        self, num_steps: int, step: int, *, flops_per_step: float = 0.0, peak: float | None = None, unit: str = "tokens"
+        self,
+        num_steps: int,
+        step: int,
+        *,
+        flops_per_step: float = 0.0,
+        peak: float | None = None,
+        unit: str = "tokens",
+        spent: Breakdown | None = None,
     ):
-        """`flops_per_step` are the model's for the global batch, `peak` the FLOP/s of one device; `unit` is counted."""
+        """`flops_per_step` are the model's for the global batch, `peak` the FLOP/s of one device; `unit` is counted;
+        `spent` is where the loop's time goes.
+        """
+        self._spent = spent or Breakdown()
+        self._spent_before = self._watched = self._spent.read()
+        self._warned = False
         self._num_steps = num_steps
         self._flops, self._peak, self._unit = flops_per_step, peak, unit
         self._devices = max(jax.sharding.get_abstract_mesh().size, 1)
@@ -57,8 +73,9 @@ class Progress:
         """Tell a finished step; returns speeds for TensorBoard each time the display was renewed."""
         now = time.monotonic()
         if self._tokens is None:  # the first step of a window only starts its clock
-            self._step, self._tokens, self._since = step, tokens, now
+            self._begin_window(step, tokens, now)
             return None
+        self._warn_of_waits()
         done = step - self._step
         # The last step ends a short window only if no other was ever shown: few steps make a poor mean.
         enough = done >= 10 and step == self._num_steps and self._seconds is None
@@ -69,12 +86,45 @@ class Progress:
         seconds = (now - self._since) / done
         rate = (tokens - self._tokens) / (now - self._since) / self._devices
         self._seconds = seconds if self._seconds is None else 0.7 * self._seconds + 0.3 * seconds
-        self._step, self._tokens, self._since = step, tokens, now
+        shares = shares_since(self._spent.read(), self._spent_before)
+        self._begin_window(step, tokens, now)
         speeds = {"step_seconds": seconds, "tokens_per_second_per_device": rate}
+        speeds |= {f"{part}_share": share for part, share in shares.items()}
         if self._flops and self._peak:
             speeds["mfu"] = self._flops / seconds / (self._peak * self._devices)
         self._show(step, self._describe(step, values, speeds))
         return speeds
+
+    def _begin_window(self, step: int, tokens: int, now: float) -> None:
+        self._step, self._tokens, self._since = step, tokens, now
+        self._spent_before = self._spent.read()
+
+    def _warn_of_waits(self) -> None:
+        """Say it, once, where the devices wait for batches; over long enough a time to be no accident."""
+        spent = self._spent.read()
+        if self._warned or sum(spent[part] - self._watched[part] for part in STEP_PARTS) < WATCH_SECONDS:
+            return
+        share = shares_since(spent, self._watched)["input"]
+        self._watched = spent
+        if share > LONG_WAIT:
+            self._warned = True
+            self.say(
+                f"input waits {100 * share:.0f} % of the time: the devices stand still for batches. If they come in "
+                "bursts, raise training.prefetch; otherwise give the host more cores, or make a batch cheaper"
+            )
+
+    def show_breakdown(self, steps: int) -> None:
+        """Tell where the time went, part by part, after so many steps."""
+        spent = self._spent.read()
+        whole = sum(spent.values())
+        table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+        for column in ("where the time went", f"{whole:,.1f} s", "", "a step"):
+            table.add_column(column, justify="right" if table.columns else "left")
+        for part, seconds in spent.items():
+            if seconds:
+                a_step = "" if part == "start" else f"{1e3 * seconds / steps:.2f} ms"
+                table.add_row(part, f"{seconds:,.1f} s", f"{100 * seconds / whole:.1f} %", a_step)
+        self._console.print(table)
 
     def show_evaluation(self, step: int, values: dict[str, float]) -> None:
         """Tell the results of an evaluation."""
@@ -96,6 +146,7 @@ class Progress:
         ]
         if "mfu" in speeds:
             parts.append(f"MFU {100 * speeds['mfu']:.1f} %")
+        parts += [f"{part} {100 * speeds[f'{part}_share']:.0f} %" for part in ("input", "host")]
         return "  ".join([*parts, f"{memory:.1f} GiB", f"{_clock(left)} left"])
 
     def _show(self, step: int, text: str) -> None:

@@ -27,6 +27,8 @@ FREE_FIELDS = (
     "training.prefetch",
     "training.workers",
     "training.tensorboard",
+    "training.loggers",
+    "training.profile_steps",
 )
 _ABSENT = "absent"
 
