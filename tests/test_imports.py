@@ -37,6 +37,7 @@ ALLOWED = {
     "static": {"data"},
     "tasks": {"data", "generate", "generation_config", "logits", "static"},
     "training": set(),
+    "quantization": {"config", "training", "weights"},
     "sentences": {"architectures", "config", "formats", "weights"},
     "bundle": {
         "architectures",
@@ -58,6 +59,7 @@ ALLOWED = {
         "data",
         "dual",
         "formats",
+        "quantization",
         "recurrent",
         "sentences",
         "serialization",
@@ -72,6 +74,7 @@ ALLOWED = {
         "config",
         "data",
         "formats",
+        "quantization",
         "sentences",
         "serialization",
         "tokenization",

@@ -6,7 +6,7 @@ parts are wired into a block in `zoo.stack`, what makes vectors of inputs in `zo
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -30,7 +30,7 @@ from zoo.config import (
 )
 from zoo.disentangled import disentangled_bias, distance_rows
 from zoo.kernels import DenseBias, attention, merge
-from zoo.kernels.product import product
+from zoo.kernels.product import Kernel, grouped_product, product
 from zoo.rotary import Rotation
 
 ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
@@ -55,6 +55,15 @@ def dropout(x: Array, rate: float, rng: Array | None) -> Array:
     return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
 
 
+def kernel_of(
+    module: nn.Module, init: Callable[[Array, tuple[int, ...]], Array], shape: tuple[int, ...], name: str = "kernel"
+) -> Kernel:
+    """The calling module's parameter `name`, or the dict that stands for it in 8 bits (`zoo.kernels.product`)."""
+    if module.has_variable("params", name) and isinstance(found := module.get_variable("params", name), Mapping):
+        return found
+    return module.param(name, init, shape)
+
+
 class Projection(nn.Module):
     """A linear map over the last `num_contracted` axes of its input, to axes `features`."""
 
@@ -71,7 +80,7 @@ class Projection(nn.Module):
         def init(rng, shape):
             return _KERNEL_INIT(rng, (math.prod(inputs), math.prod(self.features))).reshape(shape)
 
-        kernel = self.param("kernel", init, (*inputs, *self.features))
+        kernel = kernel_of(self, init, (*inputs, *self.features))
         y = product(x.astype(self.dtype), kernel, num_contracted=self.num_contracted)
         if self.bias:
             y = y + self.param("bias", nn.initializers.zeros, self.features).astype(y.dtype)
@@ -149,10 +158,8 @@ class Experts(nn.Module):
 
         def linear(name: str, inputs: Array, features: int) -> Array:
             init = variance_scaling(1.0, "fan_in", "truncated_normal", batch_axis=(0,))
-            kernel = self.param(f"{name}_kernel", init, (config.num_experts, inputs.shape[-1], features))
-            out = lax.ragged_dot(inputs, kernel.astype(self.dtype), sizes, preferred_element_type=jnp.float32).astype(
-                self.dtype
-            )
+            kernel = kernel_of(self, init, (config.num_experts, inputs.shape[-1], features), f"{name}_kernel")
+            out = grouped_product(inputs, kernel, sizes)
             if mlp.bias:
                 zeros = nn.initializers.zeros
                 bias = self.param(f"{name}_bias", zeros, (config.num_experts, features))

@@ -36,6 +36,8 @@ PARAMETERS = (
     ("readout/kernel", "F -> D U"),
     ("*/query/kernel", "D -> N H"),
     ("*/key/kernel", "D -> K H"),
+    ("*/position_query/kernel", "D -> N H"),
+    ("*/position_key/kernel", "D -> N H"),
     ("*/value/kernel", "D -> K H"),
     ("*attention/output/kernel", "N H -> D"),
     ("*/query/bias", "N H"),
@@ -86,8 +88,30 @@ def path_name(path: tuple) -> str:
 
 
 def find_layout(path: str) -> str | None:
-    """Return the dimensions of the parameter at a path, such as "D -> N H"; None if no row matches."""
+    """Return the dimensions of the parameter at a path, such as "D -> N H"; None if no row matches.
+
+    What stands for a kernel in 8 bits has the kernel's path before its own (`zoo.kernels.int8`): integers with the
+    outputs first, and a scale of each output. They lie where the kernel's outputs lie.
+    """
+    whole, _, part = path.rpartition("/")
+    if part in ("int8", "w8a8", "scale") and whole.endswith(("kernel", "embedding")):
+        layout = find_layout(whole)
+        return None if layout is None else _outputs_first(layout, part)
     return next((layout for pattern, layout in PARAMETERS if fnmatchcase(path, pattern)), None)
+
+
+def _outputs_first(layout: str, part: str) -> str:
+    """Those of a quantised kernel's parts; tables, such as V D, and heads, D V, are read as their products read them."""
+    if layout == "D V":
+        layout = "D -> V"
+    left, arrow, right = layout.partition(" -> ")
+    if not arrow:
+        outputs, inputs = layout.split()[:1], layout.split()[1:]
+    else:
+        outputs, inputs = right.split(), left.split()
+    batch = [letter for letter in inputs if letter == "E"]
+    inputs = [letter for letter in inputs if letter != "E"]
+    return " ".join([*batch, *outputs] + ([] if part == "scale" else inputs))
 
 
 def matrix_axes(path: str, ndim: int) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
