@@ -46,6 +46,7 @@ from zoo.tokenization import (
 from zoo.training.checkpoint import list_steps, load_params, mean_params, newest_steps
 from zoo.training.run_record import read_run
 from zoo.training.sharding import shard_parameters
+from zoo.training.state import activation_dtype
 from zoo.training.tuning import merge
 from zoo.transformer import Transformer, example_inputs, parameter_shapes
 from zoo.weights import CheckpointError, Rule, Tensors, flatten, import_params, unflatten
@@ -340,7 +341,7 @@ def _module(
 ) -> Transformer | Recurrent | DualEncoder:
     """The module of a configuration, run as the caller of `load` asks, else as it was before."""
     before = {"compute_dtype": "float32", "layers": "unrolled"} if record is None else record
-    dtype = jnp.dtype(wanted.dtype or before["compute_dtype"])
+    dtype = activation_dtype(wanted.dtype or before["compute_dtype"])
     if isinstance(config, RecurrentConfig):
         return Recurrent(config, dtype=dtype)
     kind = DualEncoder if isinstance(config, DualConfig) else Transformer

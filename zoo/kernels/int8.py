@@ -39,6 +39,8 @@ def multiply(x: jax.Array, kernel: Mapping[str, jax.Array], num_contracted: int)
 
     The gradient for `x` is that of the kernel that it stands for; the kernel has none.
     """
+    if x.ndim == num_contracted:
+        return multiply(x[None], kernel, num_contracted)[0]
     form = form_of(kernel)
     return _multiply(x, kernel[form], kernel["scale"], form, num_contracted)
 

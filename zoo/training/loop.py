@@ -36,7 +36,14 @@ from zoo.training.protocol import Model, Params, Task
 from zoo.training.run_record import check_same_run, write_run
 from zoo.training.scalars import Scalars
 from zoo.training.sharding import make_mesh, shard_parameters
-from zoo.training.state import TrainState, abstract_state, bind_apply, initialise_state, start_state
+from zoo.training.state import (
+    TrainState,
+    abstract_state,
+    activation_dtype,
+    bind_apply,
+    initialise_state,
+    start_state,
+)
 from zoo.training.step import make_train_step
 from zoo.training.stopping import EvaluationStopped, Stopped, StopRequest
 from zoo.training.tuning import merge
@@ -73,7 +80,8 @@ def train(
     fields) differ. A new run starts from `params`, such as a pretrained model's; None initialises them. Where `params`
     are not the whole model, `frozen` is the rest of it, as `zoo.training.tuning.split` gives them, and the state that
     is returned, and saved, holds what trains alone.
-    `compute_dtype` is what MFU is measured against; `description` opens the model card.
+    `compute_dtype` is what MFU is measured against, bfloat16 where it is "float8", as `bind_apply` reads it;
+    `description` opens the model card.
 
     Raises ValueError for a folder of another run, and a mesh or a batch that does not fit; NonFiniteError for
     a NaN or infinite loss; DiskFullError; and Stopped, a SystemExit of code 0, after SIGTERM or SIGINT.
@@ -93,7 +101,7 @@ def train(
                 iterator.set_state(decode_data_state(position["data"]))
             device_mesh = make_mesh(mesh)
             with jax.set_mesh(device_mesh), Prefetcher(iterator, device_mesh, training.prefetch) as batches:
-                session = _Session(task, bind_apply(model), training, checkpoints, batches, stop, resolved)
+                session = _Session(task, bind_apply(model, compute_dtype), training, checkpoints, batches, stop, resolved)
                 session.place_frozen(frozen or {}, device_mesh)
                 step = session.prepare(model, optimizer, schedule, device_mesh, params, position)
                 session.run(step, compute_dtype)
@@ -174,7 +182,7 @@ class _Session:
         flops, peak = 0.0, None
         if self.step < self.training.num_steps:
             flops = self._count_flops()
-            peak = peak_flops(jax.devices()[0], compute_dtype)
+            peak = peak_flops(jax.devices()[0], activation_dtype(compute_dtype))
         unit = getattr(self.task, "unit", "tokens")
         self.progress = Progress(self.training.num_steps, self.step, flops_per_step=flops, peak=peak, unit=unit)
         try:

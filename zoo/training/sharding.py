@@ -175,7 +175,8 @@ def shard_parameters(params: Any, mesh: Mesh) -> Any:
 def shard_optimizer_state(opt_state: Any, params: Any, mesh: Mesh) -> Any:
     """Return shardings for an optimizer state: whatever has a parameter's path and shape lies where it lies.
 
-    Moments carry their parameter's path at the end of their own (`0/mu/decoder/…/kernel`). Counters and
+    Moments carry their parameter's path at the end of their own (`0/mu/decoder/…/kernel`). The scales of moments in
+    8 bits, which differ in the last axis alone, are split as their parameter as far as that divides. Counters and
     factored statistics, which have another shape, are small and replicated.
     """
     shapes = {path_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(params)}
@@ -184,7 +185,7 @@ def shard_optimizer_state(opt_state: Any, params: Any, mesh: Mesh) -> Any:
         keys = [path_name((key,)) for key in path]
         for start in range(len(keys)):
             name = "/".join(keys[start:])
-            if shapes.get(name) == x.shape:
+            if name in shapes and len(shapes[name]) == x.ndim and shapes[name][:-1] == x.shape[:-1]:
                 return NamedSharding(mesh, parameter_spec(name, x.shape, mesh))
         return NamedSharding(mesh, PartitionSpec())
 
