@@ -1,9 +1,9 @@
 """Parameters in 8 bits, for inference: each kernel an int8 array with a float32 scale for each output.
 
-Which are quantised is read from the table of `zoo.training.sharding`, which knows inputs from outputs: every projection,
-the experts, and a language model's output layer, which is its token table where the two are tied. Norms, biases,
-positions, routers, convolutions, additive attention and classifiers' logits stay as they are: they are small, and
-decide much. What the dict that takes a kernel's place holds, and how it is multiplied, is `zoo.kernels.int8`.
+Which are quantised is read from the table of `zoo.training.sharding`, which knows inputs from outputs: every
+projection, the experts, and a language model's output layer, which is its token table where the two are tied. Norms,
+biases, positions, routers, convolutions, additive attention and classifiers' logits stay as they are: they are small,
+and decide much. What the dict that takes a kernel's place holds, and how it is multiplied, is `zoo.kernels.int8`.
 
 A scale is the largest value of its output's weights over 127: symmetric, to nearest, no calibration data.
 """
@@ -58,14 +58,16 @@ def make_quantizer(quantize: Quantization, config: ModelConfig, mesh: Mesh | Non
         axes = quantized_axes(path, leaf.ndim, config)
         if axes is None:
             return leaf
-        function = functools.partial(_quantize, axes=axes, form=quantize)
         if mesh is None:
-            return jax.jit(function)(leaf)
-        shapes = jax.eval_shape(function, leaf)
-        places = {
-            name: NamedSharding(mesh, parameter_spec(f"{path}/{name}", x.shape, mesh)) for name, x in shapes.items()
-        }
-        return jax.jit(function, out_shardings=places)(leaf)
+            found = _quantize(leaf, axes, quantize)
+        else:
+            shapes = jax.eval_shape(_quantize, leaf, axes, quantize)
+            places = {
+                name: NamedSharding(mesh, parameter_spec(f"{path}/{name}", x.shape, mesh)) for name, x in shapes.items()
+            }
+            found = jax.jit(_quantize, static_argnums=(1, 2), out_shardings=places)(leaf, axes, quantize)
+        # Waited for, so that the floats are gone before the next are read.
+        return jax.block_until_ready(found)
 
     return convert
 
@@ -88,7 +90,8 @@ def is_quantized(params: Any) -> bool:
     return any(path.rpartition("/")[2] in get_args(Quantization) for path in flatten(params))
 
 
-def _quantize(kernel: jax.Array, *, axes: tuple[tuple[int, ...], tuple[int, ...]], form: Quantization) -> dict:
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _quantize(kernel: jax.Array, axes: tuple[tuple[int, ...], tuple[int, ...]], form: Quantization) -> dict:
     """[*L, *I, *O] to int8 [*L, *O, *I] and float32 [*L, *O], where L are layers and experts."""
     inputs, outputs = axes
     batch = tuple(axis for axis in range(kernel.ndim) if axis not in inputs + outputs)

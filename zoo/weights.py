@@ -415,13 +415,18 @@ def import_params(
         own = [item for item in items if item.rule.ours == row.ours]
         reader = _Reader(own, tensors, names.found, {path: shapes[path] for path in row.ours})
         for position, path in enumerate(row.ours):
-            leaf = reader.place(position, placed[path], dtype)
-            params[path] = leaf if convert is None or path in fresh else convert(path, leaf)
+            keep = convert if convert is not None and path not in fresh else _as_it_is
+            params[path] = keep(path, reader.place(position, placed[path], dtype))
     return Imported(
         params=unflatten(params),
         left_out=tuple(sorted([*replaced, *(names.found[name] for name in left_out)])),
         fresh=tuple(sorted(fresh)),
     )
+
+
+def _as_it_is(path: str, leaf: jax.Array) -> jax.Array:
+    del path
+    return leaf
 
 
 def _pattern(name: str) -> str:

@@ -32,8 +32,8 @@ def product(x: jax.Array, kernel: Kernel, *, num_contracted: int = 1) -> jax.Arr
 
     Args:
         x: [..., *I] in the compute dtype.
-        kernel: [*I, *O], usually the float32 master weights; rounded to the dtype of `x` for the product. Or a dict that
-            stands for it.
+        kernel: [*I, *O], usually the float32 master weights; rounded to the dtype of `x` for the product. Or a dict
+            that stands for it.
         num_contracted: how many axes I has.
 
     Returns:
@@ -69,21 +69,21 @@ def input_sizes(kernel: Kernel, num_contracted: int = 1) -> tuple[int, ...]:
 
 
 def grouped_product(x: jax.Array, kernel: Kernel, sizes: jax.Array) -> jax.Array:
-    """Rows `x` [M, I], sorted by expert with `sizes` [E] of them each, times `kernel` [E, I, O]: [M, O], dtype of `x`."""
+    """Rows `x` [M, I], sorted by expert, `sizes` [E] of them each, times `kernel` [E, I, O]: [M, O], dtype of `x`."""
     if isinstance(kernel, Mapping):
         return int8.multiply_groups(x, kernel, sizes).astype(x.dtype)
     return lax.ragged_dot(x, kernel.astype(x.dtype), sizes, preferred_element_type=jnp.float32).astype(x.dtype)
 
 
 def table_rows(table: Kernel, ids: jax.Array) -> jax.Array:
-    """Rows of `table` [V, D], or of what stands for it; an id outside gives NaN: a bad id cannot pass for a good one."""
+    """Rows of `table` [V, D], or of what stands for it; NaN for an id outside: a bad one cannot pass for good."""
     if isinstance(table, Mapping):
         return int8.read_rows(table, ids)
     return table.at[ids].get(mode="fill", fill_value=jnp.nan)
 
 
 def output_kernel(table: Kernel) -> Kernel:
-    """The kernel [D, V] of an output layer that is tied to `table` [V, D]; quantised kernels have outputs first anyway."""
+    """The kernel [D, V] of an output layer that is tied to `table` [V, D]; a quantised one has outputs first anyway."""
     return table if isinstance(table, Mapping) else table.T
 
 

@@ -76,7 +76,7 @@ class Run:
             raise ValueError(f"a model of {type(self.model).__name__} does not learn {type(self.task).__name__}")
         if self.compute_dtype == "float8" and not isinstance(self.model, TransformerConfig):
             raise ValueError(
-                f"compute_dtype is 'float8' and the model is of {type(self.model).__name__}; it has bfloat16 and float32"
+                f"compute_dtype is 'float8' and the model is of {type(self.model).__name__}; give bfloat16 or float32"
             )
         if isinstance(self.model, ImageTokenizerConfig):
             return

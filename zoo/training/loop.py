@@ -101,7 +101,9 @@ def train(
                 iterator.set_state(decode_data_state(position["data"]))
             device_mesh = make_mesh(mesh)
             with jax.set_mesh(device_mesh), Prefetcher(iterator, device_mesh, training.prefetch) as batches:
-                session = _Session(task, bind_apply(model, compute_dtype), training, checkpoints, batches, stop, resolved)
+                session = _Session(
+                    task, bind_apply(model, compute_dtype), training, checkpoints, batches, stop, resolved
+                )
                 session.place_frozen(frozen or {}, device_mesh)
                 step = session.prepare(model, optimizer, schedule, device_mesh, params, position)
                 session.run(step, compute_dtype)

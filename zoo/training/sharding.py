@@ -101,7 +101,7 @@ def find_layout(path: str) -> str | None:
 
 
 def _outputs_first(layout: str, part: str) -> str:
-    """Those of a quantised kernel's parts; tables, such as V D, and heads, D V, are read as their products read them."""
+    """Those of a part of a quantised kernel; tables, such as V D, and heads, D V, are read as their products do."""
     if layout == "D V":
         layout = "D -> V"
     left, arrow, right = layout.partition(" -> ")
