@@ -1,9 +1,10 @@
 """Parameters in 8 bits, for inference: each kernel an int8 array with a float32 scale for each output.
 
 Which are quantised is read from the table of `zoo.training.sharding`, which knows inputs from outputs: every
-projection, the experts, and a language model's output layer, which is its token table where the two are tied. Norms,
-biases, positions, routers, convolutions, additive attention and classifiers' logits stay as they are: they are small,
-and decide much. What the dict that takes a kernel's place holds, and how it is multiplied, is `zoo.kernels.int8`.
+projection, the experts, token tables, each token by itself, and a language model's output layer, whether it is that
+table or its own. Norms, biases, positions, routers, convolutions, additive attention and classifiers' logits stay as
+they are: they are small, and decide much. What the dict that takes a kernel's place holds, and how it is multiplied, is
+`zoo.kernels.int8`.
 
 A scale is the largest value of its output's weights over 127: symmetric, to nearest, no calibration data.
 """
@@ -17,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from zoo.config import EmbeddingConfig, LanguageModelHead, ModelConfig
+from zoo.config import LanguageModelHead, ModelConfig
 from zoo.training.sharding import matrix_axes, parameter_spec
 from zoo.weights import flatten, unflatten
 
@@ -34,21 +35,13 @@ def check_quantization(quantize: str | None) -> None:
 
 def quantized_axes(path: str, ndim: int, config: ModelConfig) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     """The (input, output) axes of a parameter that is quantised; None for one that stays in floats."""
-    head = getattr(config, "head", None)
-    if isinstance(head, LanguageModelHead):
-        output_layer = _tied_table(config) if head.tied else "head/kernel"
-        if path == output_layer:
-            return ((1,), (0,)) if head.tied else ((0,), (1,))
+    if path.endswith("token/embedding"):  # of a tied output layer the outputs are the tokens
+        return (1,), (0,)
+    if path == "head/kernel" and isinstance(getattr(config, "head", None), LanguageModelHead):
+        return (0,), (1,)
     if any(fnmatchcase(path, pattern) for pattern in _FLOAT):
         return None
     return matrix_axes(path, ndim)
-
-
-def _tied_table(config: Any) -> str:
-    """Path of the token table that a tied output layer multiplies by."""
-    own: EmbeddingConfig | None = config.decoder_embedding
-    shared = own is None or own.vocab_size is None
-    return f"{'embedder' if shared else 'decoder_embedder'}/token/embedding"
 
 
 def make_quantizer(quantize: Quantization, config: ModelConfig, mesh: Mesh | None) -> Callable[[str, jax.Array], Any]:
