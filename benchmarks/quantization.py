@@ -1,4 +1,6 @@
-"""What 8-bit kernels cost in accuracy on a real checkpoint, and what they save: `python benchmarks/quantization.py MODEL`.
+"""What 8-bit kernels cost in accuracy on a real checkpoint, and what they save.
+
+    python benchmarks/quantization.py MODEL
 
 MODEL is what `zoo.load` takes. A language model reads the English of Python's reference (`pydoc_data.topics`, which
 every Python has): perplexity, how often the likeliest next token is the float32 model's, and the mean divergence from

@@ -16,7 +16,7 @@ FORWARD, BACKWARD = jnp.float8_e4m3fn, jnp.float8_e5m2
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def multiply(x: jax.Array, kernel: jax.Array, num_contracted: int) -> jax.Array:
-    """Contract the last axes of `x` [..., *I] with the first `num_contracted` of `kernel` [*I, *O]: float32 [..., *O]."""
+    """Contract the last `num_contracted` axes of `x` [..., *I] with the first of `kernel` [*I, *O] to float32."""
     return _multiply_fwd(x, kernel, num_contracted)[0]
 
 
