@@ -8,11 +8,10 @@ from typing import Any
 FORWARD, TRAINING, DECODE, CACHE = "forward", "training", "decode", "cache"
 WORKS = (FORWARD, TRAINING, DECODE, CACHE)
 DTYPES = ("float32", "bfloat16")
-NO_DROPOUT = {
-    name: 0.0
-    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "resid_pdrop", "embd_pdrop", "attn_pdrop",
-                 "attention_dropout", "dropout_rate")
-}  # fmt: skip
+NO_DROPOUT = dict.fromkeys(
+    ("hidden_dropout_prob", "attention_probs_dropout_prob", "resid_pdrop", "embd_pdrop", "attn_pdrop", "dropout_rate"),
+    0.0,
+)
 """Random numbers differ between the libraries, so that outputs could not be compared with dropout."""
 
 

@@ -12,7 +12,12 @@ import numpy as np
 from benchmarks.contenders import Contender, Refused
 from benchmarks.model_cells import CACHE, DECODE, FORWARD
 from benchmarks.model_contenders import (
-    BETAS, CHECKED_STEPS, CLIP_NORM, EPSILON, LEARNING_RATE, generation_options,
+    BETAS,
+    CHECKED_STEPS,
+    CLIP_NORM,
+    EPSILON,
+    LEARNING_RATE,
+    generation_options,
 )  # fmt: skip
 from benchmarks.model_problems import Problem
 from benchmarks.torch_peers import import_torch
@@ -28,7 +33,7 @@ def contenders(problem: Problem) -> dict[str, Callable[[], Contender]]:
 
 
 def import_libraries() -> tuple[Any, Any]:
-    """torch and transformers; Refused where one is missing."""
+    """Torch and transformers; Refused where one is missing."""
     torch = import_torch()
     try:
         import transformers

@@ -30,7 +30,9 @@ def draw(path: Path) -> list[Path]:
     axes = figure.add_subplot()
     names = list(dict.fromkeys(row["name"] for row in rows))
     for name in names:
-        points = [(row["ratio"], place) for place, own in enumerate(cells.values()) for row in own if row["name"] == name]
+        points = [
+            (row["ratio"], place) for place, own in enumerate(cells.values()) for row in own if row["name"] == name
+        ]
         colour = KNOWN.get(name) or SPARE[names.index(name) % len(SPARE)]
         peer = name.startswith("torch")
         axes.plot(*zip(*points, strict=True), "s" if peer else "o", color=colour, label=name, markersize=7,

@@ -134,4 +134,3 @@ def show(rows: list[dict]) -> None:
             f"    {ratio:>6} {row['milliseconds']:10.2f} {row['tokens_per_second']:10,.0f} {part:9.0%} "
             f"{row['error']:8.1e} {row['compile_seconds']:9.1f}{more}  {row['name']}", flush=True
         )  # fmt: skip
-

@@ -40,6 +40,7 @@ ALLOWED = {
     "static": {"data"},
     "tasks": {"data", "generate", "generation_config", "logits", "static"},
     "training": set(),
+    "quantization": {"config", "training", "weights"},
     "sentences": {"architectures", "config", "formats", "weights"},
     "bundle": {
         "architectures",
@@ -61,6 +62,7 @@ ALLOWED = {
         "data",
         "dual",
         "formats",
+        "quantization",
         "recurrent",
         "sentences",
         "serialization",
@@ -75,6 +77,7 @@ ALLOWED = {
         "config",
         "data",
         "formats",
+        "quantization",
         "sentences",
         "serialization",
         "tokenization",

@@ -95,6 +95,9 @@ def test_zoo_load_opens_a_run(trained):
     assert out.logits.shape == (*ids.shape, 400)
     generated = bundle.generate(ids, max_new_tokens=5)
     assert int(generated.sequences[0, ids.shape[1]]) == int(out.logits[0, -1].argmax())
+    quantized = zoo.load(folder, quantize="int8")(input_ids=ids).logits
+    error = np.abs(quantized - out.logits).max() / np.abs(out.logits).max()
+    assert 1e-4 < error < 0.05
     with pytest.raises(ValueError, match=r"input_ids\[0, 0\] is 400; this model knows ids 0 to 399"):
         bundle(input_ids=np.array([[400]]))
     with pytest.raises(ValueError, match=r"input_ids\[0, 1\] is -1"):

@@ -11,7 +11,7 @@ import io
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import Field, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -132,7 +132,8 @@ def train(arguments: Sequence[str]) -> None:
     keep_freed_memory()
     if list(arguments) in (["-h"], ["--help"]):
         return _show_recipes(console)
-    with one_line_errors(), joined(), one_line_errors():
+    is_plan = any(argument.startswith("--dry-run") for argument in arguments)
+    with one_line_errors(), nullcontext() if is_plan else joined(), one_line_errors():
         run, dry_run = parse_run(arguments)
         # TFDS, Grain and Orbax: not needed for --help
         if dry_run is not None:

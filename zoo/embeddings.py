@@ -6,6 +6,7 @@ Parameters are float32; what comes out has the compute dtype.
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -14,7 +15,8 @@ from jax.nn.initializers import normal
 from jaxtyping import Array, Bool, Float, Int
 
 from zoo.config import AudioConfig, EmbeddingConfig, LearnedPositions, PatchConfig, SinusoidalPositions
-from zoo.layers import ACTIVATIONS, Norm, Projection, dropout, resample_grid
+from zoo.kernels.product import Kernel, table_rows
+from zoo.layers import ACTIVATIONS, Norm, Projection, dropout, kernel_of, resample_grid
 from zoo.partition import split_rows, whole_columns
 
 
@@ -26,20 +28,15 @@ class TokenEmbedding(nn.Module):
 
     def setup(self):
         """Make the table."""
-        self.embedding = self.param("embedding", normal(0.02), (self.vocab_size, self.width))
+        self.embedding = kernel_of(self, normal(0.02), (self.vocab_size, self.width), "embedding")
 
-    def table(self) -> Float[Array, "V D"]:
-        """The whole table, float32."""
+    def table(self) -> Kernel:
+        """The whole table [V, D], float32, or what stands for it in 8 bits."""
         return self.embedding
 
     def __call__(self, ids: Int[Array, "..."]) -> Float[Array, "... D"]:
         """Rows of the table."""
-        return rows(self.embedding, ids)
-
-
-def rows(table: Float[Array, "V D"], ids: Int[Array, "..."]) -> Float[Array, "... D"]:
-    """Rows of `table`; an id outside it gives NaN, so that a bad id cannot pass for a good one."""
-    return split_rows(whole_columns(table).at[ids].get(mode="fill", fill_value=jnp.nan))
+        return split_rows(table_rows(jax.tree.map(whole_columns, self.embedding), ids))
 
 
 class PatchEmbedding(nn.Module):
@@ -143,7 +140,7 @@ class PositionTable(nn.Module):
         table = self.param("embedding", normal(0.02), shape)
         if patches is not None and grid is not None:
             table = _positions_of_grid(table, patches, grid)
-        return rows(table, positions + self.config.offset)
+        return table_rows(table, positions + self.config.offset)
 
 
 def _positions_of_grid(table: Float[Array, "P D"], patches: PatchConfig, grid: tuple[int, int]) -> Float[Array, "T D"]:
@@ -183,8 +180,8 @@ class Embedder(nn.Module):
         if config.width != self.width:
             self.projection = Projection((self.width,), self.dtype, bias=config.projected == "sum")
 
-    def table(self) -> Float[Array, "V E"]:
-        """The token table."""
+    def table(self) -> Kernel:
+        """The token table [V, E]."""
         return self.token.table()
 
     def __call__(
@@ -193,7 +190,7 @@ class Embedder(nn.Module):
         positions: Int[Array, "B T"],
         token_type_ids: Int[Array, "B T"] | None = None,
         *,
-        table: Float[Array, "V E"] | None = None,
+        table: Kernel | None = None,
         bool_masked_pos: Bool[Array, "B patches"] | None = None,
         dropout_rng: Array | None = None,
     ) -> Float[Array, "B T D"]:
@@ -209,7 +206,8 @@ class Embedder(nn.Module):
         else:
             table = self.table() if table is None else table
             # Gemma's scale is rounded to the compute dtype, in which it was trained; 1 and powers of two never change.
-            x = rows(table, inputs) * jnp.asarray(config.scale, self.dtype).astype(table.dtype)
+            x = table_rows(table, inputs)
+            x = x * jnp.asarray(config.scale, self.dtype).astype(x.dtype)
         projects = config.width != self.width
         if projects and config.projected == "tokens":
             x = self.projection(x)

@@ -11,7 +11,7 @@ Parameters are `zoo.layers.Experts`'s; nothing here is a module.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from zoo.config import ExpertsConfig
+from zoo.kernels.product import Kernel, grouped_product
 from zoo.partition import axes_of_rows, axis_of_positions, free_axes
 
 EXPERT_AXIS, HIDDEN_AXIS = "expert", "tensor"
@@ -32,27 +33,29 @@ class Mixture:
 
     Attributes:
       config: how many there are, how many a row selects, and with which weights.
+      hidden_size: of each expert, F.
       activation: from `up` [M, F] and `gate` [M, F], None where the MLP is not gated, to the hidden rows.
       dtype: of the products.
     """
 
     config: ExpertsConfig
+    hidden_size: int
     activation: Callable[[Array, Array | None], Array]
     dtype: Any
 
     def __call__(
-        self, x: Float[Array, "B T D"], logits: Float[Array, "B T E"], parameters: dict[str, Array]
+        self, x: Float[Array, "B T D"], logits: Float[Array, "B T E"], parameters: dict[str, Kernel]
     ) -> tuple[Float[Array, "B T D"], Float[Array, ""]]:
         """Return the weighted sum of the selected experts' outputs, and the load-balancing loss.
 
         `parameters` are `up_kernel` [E, D, F], `down_kernel` [E, F, D] and, where the MLP has them, `gate_kernel`,
-        `up_bias` [E, F], `gate_bias` and `down_bias` [E, D].
+        `up_bias` [E, F], `gate_bias` and `down_bias` [E, D]; or dicts that stand for the kernels in 8 bits.
         """
-        free, (_, hidden, _) = free_axes(), parameters["down_kernel"].shape
+        free = free_axes()
         split = _Split(
             rows=(*axes_of_rows(x.shape[0]), axis_of_positions(x.shape[1])),
             experts=EXPERT_AXIS in free and self.config.num_experts % free[EXPERT_AXIS] == 0,
-            hidden=HIDDEN_AXIS in free and hidden % free[HIDDEN_AXIS] == 0,
+            hidden=HIDDEN_AXIS in free and self.hidden_size % free[HIDDEN_AXIS] == 0,
         )
         apply = functools.partial(self._apply, split=split)
         if split.axes:
@@ -81,7 +84,7 @@ class Mixture:
 
     def _sum_experts(self, rows, weights, chosen, parameters, split: "_Split") -> Float[Array, "M D"]:
         """What this device's experts, and its share of their hidden units, add to each row."""
-        count = parameters["up_kernel"].shape[0]
+        count = jax.tree.leaves(parameters["up_kernel"])[0].shape[0]
         # Rows of other devices' experts come last: the products do not reach them.
         expert = chosen.reshape(-1)
         if split.experts:
@@ -96,9 +99,7 @@ class Mixture:
             return jnp.where((expert < count)[:, None], x, 0) if split.experts else x
 
         def linear(name: str, inputs: Array) -> Array:
-            kernel = parameters[f"{name}_kernel"].astype(self.dtype)
-            out = lax.ragged_dot(inputs, kernel, sizes, preferred_element_type=jnp.float32)
-            out = own(out).astype(self.dtype)
+            out = own(grouped_product(inputs, parameters[f"{name}_kernel"], sizes))
             if f"{name}_bias" not in parameters:
                 return out
             bias = parameters[f"{name}_bias"].astype(self.dtype)[expert]
@@ -148,8 +149,14 @@ class _Split:
     def axes(self) -> set[str]:
         return {*self.row_axes, *(EXPERT_AXIS,) * self.experts, *(HIDDEN_AXIS,) * self.hidden}
 
-    def specs(self, parameters: dict[str, Array]) -> dict[str, PartitionSpec]:
+    def specs(self, parameters: dict[str, Kernel]) -> dict[str, Any]:
         experts, hidden = EXPERT_AXIS if self.experts else None, HIDDEN_AXIS if self.hidden else None
-        layouts = {"down_kernel": (experts, hidden), "down_bias": (experts,)}
-        inward = {"kernel": (experts, None, hidden), "bias": (experts, hidden)}
-        return {name: PartitionSpec(*layouts.get(name, inward[name.rpartition("_")[2]])) for name in parameters}
+
+        def spec(name: str, leaf: Kernel) -> Any:
+            inputs, outputs = (hidden, None) if name.startswith("down") else (None, hidden)
+            if isinstance(leaf, Mapping):  # outputs come first in 8 bits
+                scale, values = PartitionSpec(experts, outputs), PartitionSpec(experts, outputs, inputs)
+                return {part: scale if part == "scale" else values for part in leaf}
+            return PartitionSpec(experts, *((inputs,) if name.endswith("kernel") else ()), outputs)
+
+        return {name: spec(name, leaf) for name, leaf in parameters.items()}

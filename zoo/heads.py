@@ -17,8 +17,8 @@ from zoo.config import (
     TokenHead,
 )
 from zoo.kernels import Full
-from zoo.kernels.product import accumulate
-from zoo.layers import ACTIVATIONS, Attention, Mlp, Norm, Projection, Sight
+from zoo.kernels.product import Kernel, accumulate, input_sizes, output_kernel
+from zoo.layers import ACTIVATIONS, Attention, Mlp, Norm, Projection, Sight, kernel_of
 
 
 class LanguageModelLogits(nn.Module):
@@ -30,18 +30,19 @@ class LanguageModelLogits(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"], table: Float[Array, "V E"]) -> Float[Array, "B T V"]:
-        """Float32 logits."""
+    def __call__(self, x: Float[Array, "B T D"], table: Kernel) -> Float[Array, "B T V"]:
+        """Float32 logits; `table` [V, E] is the embedder's."""
         config = self.config
         if config.transform is not None:
-            x = Projection((table.shape[-1],), self.dtype, config.transform_bias, name="transform")(x)
+            width = input_sizes(output_kernel(table))
+            x = Projection(width, self.dtype, config.transform_bias, name="transform")(x)
             x = Norm(self.norm, name="norm")(ACTIVATIONS[config.transform](x))
         x = (x * config.scale).astype(self.dtype)
         if config.tied:
-            kernel = table.T
+            kernel = output_kernel(table)
         else:
             start = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
-            kernel = self.param("kernel", start, (x.shape[-1], self.vocab_size))
+            kernel = kernel_of(self, start, (x.shape[-1], self.vocab_size))
         logits = accumulate(x, kernel)
         if config.bias:
             logits = logits + self.param("bias", nn.initializers.zeros, (self.vocab_size,))

@@ -6,7 +6,7 @@ parts are wired into a block in `zoo.stack`, what makes vectors of inputs in `zo
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -31,7 +31,7 @@ from zoo.config import (
 from zoo.disentangled import disentangled_bias, distance_rows
 from zoo.experts import Mixture
 from zoo.kernels import DenseBias, attention, merge
-from zoo.kernels.product import product
+from zoo.kernels.product import Kernel, product
 from zoo.rotary import Rotation
 
 ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
@@ -56,6 +56,15 @@ def dropout(x: Array, rate: float, rng: Array | None) -> Array:
     return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
 
 
+def kernel_of(
+    module: nn.Module, init: Callable[[Array, tuple[int, ...]], Array], shape: tuple[int, ...], name: str = "kernel"
+) -> Kernel:
+    """The calling module's parameter `name`, or the dict that stands for it in 8 bits (`zoo.kernels.product`)."""
+    if module.has_variable("params", name) and isinstance(found := module.get_variable("params", name), Mapping):
+        return found
+    return module.param(name, init, shape)
+
+
 class Projection(nn.Module):
     """A linear map over the last `num_contracted` axes of its input, to axes `features`."""
 
@@ -72,7 +81,7 @@ class Projection(nn.Module):
         def init(rng, shape):
             return _KERNEL_INIT(rng, (math.prod(inputs), math.prod(self.features))).reshape(shape)
 
-        kernel = self.param("kernel", init, (*inputs, *self.features))
+        kernel = kernel_of(self, init, (*inputs, *self.features))
         y = product(x.astype(self.dtype), kernel, num_contracted=self.num_contracted)
         if self.bias:
             y = y + self.param("bias", nn.initializers.zeros, self.features).astype(y.dtype)
@@ -143,10 +152,10 @@ class Experts(nn.Module):
         # The router decides in float32: a rounding error there sends a token to another expert.
         logits = Projection((count,), jnp.float32, self.config.router_bias, name="router")(x)
         shapes = {"up": (width, hidden), "gate": (width, hidden), "down": (hidden, width)}
-        parameters: dict[str, Array] = {}
+        parameters: dict[str, Kernel] = {}
         for name in ("up", "gate", "down") if mlp.gated else ("up", "down"):
             init = variance_scaling(1.0, "fan_in", "truncated_normal", batch_axis=(0,))
-            parameters[f"{name}_kernel"] = self.param(f"{name}_kernel", init, (count, *shapes[name]))
+            parameters[f"{name}_kernel"] = kernel_of(self, init, (count, *shapes[name]), f"{name}_kernel")
             if mlp.bias:
                 zeros = nn.initializers.zeros
                 parameters[f"{name}_bias"] = self.param(f"{name}_bias", zeros, (count, shapes[name][1]))
@@ -154,7 +163,9 @@ class Experts(nn.Module):
         def activate(up: Array, gate: Array | None) -> Array:
             return ACTIVATIONS[mlp.activation](up) if gate is None else gated(mlp, gate, up)
 
-        return Mixture(config=self.config, activation=activate, dtype=self.dtype)(x, logits, parameters)
+        return Mixture(config=self.config, hidden_size=hidden, activation=activate, dtype=self.dtype)(
+            x, logits, parameters
+        )
 
 
 @struct.dataclass

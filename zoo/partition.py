@@ -51,6 +51,8 @@ def split_rows(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
     return lax.with_sharding_constraint(x, PartitionSpec(axes_of_rows(x.shape[0]), axis_of_positions(x.shape[1])))
 
 
-def whole_columns(table: Float[Array, "V D"]) -> Float[Array, "V D"]:
+def whole_columns(table: Float[Array, "V ..."]) -> Float[Array, "V ..."]:
     """The same table, its columns whole: a row is read on one device, or on the few that share the rows."""
-    return lax.with_sharding_constraint(table, PartitionSpec(_FREE, None)) if free_axes() else table
+    if not free_axes():
+        return table
+    return lax.with_sharding_constraint(table, PartitionSpec(_FREE, *(None,) * (table.ndim - 1)))

@@ -31,6 +31,7 @@ from zoo.formats.language_part import LanguagePart
 from zoo.formats.mxfp4 import Mxfp4Tensors
 from zoo.formats.npz import NpzFile
 from zoo.formats.safetensors import read_json
+from zoo.quantization import Quantization, check_quantization, is_quantized, make_quantizer, quantize_params
 from zoo.recurrent import Recurrent
 from zoo.sentences import Modules, ModuleTensors, plain_modules, read_modules, with_embedding
 from zoo.serialization import from_dict
@@ -46,6 +47,7 @@ from zoo.training.checkpoint import load_params, mean_params, newest_steps
 from zoo.training.manifest import list_steps
 from zoo.training.run_record import read_run
 from zoo.training.sharding import shard_parameters
+from zoo.training.state import activation_dtype
 from zoo.training.tuning import merge
 from zoo.transformer import Transformer, example_inputs, parameter_shapes
 from zoo.weights import CheckpointError, Rule, Tensors, flatten, import_params, unflatten
@@ -66,6 +68,7 @@ class _Wanted:
     param_dtype: Any = jnp.float32
     mesh: Mesh | None = None
     layers: Any = None
+    quantize: Quantization | None = None
 
 
 def load(
@@ -80,6 +83,7 @@ def load(
     step: int | None = None,
     average: int | None = None,
     layers: str | None = None,
+    quantize: Quantization | None = None,
 ) -> Bundle:
     """Load a model, its parameters and its tokenizer.
 
@@ -97,14 +101,32 @@ def load(
         step: of a run's checkpoint; None is the newest.
         average: the mean of so many of a run's newest checkpoints, in the place of one.
         layers: "scanned" or "unrolled"; None is unrolled, or the run's own.
+        quantize: "int8" keeps kernels as 8-bit integers with a scale for each output; "w8a8" multiplies them by
+            activations in 8 bits. A checkpoint is quantised as it is read, a parameter at a time, a run once it is
+            restored. None keeps floats, and what was saved quantised as it is.
 
     Raises:
         CheckpointError: what is there is not a checkpoint that zoo can load; the message names the file and the mend.
         ValueError: not a run folder, no such checkpoint, or a run of another version of zoo.
     """
+    check_quantization(quantize)
     wanted = _Wanted(
-        head=head, labels=_checked(labels, head), dtype=dtype, param_dtype=param_dtype, mesh=mesh, layers=layers
+        head=head,
+        labels=_checked(labels, head),
+        dtype=dtype,
+        param_dtype=param_dtype,
+        mesh=mesh,
+        layers=layers,
+        quantize=quantize,
     )
+    bundle = _load(name, wanted, revision, step, average)
+    if quantize is None:
+        return bundle
+    return dataclasses.replace(bundle, params=quantize_params(bundle.params, quantize, bundle.config, mesh))
+
+
+def _load(name: str | Path, wanted: _Wanted, revision: str | None, step: int | None, average: int | None) -> Bundle:
+    """As `load`, by what is there; where that is not a checkpoint, nothing is quantised yet."""
     folder = Path(name)
     if folder.suffix == ".npz" and folder.is_file():
         return _with_head(_load_npz(folder, wanted), wanted)
@@ -175,7 +197,9 @@ def _load_own(folder: Path, wanted: _Wanted) -> Bundle:
     """A folder that `save` wrote in zoo's own layout."""
     bundle, _ = _read_own(folder, wanted)
     params, _ = load_params(folder, mesh=wanted.mesh)
-    return dataclasses.replace(bundle, params=jax.tree.map(lambda leaf: leaf.astype(wanted.param_dtype), params))
+    if not is_quantized(params):
+        params = jax.tree.map(lambda leaf: leaf.astype(wanted.param_dtype), params)
+    return dataclasses.replace(bundle, params=params)
 
 
 def _read_own(folder: Path, wanted: _Wanted) -> tuple[Bundle, Fields]:
@@ -239,6 +263,11 @@ def _with_head(bundle: Bundle, wanted: _Wanted) -> Bundle:
         raise ValueError(f"head is {wanted.head!r}, and this model was made from scratch: it has its own head alone")
     if wanted.head == origin.head and _are_labels(wanted.labels, origin.fields):
         return bundle
+    if is_quantized(bundle.params):
+        raise ValueError(
+            f"head is {wanted.head!r}, and this model is quantised with the head {origin.head!r}; load the checkpoint "
+            "that it was made from with that head, and quantise then"
+        )
     own, head = origin.architecture, origin.head
     file = str(origin.folder / "config.json")
     fields = Fields(merge_fields(origin.fields, own.config_to_hf(bundle.config)), file)
@@ -313,7 +342,7 @@ def _module(
 ) -> Transformer | Recurrent | DualEncoder:
     """The module of a configuration, run as the caller of `load` asks, else as it was before."""
     before = {"compute_dtype": "float32", "layers": "unrolled"} if record is None else record
-    dtype = jnp.dtype(wanted.dtype or before["compute_dtype"])
+    dtype = activation_dtype(wanted.dtype or before["compute_dtype"])
     if isinstance(config, RecurrentConfig):
         return Recurrent(config, dtype=dtype)
     kind = DualEncoder if isinstance(config, DualConfig) else Transformer
@@ -435,6 +464,7 @@ def _build(
         other_heads=lambda: _all_heads(architecture, fields),
         head_may_be_fresh=head_given,
         renewed=renewed,
+        convert=None if wanted.quantize is None else make_quantizer(wanted.quantize, config, wanted.mesh),
     )
     params = initialise_fresh(model, imported.params, imported.fresh)
     origin = dataclasses.replace(origin, left_out=imported.left_out, fresh=imported.fresh)

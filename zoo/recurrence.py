@@ -20,8 +20,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from zoo.config import Cell, Direction
-from zoo.kernels.product import accumulate
-from zoo.layers import dropout
+from zoo.kernels.product import Kernel, accumulate
+from zoo.layers import dropout, kernel_of
 from zoo.remat import Remat, rematerialise
 
 _KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
@@ -73,7 +73,8 @@ CELLS: dict[Cell, tuple[int, Callable[[Array, Array, State], State]]] = {"lstm":
 class Weights:
     """A linear map to gates, outside its module, as a loop needs it."""
 
-    kernel: Float[Array, "I G D"]
+    kernel: Kernel
+    """[I, G, D]"""
     bias: Float[Array, "G D"] | None
 
     def __call__(self, x: Float[Array, "... I"], dtype: Any) -> Float[Array, "... G D"]:
@@ -101,7 +102,7 @@ class Gates(nn.Module):
             drawn = [self.kernel_init(key, (num_inputs, width)) for key in jax.random.split(rng, num_gates)]
             return jnp.stack(drawn, 1)
 
-        kernel = self.param("kernel", init, (self.num_inputs, self.num_gates, self.width))
+        kernel = kernel_of(self, init, (self.num_inputs, self.num_gates, self.width))
         bias = self.param("bias", self.bias_init, (self.num_gates, self.width)) if self.bias else None
         return Weights(kernel, bias)
 

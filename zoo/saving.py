@@ -16,6 +16,7 @@ from zoo.architectures.fitting import find_fitting
 from zoo.bundle import OWN, Bundle, Origin
 from zoo.config import ModelConfig
 from zoo.formats.safetensors import write_folder
+from zoo.quantization import is_quantized
 from zoo.sentences import write_modules, write_settings
 from zoo.serialization import as_dict
 from zoo.tokenization import PretrainedTokenizer
@@ -51,7 +52,8 @@ def save(
     Raises:
         CheckpointError: a model that no architecture of the reference describes; the message names the nearest one,
             and what it has otherwise.
-        ValueError: another layout, or a folder that holds a run, or zoo's layout, already.
+        ValueError: another layout, or one that cannot hold a quantised model; or a folder that holds a run, or zoo's
+            layout, already.
     """
     if layout not in ("transformers", "zoo"):
         raise ValueError(f"layout is {layout!r}; choose 'transformers' or 'zoo'")
@@ -59,6 +61,8 @@ def save(
     for name in ("run.json", OWN):
         if (folder / name).exists():
             raise ValueError(f"{folder} has a {name}, and `load` would read that; choose another folder")
+    if layout == "transformers" and is_quantized(bundle.params):
+        raise ValueError("the model is quantised, which layout='zoo' alone holds; or save what it was loaded from")
     if layout == "zoo":
         return _save_own(bundle, folder)
     bundle = bundle if bundle.origin is not None else _fitted(bundle, folder, labels)
@@ -134,8 +138,7 @@ def _write_fields(bundle: Bundle, origin: Origin, folder: Path) -> None:
     fields |= {"model_type": architecture.model_type, "architectures": [architecture.classes[origin.head]]}
     for name in ("auto_map", "quantization_config"):
         fields.pop(name, None)
-    leaves = jax.tree.leaves(bundle.params)
-    fields["torch_dtype"] = str(leaves[0].dtype) if leaves else "float32"
+    fields["torch_dtype"] = _dtypes(bundle.params)[0] if bundle.params else "float32"
     (folder / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
     if origin.generation:
         (folder / "generation_config.json").write_text(json.dumps(origin.generation, indent=2) + "\n")
@@ -156,16 +159,22 @@ def _write_card(bundle: Bundle, origin: Origin | None, folder: Path, layout: str
         opened += ["", f"from transformers import {name}", "", f'model = {name}.from_pretrained("...")']
     else:
         kind = f"`{bundle.config.__class__.__name__}` in zoo's own layout (`{OWN}`, Orbax)"
-    dtype = next(iter(jax.tree.leaves(bundle.params))).dtype
+    dtypes = " and ".join(_dtypes(bundle.params))
     library = "transformers" if layout == "transformers" else "zoo"
     sections = [
         f"---\nlibrary_name: {library}\ntags: [zoo, jax, flax]\n---",
         f"# {folder.resolve().name}",
-        f"{kind} with {count_parameters(bundle.params):,} parameters in {dtype}, written by zoo {zoo.__version__}.",
+        f"{kind} with {count_parameters(bundle.params):,} parameters in {dtypes}, written by zoo {zoo.__version__}.",
         "```python\n" + "\n".join(opened) + "\n```",
         "\n".join(parameter_table(bundle.params)),
     ]
     path.write_text("\n\n".join(sections) + "\n")
+
+
+def _dtypes(params: Any) -> list[str]:
+    """Those of the parameters, floats first."""
+    found = {str(leaf.dtype) for leaf in jax.tree.leaves(params)}
+    return sorted(found, key=lambda name: (name.startswith("int"), name))
 
 
 def _fitted(bundle: Bundle, folder: Path, labels: Sequence[str] | None) -> Bundle:

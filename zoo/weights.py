@@ -355,6 +355,7 @@ def import_params(
     other_heads: Callable[[], Iterable[tuple[Sequence[Rule], Callable[[], Any]]]] = tuple,
     head_may_be_fresh: bool = False,
     renewed: Sequence[str] = (),
+    convert: Callable[[str, jax.Array], Any] | None = None,
 ) -> Imported:
     """Read a checkpoint into the parameters of a model.
 
@@ -371,6 +372,7 @@ def import_params(
             tensors are left over, for those of another head may be.
         head_may_be_fresh: whether parameters under `head/` may be missing.
         renewed: patterns of the head's parameters that are to be initialised even where the checkpoint has them.
+        convert: takes each parameter as it comes, with its path, and gives what takes its place; not those to be drawn.
 
     Raises:
         CheckpointError: tensors missing, left over, of another shape, or tied and yet different.
@@ -413,12 +415,18 @@ def import_params(
         own = [item for item in items if item.rule.ours == row.ours]
         reader = _Reader(own, tensors, names.found, {path: shapes[path] for path in row.ours})
         for position, path in enumerate(row.ours):
-            params[path] = reader.place(position, placed[path], dtype)
+            keep = convert if convert is not None and path not in fresh else _as_it_is
+            params[path] = keep(path, reader.place(position, placed[path], dtype))
     return Imported(
         params=unflatten(params),
         left_out=tuple(sorted([*replaced, *(names.found[name] for name in left_out)])),
         fresh=tuple(sorted(fresh)),
     )
+
+
+def _as_it_is(path: str, leaf: jax.Array) -> jax.Array:
+    del path
+    return leaf
 
 
 def _pattern(name: str) -> str:

@@ -3,25 +3,37 @@
 XLA's own gradient of a bfloat16 product multiplies a float32 cotangent by a bfloat16 operand, which leaves the
 matrix units of every platform (measured on a CPU with AMX: 4 to 6 times slower). Here the cotangent is rounded to
 the operands' dtype first, as mixed-precision training does everywhere, and accumulation stays in float32.
+
+How a product is made is read from its kernel. An array is multiplied in the dtype of `x`; a dict of one stands for a
+kernel of 8 bits, by the name of what is in it: {"float8": array} is rounded to 8-bit floats, both ways, for training
+(`zoo.kernels.float8`); {"int8": …, "scale": …} and {"w8a8": …, "scale": …} hold integers, for inference
+(`zoo.kernels.int8`). So parameters stay a nested dict of arrays, and the modules say nothing of it.
 """
 
 import functools
 import math
+from collections.abc import Mapping
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from zoo.kernels import float8, int8
+
+Kernel: TypeAlias = jax.Array | Mapping[str, jax.Array]
+
 # Rows per tile of the explicit transpose on CPU; the AMX tile height is 16, and 32 was measured fastest.
 _TILE = 32
 
 
-def product(x: jax.Array, kernel: jax.Array, *, num_contracted: int = 1) -> jax.Array:
+def product(x: jax.Array, kernel: Kernel, *, num_contracted: int = 1) -> jax.Array:
     """Contract the last `num_contracted` axes of `x` with the first of `kernel`.
 
     Args:
         x: [..., *I] in the compute dtype.
-        kernel: [*I, *O], usually the float32 master weights; rounded to the dtype of `x` for the product.
+        kernel: [*I, *O], usually the float32 master weights; rounded to the dtype of `x` for the product. Or a dict
+            that stands for it.
         num_contracted: how many axes I has.
 
     Returns:
@@ -30,16 +42,49 @@ def product(x: jax.Array, kernel: jax.Array, *, num_contracted: int = 1) -> jax.
     return accumulate(x, kernel, num_contracted=num_contracted).astype(x.dtype)
 
 
-def accumulate(x: jax.Array, kernel: jax.Array, *, num_contracted: int = 1) -> jax.Array:
+def accumulate(x: jax.Array, kernel: Kernel, *, num_contracted: int = 1) -> jax.Array:
     """Like `product`, but the result stays in float32: for logits and other sums that are not fed to a product."""
-    if x.shape[x.ndim - num_contracted :] != kernel.shape[:num_contracted]:
+    inputs = input_sizes(kernel, num_contracted)
+    if x.shape[x.ndim - num_contracted :] != inputs:
         raise ValueError(
-            f"product of {x.shape} and {kernel.shape} over {num_contracted} axes: the last axes of the first "
-            "must equal the first axes of the second"
+            f"product of {x.shape} and a kernel of {inputs} inputs: the last axes of the first must be those"
         )
+    if isinstance(kernel, Mapping):
+        if "float8" in kernel:
+            return float8.multiply(x, kernel["float8"], num_contracted)
+        return int8.multiply(x, kernel, num_contracted)
     if x.dtype == jnp.float32:
         return _contract(x, kernel.astype(x.dtype), num_contracted)
     return _low_precision(x, kernel, num_contracted)
+
+
+def input_sizes(kernel: Kernel, num_contracted: int = 1) -> tuple[int, ...]:
+    """Sizes of the axes of a kernel that a product contracts."""
+    if not isinstance(kernel, Mapping):
+        return kernel.shape[:num_contracted]
+    if "float8" in kernel:
+        return kernel["float8"].shape[:num_contracted]
+    values = kernel[int8.form_of(kernel)]
+    return values.shape[values.ndim - num_contracted :]
+
+
+def grouped_product(x: jax.Array, kernel: Kernel, sizes: jax.Array) -> jax.Array:
+    """Rows `x` [M, I], sorted by expert, `sizes` [E] of them each, times `kernel` [E, I, O]: [M, O], dtype of `x`."""
+    if isinstance(kernel, Mapping):
+        return int8.multiply_groups(x, kernel, sizes).astype(x.dtype)
+    return lax.ragged_dot(x, kernel.astype(x.dtype), sizes, preferred_element_type=jnp.float32).astype(x.dtype)
+
+
+def table_rows(table: Kernel, ids: jax.Array) -> jax.Array:
+    """Rows of `table` [V, D], or of what stands for it; NaN for an id outside: a bad one cannot pass for good."""
+    if isinstance(table, Mapping):
+        return int8.read_rows(table, ids)
+    return table.at[ids].get(mode="fill", fill_value=jnp.nan)
+
+
+def output_kernel(table: Kernel) -> Kernel:
+    """The kernel [D, V] of an output layer that is tied to `table` [V, D]; a quantised one has outputs first anyway."""
+    return table if isinstance(table, Mapping) else table.T
 
 
 def _contract(x, kernel, num_contracted):

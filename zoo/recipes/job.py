@@ -56,7 +56,7 @@ def train_and_report(run: Run, console: Console) -> None:
     last = read_metrics(Path(run.folder) / "metrics.csv")[-1]
     results = {name.removeprefix(prefix): float(x) for name, x in last.items() if name.startswith(prefix)}
     show_results(console, prepared, results, with_baselines=True)
-    show_sample(console, prepared, bind_apply(prepared.model), merge(state.params, start.frozen))
+    show_sample(console, prepared, bind_apply(prepared.model, run.compute_dtype), merge(state.params, start.frozen))
     show_next(console, run, prepared)
 
 
@@ -65,7 +65,7 @@ def score(run: Run, wanted: Any, console: Console) -> None:
     params, step = _params(run, wanted)
     mean = "" if wanted.average is None else f", the mean of {wanted.average} checkpoints"
     prepared = prepare(run)
-    apply = bind_apply(prepared.model)
+    apply = bind_apply(prepared.model, run.compute_dtype)
     console.print(f"{run.folder}, step {step}{mean}: {run.model.family}, {count_parameters(params):,} parameters")
     results = prepared.task.evaluate(apply, params)
     show_results(console, prepared, results, with_baselines=False)
@@ -86,7 +86,7 @@ def answer(run: Run, wanted: Any, console: Console) -> None:
         raise ValueError(f"{' and '.join(f'--{name}' for name in given)}: this run answers {known}{more}")
     asked = {name: getattr(wanted, name) for name in given}
     question = Question(**asked, options=wanted.options, seed=wanted.seed)
-    text = task.respond(bind_apply(prepared.model), params, question)
+    text = task.respond(bind_apply(prepared.model, run.compute_dtype), params, question)
     for piece in [text] if isinstance(text, str) else text:
         console.out(piece, end="", highlight=False)
     console.out()
@@ -106,7 +106,7 @@ def write_predictions(run: Run, wanted: Any, console: Console) -> None:
     if not hasattr(prepared.task, "predictions"):
         raise ValueError("--predictions: this run's task has none that a scorer reads; leave it out for its own scores")
     path = Path(wanted.predictions)
-    for name, text in prepared.task.predictions(bind_apply(prepared.model), params).items():
+    for name, text in prepared.task.predictions(bind_apply(prepared.model, run.compute_dtype), params).items():
         file = path.with_name(f"{path.stem}.{name}{path.suffix}") if name else path
         file.write_text(text, encoding="utf-8")
         console.print(f"{file}, of {run.folder}, step {step}", soft_wrap=True, highlight=False)

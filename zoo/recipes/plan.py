@@ -33,6 +33,7 @@ from zoo.training.config import MESH_AXES, DryRunConfig, MeshConfig
 from zoo.training.devices import ACCELERATORS, Accelerator, find_accelerator, peak_products
 from zoo.training.plan import Plan, StepTime, bound_step_time, find_largest_batch, plan_step
 from zoo.training.sharding import AXES, make_mesh
+from zoo.training.state import activation_dtype
 
 GIB = 1 << 30
 _WORDS = " ".join(str(number) for number in range(5000))
@@ -53,7 +54,7 @@ def plan_run(run: Run, options: DryRunConfig, console: Console) -> None:
     run, model = start.run, start.run.make_model()
     batch, task = make_batch(run, None if start.bundle is None else task_tokenizer(start.bundle))
     settings = {"optimizer": run.optimizer, "schedule": run.schedule, "training": run.training}
-    settings |= {"trained": start.params, "frozen": start.frozen}
+    settings |= {"trained": start.params, "frozen": start.frozen, "compute_dtype": run.compute_dtype}
 
     def plan_rows(rows: int) -> Plan:
         shapes = {name: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype) for name, x in batch.items()}
@@ -65,7 +66,7 @@ def plan_run(run: Run, options: DryRunConfig, console: Console) -> None:
     record = {"plan": dataclasses.asdict(plan), "compiled_for": jax.devices()[0].device_kind}
     if accelerator is not None:
         platform = "tpu" if options.device.startswith("TPU") else "gpu"
-        peak = peak_products(accelerator, platform, run.compute_dtype)
+        peak = peak_products(accelerator, platform, activation_dtype(run.compute_dtype))
         times = bound_step_time(plan, accelerator, peak=peak, mfu=options.mfu)
         show_time(times, plan, options, accelerator, peak, console)
         record["seconds"] = dataclasses.asdict(times) | {"bound": times.bound}

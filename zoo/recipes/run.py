@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 
 from zoo.config import ImageTokenizerConfig, LearnedPositions, RecurrentConfig, TransformerConfig
 from zoo.data import DataConfig
@@ -30,6 +29,7 @@ from zoo.tasks.text_classification import TextClassificationConfig
 from zoo.tasks.text_to_image import TextToImageConfig
 from zoo.training.config import InitConfig, MeshConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
 from zoo.training.run_record import read_run
+from zoo.training.state import activation_dtype
 from zoo.transformer import Transformer
 
 ModelConfig = TransformerConfig | RecurrentConfig | ImageTokenizerConfig
@@ -62,8 +62,9 @@ class Run:
     schedule: ScheduleConfig
     mesh: MeshConfig = MeshConfig()
     training: TrainingConfig
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of activations and products; parameters, norms, softmax and loss are float32."""
+    compute_dtype: Literal["float32", "bfloat16", "float8"] = "float32"
+    """Of activations and products; parameters, norms, softmax and loss are float32. float8: the products of blocks in
+    8 bits, e4m3 forward and e5m2 backward, activations in bfloat16."""
     layers: Literal["scanned", "unrolled"] = "unrolled"
     """Scanned compiles one layer and loops: for accelerators and deep models. Unrolled runs faster on CPU."""
     remat: Remat = "none"
@@ -74,6 +75,10 @@ class Run:
     def __post_init__(self):
         if isinstance(self.model, ImageTokenizerConfig) != isinstance(self.task, ImageTokensConfig):
             raise ValueError(f"a model of {type(self.model).__name__} does not learn {type(self.task).__name__}")
+        if self.compute_dtype == "float8" and not isinstance(self.model, TransformerConfig):
+            raise ValueError(
+                f"compute_dtype is 'float8' and the model is of {type(self.model).__name__}; give bfloat16 or float32"
+            )
         if isinstance(self.model, ImageTokenizerConfig):
             return
         if isinstance(self.model, RecurrentConfig):
@@ -129,7 +134,7 @@ class Run:
 
     def make_model(self) -> Transformer | Recurrent | ImageTokenizer:
         """The module, with this run's dtype and execution."""
-        dtype = jnp.dtype(self.compute_dtype)
+        dtype = activation_dtype(self.compute_dtype)
         if isinstance(self.model, ImageTokenizerConfig):
             return ImageTokenizer(self.model, dtype=dtype)
         if isinstance(self.model, RecurrentConfig):

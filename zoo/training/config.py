@@ -32,6 +32,9 @@ class OptimizerConfig:
     """Decoupled decay, times the learning rate, of matrices only: no norm, bias or embedding."""
     clip_norm: float | None = 1.0
     """Largest global gradient norm; None does not clip."""
+    state: Literal["float32", "int8"] = "float32"
+    """How adamw keeps its moments between steps; int8 takes a quarter of the memory (norms, biases, small parameters
+    stay float32)."""
 
     def __post_init__(self):
         _require(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "above 0")
@@ -43,6 +46,9 @@ class OptimizerConfig:
         _require(clip is None or clip > 0, "optimizer.clip_norm", clip, "above 0, or None for no clipping")
         known = ("adamw", "muon", "adafactor")
         _require(self.name in known, "optimizer.name", self.name, "one of " + ", ".join(known))
+        _require(self.state in ("float32", "int8"), "optimizer.state", self.state, "float32 or int8")
+        fits = self.state == "float32" or self.name == "adamw"
+        _require(fits, "optimizer.state", self.state, f"float32 with {self.name}; adamw alone keeps int8")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -25,14 +25,14 @@ from zoo.training.card import write_card
 from zoo.training.checkpoint import Checkpoints, decode_data_state, encode_data_state
 from zoo.training.config import MeshConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
 from zoo.training.disk_full import clear_disk_errors
-from zoo.training.fixed_order import check_parts
+from zoo.training.fixed_order import check_parts, one_device
 from zoo.training.flops import count_flops, peak_flops
-from zoo.training.guard import check_finite, describe, refuse, watch
+from zoo.training.guard import check_finite, describe, refuse
 from zoo.training.hosts import Agreement, check_same, is_first, synchronise
 from zoo.training.loggers import Loggers, check_loggers
 from zoo.training.manifest import list_steps
 from zoo.training.metrics import MetricsFile
-from zoo.training.optimizer import make_optimizer, make_schedule
+from zoo.training.optimizer import make_updates
 from zoo.training.plots import draw_loss
 from zoo.training.prefetch import Prefetcher, read_part, rows_here
 from zoo.training.profiler import Profiler
@@ -41,8 +41,15 @@ from zoo.training.protocol import Model, Params, Task
 from zoo.training.run_record import check_same_run, write_run
 from zoo.training.scalars import Scalars
 from zoo.training.sharding import AXES, make_mesh, shard_parameters
-from zoo.training.state import TrainState, abstract_state, bind_apply, initialise_state, start_state
-from zoo.training.step import make_train_step
+from zoo.training.state import (
+    TrainState,
+    abstract_state,
+    activation_dtype,
+    bind_apply,
+    initialise_state,
+    start_state,
+)
+from zoo.training.step import make_train_step, step_options
 from zoo.training.stopping import EvaluationStopped, Stopped, listen
 from zoo.training.tuning import merge
 
@@ -75,7 +82,8 @@ def train(
     fields) differ. A new run starts from `params`, such as a pretrained model's; None initialises them. Where `params`
     are not the whole model, `frozen` is the rest of it, as `zoo.training.tuning.split` gives them, and the state that
     is returned, and saved, holds what trains alone.
-    `compute_dtype` is what MFU is measured against; `description` opens the model card.
+    `compute_dtype` is what MFU is measured against, bfloat16 where it is "float8", as `bind_apply` reads it;
+    `description` opens the model card.
 
     Raises ValueError for a folder of another run, and a mesh or a batch that does not fit; DamagedError where no
     checkpoint is whole; NonFiniteError or SpikeError where more updates would harm the state than may be skipped;
@@ -102,7 +110,9 @@ def train(
             if position["step"]:
                 iterator.set_state(decode_data_state(position["data"]))
             with jax.set_mesh(device_mesh), Prefetcher(iterator, device_mesh, training.prefetch, part) as batches:
-                session = _Session(task, bind_apply(model), training, checkpoints, batches, stop, resolved)
+                session = _Session(
+                    task, bind_apply(model, compute_dtype), training, checkpoints, batches, stop, resolved
+                )
                 session.place_frozen(frozen or {}, device_mesh)
                 step = session.prepare(model, optimizer, schedule, device_mesh, params, position)
                 session.run(step, compute_dtype)
@@ -161,15 +171,10 @@ class _Session:
         training = self.training
         self.step, self.tokens, self.data = position["step"], position["tokens"], None
         self.skipped = position.get("skipped", 0)
-        schedule = make_schedule(schedule_config, optimizer_config.learning_rate, training.num_steps)
-        optimizer = make_optimizer(optimizer_config, schedule)
-        if training.spike_sigmas is not None:
-            optimizer = watch(optimizer)
+        optimizer, schedule = make_updates(optimizer_config, schedule_config, training)
         self.item = next(self.batches)
         batch = self.item[0]
-        check_batch(batch, mesh, training.accumulate)
-        if training.deterministic_parts is not None:
-            check_parts(training.deterministic_parts, mesh, len(next(iter(batch.values()))))
+        check_batch(batch, mesh, training)
         if self.step and self.frozen:
             params = self.checkpoints.read_shapes(self.step)
         target = abstract_state(model, self.task, optimizer, batch, mesh, trained=params, frozen=self.frozen)
@@ -184,11 +189,8 @@ class _Session:
             self.apply,
             optimizer,
             schedule,
-            seed=training.seed,
-            accumulate=training.accumulate,
-            deterministic_parts=training.deterministic_parts,
             target=target,
-            spike_sigmas=training.spike_sigmas,
+            **step_options(training),
         )
 
     def run(self, train_step: Callable, compute_dtype: Any) -> None:
@@ -198,7 +200,7 @@ class _Session:
         flops, peak = 0.0, None
         if self.step < self.training.num_steps:
             flops = self._count_flops()
-            peak = peak_flops(jax.devices()[0], compute_dtype)
+            peak = peak_flops(jax.devices()[0], activation_dtype(compute_dtype))
         unit = getattr(self.task, "unit", "tokens")
         self.progress = Progress(
             self.training.num_steps, self.step, flops_per_step=flops, peak=peak, unit=unit, spent=self.spent
@@ -362,7 +364,8 @@ class _Session:
         self.stop.step, self.stop.unsaved = self.step, False
         saved = ", which is saved" if self.step else ""
         self.progress.say(
-            f"{self.stop.name or 'another process was asked to'}: stopped after step {self.step}{saved}; run the same command again to go on"
+            f"{self.stop.name or 'another process was asked to'}: stopped after step {self.step}{saved}; run the same "
+            "command again to go on"
         )
         raise Stopped(self.step)
 
@@ -374,8 +377,11 @@ def write_report(folder: Path, params: Params, resolved: dict[str, Any], descrip
         write_card(folder, params, resolved, description)
 
 
-def check_batch(batch: Any, mesh: Mesh, accumulate: int) -> None:
+def check_batch(batch: Any, mesh: Mesh, training: TrainingConfig) -> None:
     """Raise ValueError unless the rows divide among the devices and the micro-batches."""
+    accumulate, parts = training.accumulate, training.deterministic_parts
+    if parts is not None:
+        check_parts(parts, mesh, next(iter(batch.values())).shape[0])
     shards = math.prod(mesh.shape[axis] for axis in AXES["B"])
     for name, x in batch.items():
         if x.shape[0] % (shards * accumulate):

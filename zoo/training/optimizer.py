@@ -1,9 +1,9 @@
 """From two small configurations, `OptimizerConfig` and `ScheduleConfig`, to one optax transformation.
 
 Every optimizer is the same chain: clip the global gradient norm, turn gradients into a direction (AdamW, Muon
-or Adafactor), add decoupled weight decay to matrices, scale by the schedule. Moments are float32. Norms,
-biases and embeddings are never decayed; which parameters are matrices is read from the table in
-`sharding.py`.
+or Adafactor), add decoupled weight decay to matrices, scale by the schedule. Moments are float32, or 8 bits
+(`int8_adam.py`). Norms, biases and embeddings are never decayed; which parameters are matrices is read from
+the table in `sharding.py`.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from zoo.training.config import OptimizerConfig, ScheduleConfig
+from zoo.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
+from zoo.training.guard import watch
+from zoo.training.int8_adam import keeps_int8, scale_by_int8_adam
 from zoo.training.sharding import matrix_axes, path_name
 
 
@@ -73,6 +75,11 @@ def _matrix_labels(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(label, params)
 
 
+def _state_labels(params: Any) -> Any:
+    """Return "int8" for the parameters whose moments are kept in 8 bits and "float32" for the others."""
+    return jax.tree_util.tree_map_with_path(lambda path, x: "int8" if keeps_int8(path, x) else "float32", params)
+
+
 def _as_matrices(inner: optax.GradientTransformation) -> optax.GradientTransformation:
     """Show every matrix to a transformation as [layers…, inputs, outputs]: Adafactor factors those two."""
 
@@ -108,7 +115,10 @@ def _direction(config: OptimizerConfig) -> optax.GradientTransformation:
     first, second = config.betas
     adam = optax.scale_by_adam(first, second, config.epsilon, mu_dtype=jnp.float32)
     if config.name == "adamw":
-        return adam
+        if config.state == "float32":
+            return adam
+        int8 = scale_by_int8_adam(first, second, config.epsilon)
+        return optax.partition({"int8": int8, "float32": adam}, _state_labels)
     if config.name == "muon":
         # A learning rate of -1 makes optax's complete optimizer a plain direction: decay and schedule come
         # after, the same for all. consistent_rms: https://arxiv.org/abs/2502.16982, section 2.2.
@@ -138,3 +148,12 @@ def make_optimizer(config: OptimizerConfig, schedule: Callable[[jax.Array], jax.
         parts.append(optax.add_decayed_weights(config.weight_decay, decay_mask))
     parts.append(optax.scale_by_learning_rate(schedule))
     return optax.chain(*parts)
+
+
+def make_updates(
+    optimizer: OptimizerConfig, schedule: ScheduleConfig, training: TrainingConfig
+) -> tuple[optax.GradientTransformation, Callable[[jax.Array], jax.Array]]:
+    """Return a run's optax transformation and the schedule of its learning rate."""
+    rates = make_schedule(schedule, optimizer.learning_rate, training.num_steps)
+    updates = make_optimizer(optimizer, rates)
+    return updates if training.spike_sigmas is None else watch(updates), rates

@@ -16,12 +16,12 @@ from zoo.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
 from zoo.training.devices import Accelerator
 from zoo.training.flops import count_flops
 from zoo.training.loop import check_batch
-from zoo.training.optimizer import make_optimizer, make_schedule
+from zoo.training.optimizer import make_updates
 from zoo.training.program import Collective, Temporary, read_collectives, read_temporaries
 from zoo.training.protocol import Model, Params, Task
 from zoo.training.sharding import path_name, shard_batch, shard_parameters
 from zoo.training.state import TrainState, abstract_state, bind_apply, count_parameters
-from zoo.training.step import make_train_step
+from zoo.training.step import make_train_step, step_options
 from zoo.training.tuning import merge
 
 SHOWN = 8  # of the largest tensors
@@ -124,23 +124,24 @@ def plan_step(
     training: TrainingConfig,
     trained: Params | None = None,
     frozen: Params | None = None,
+    compute_dtype: Any = None,
 ) -> Plan:
     """Compile the step that `zoo.training.loop.train` would run, and say what it takes.
 
     `batch` has the shapes and dtypes of the global batch's arrays, [B, ...] each. `trained` and `frozen` (arrays or
-    shapes) make up the model's parameters, where not all of them are the model's own and train.
+    shapes) make up the model's parameters, where not all of them are the model's own and train. `compute_dtype` is as
+    `bind_apply` reads it.
 
     Raises ValueError for a batch that does not divide among the devices.
     """
     with jax.set_mesh(mesh):
-        check_batch(batch, mesh, training.accumulate)
+        check_batch(batch, mesh, training)
         batch = _shapes(batch, shard_batch(batch, mesh))
         frozen = _shapes(frozen or {}, shard_parameters(frozen or {}, mesh))
-        rates = make_schedule(schedule, optimizer.learning_rate, training.num_steps)
-        updates = make_optimizer(optimizer, rates)
+        updates, rates = make_updates(optimizer, schedule, training)
         state = abstract_state(model, task, updates, batch, mesh, trained=trained, frozen=frozen)
-        options = {"seed": training.seed, "accumulate": training.accumulate, "target": state}
-        step = make_train_step(task, bind_apply(model), updates, rates, **options)
+        apply = bind_apply(model, compute_dtype)
+        step = make_train_step(task, apply, updates, rates, target=state, **step_options(training))
         compiled = step.lower(state, batch, frozen).compile()
         step_flops = count_flops(step, state, batch, frozen)
         model_flops = _count_model(model, task, state.params, frozen, batch)

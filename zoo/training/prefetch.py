@@ -4,6 +4,7 @@ The position travels with its batch: a checkpoint stores where the last *consume
 the thread has read ahead.
 """
 
+import math
 import queue
 import threading
 from typing import Any
@@ -21,9 +22,10 @@ ALL: Part = (0, 1)
 
 def rows_here(mesh: Mesh) -> Part:
     """Return which rows of a batch this process's devices hold; all, where they are no part of equal ones."""
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    shards = math.prod(mesh.shape[axis] for axis in AXES["B"])
     sharding = NamedSharding(mesh, PartitionSpec(AXES["B"]))
-    slices = [index[0].indices(shards) for index in sharding.addressable_devices_indices_map((shards,)).values()]
+    places = sharding.addressable_devices_indices_map((shards,)).values()
+    slices = [index[0].indices(shards) for index in places if index is not None]
     if not slices:
         raise ValueError(
             f"the mesh {dict(mesh.shape)} has no device of process {jax.process_index()}: several processes train on "

@@ -39,6 +39,8 @@ PARAMETERS = (
     ("readout/kernel", "F -> D U"),
     ("*/query/kernel", "D -> N H"),
     ("*/key/kernel", "D -> K H"),
+    ("*/position_query/kernel", "D -> N H"),
+    ("*/position_key/kernel", "D -> N H"),
     ("*/value/kernel", "D -> K H"),
     ("*attention/output/kernel", "N H -> D"),
     ("*/query/bias", "N H"),
@@ -123,8 +125,30 @@ def path_name(path: tuple) -> str:
 
 
 def find_layout(path: str) -> str | None:
-    """Return the dimensions of the parameter at a path, such as "D -> N H"; None if no row matches."""
+    """Return the dimensions of the parameter at a path, such as "D -> N H"; None if no row matches.
+
+    What stands for a kernel in 8 bits has the kernel's path before its own (`zoo.kernels.int8`): integers with the
+    outputs first, and a scale of each output. They lie where the kernel's outputs lie.
+    """
+    whole, _, part = path.rpartition("/")
+    if part in ("int8", "w8a8", "scale") and whole.endswith(("kernel", "embedding")):
+        layout = find_layout(whole)
+        return None if layout is None else _outputs_first(layout, part)
     return next((layout for pattern, layout in PARAMETERS if fnmatchcase(path, pattern)), None)
+
+
+def _outputs_first(layout: str, part: str) -> str:
+    """Those of a part of a quantised kernel; tables, such as V D, and heads, D V, are read as their products do."""
+    if layout == "D V":
+        layout = "D -> V"
+    left, arrow, right = layout.partition(" -> ")
+    if not arrow:
+        outputs, inputs = layout.split()[:1], layout.split()[1:]
+    else:
+        outputs, inputs = right.split(), left.split()
+    batch = [letter for letter in inputs if letter == "E"]
+    inputs = [letter for letter in inputs if letter != "E"]
+    return " ".join([*batch, *outputs] + ([] if part == "scale" else inputs))
 
 
 def matrix_axes(path: str, ndim: int) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
@@ -214,7 +238,8 @@ def shard_parameters(params: Any, mesh: Mesh) -> Any:
 def shard_optimizer_state(opt_state: Any, params: Any, mesh: Mesh) -> Any:
     """Return shardings for an optimizer state: whatever has a parameter's path and shape lies where it lies.
 
-    Moments carry their parameter's path at the end of their own (`0/mu/decoder/…/kernel`). Counters and
+    Moments carry their parameter's path at the end of their own (`0/mu/decoder/…/kernel`). The scales of moments in
+    8 bits, which differ in the last axis alone, are split as their parameter as far as that divides. Counters and
     factored statistics, which have another shape, are small and replicated.
     """
     shapes = {path_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(params)}
@@ -223,7 +248,7 @@ def shard_optimizer_state(opt_state: Any, params: Any, mesh: Mesh) -> Any:
         keys = [path_name((key,)) for key in path]
         for start in range(len(keys)):
             name = "/".join(keys[start:])
-            if shapes.get(name) == x.shape:
+            if name in shapes and len(shapes[name]) == x.ndim and shapes[name][:-1] == x.shape[:-1]:
                 return NamedSharding(mesh, parameter_spec(name, x.shape, mesh))
         return NamedSharding(mesh, PartitionSpec())
 

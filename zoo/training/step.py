@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from zoo.training.config import TrainingConfig
 from zoo.training.fixed_order import ROWS, hidden_one, sum_parts
 from zoo.training.guard import is_sound, is_spike
 from zoo.training.protocol import Apply, Params, Task
@@ -154,6 +155,12 @@ def make_train_step(
     shardings = jax.tree.map(lambda x: x.sharding, target)
     step = train_step if deterministic_parts is None else _on_each_device(same_step)
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def step_options(training: TrainingConfig) -> dict[str, Any]:
+    """What of a run's settings `make_train_step` is given."""
+    names = ("seed", "accumulate", "deterministic_parts", "spike_sigmas")
+    return {name: getattr(training, name) for name in names}
 
 
 def _on_each_device(step: Callable) -> Callable:
