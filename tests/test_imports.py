@@ -17,7 +17,7 @@ ALLOWED = {
     "remat": set(),
     "rotary": {"config"},
     "partition": {"kernels"},
-    "experts": {"config", "partition"},
+    "experts": {"config", "kernels", "partition"},
     "layers": {"config", "disentangled", "experts", "kernels", "rotary"},
     "embeddings": {"config", "kernels", "layers", "partition"},
     "stack": {"config", "embeddings", "kernels", "layers", "remat", "rotary"},
