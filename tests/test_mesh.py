@@ -163,6 +163,25 @@ def test_experts_on_several_devices_train_as_on_one(name, mesh):
     assert_as_one(name, EXPERTS[mesh])
 
 
+@pytest.mark.parametrize("mesh", [MeshConfig(data=2, fsdp=2), EXPERTS["expert, mixed"]], ids=["fsdp", "expert"])
+def test_gradients_of_experts_are_summed_in_float32(mesh):
+    """Where products are in bfloat16: a sum in that, inside `shard_map`, makes XLA's CPU compiler end the process."""
+    model, given, params = build("mixtral")
+    model, mesh = model.clone(dtype=jnp.bfloat16), make_mesh(mesh)
+
+    def loss(params):
+        output = model.apply({"params": params}, **given)
+        return jnp.square(output.logits).mean() + output.aux_loss
+
+    def gradient_norm(params):
+        return float(optax.tree.norm(jax.jit(jax.grad(loss))(params)))
+
+    one = gradient_norm(params)
+    with jax.set_mesh(mesh):
+        split = jax.device_put(params, shard_parameters(params, mesh))
+        np.testing.assert_allclose(gradient_norm(split), one, rtol=0.01)
+
+
 SPLIT_TWICE = [("llama", MIXED), ("t5", MESHES["context"]), ("mixtral", EXPERTS["expert, mixed"])]
 
 

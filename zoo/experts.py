@@ -11,7 +11,7 @@ Parameters are `zoo.layers.Experts`'s; nothing here is a module.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -65,15 +65,20 @@ class Mixture:
         return apply(x, logits, parameters)
 
     def _apply(self, x, logits, parameters, split: "_Split"):
-        rows, shape = x.reshape(-1, x.shape[-1]).astype(self.dtype), x.shape
+        rows, shape = x.reshape(-1, x.shape[-1]), x.shape
         logits = logits.reshape(-1, self.config.num_experts)
         weights, chosen = self._select(logits)
         balance = self._balance_loss(logits, chosen, split)
-        if split.hidden:  # said here, so that the gradient is summed once, of rows and not of their copies
-            rows, weights = lax.pcast((rows, weights), HIDDEN_AXIS, to="varying")
+        # What devices share becomes each one's own here, so that its gradient is summed over them in float32, and once.
+        parameters = jax.tree.map(split.own, parameters, split.specs(parameters))
+        weights, rows = split.own(weights, split.rows), split.own(rows.astype(jnp.float32), split.rows)
+        rows = rows.astype(self.dtype)
         if split.gathers:
-            rows, weights, chosen = lax.all_gather((rows, weights, chosen), EXPERT_AXIS, tiled=True)
+            weights, chosen = lax.all_gather((weights, chosen), EXPERT_AXIS, tiled=True)
+            rows = _gather_rows(rows)
         out = self._sum_experts(rows, weights, chosen, parameters, split)
+        if split.experts or split.hidden:  # as products are summed over devices everywhere
+            out = out.astype(jnp.float32)
         if split.gathers:
             out = lax.psum_scatter(out, EXPERT_AXIS, tiled=True)
         elif split.experts:
@@ -128,6 +133,20 @@ class Mixture:
         return self.config.balance_loss * count * jnp.sum(load * probability)
 
 
+@jax.custom_vjp
+def _gather_rows(rows: Float[Array, "m D"]) -> Float[Array, "M D"]:
+    """The rows of the group's devices, sent in their own dtype; their gradients are summed in float32."""
+    return lax.all_gather(rows, EXPERT_AXIS, tiled=True)
+
+
+def _gather_rows_bwd(_, cotangent):
+    summed = lax.psum_scatter(cotangent.astype(jnp.float32), EXPERT_AXIS, tiled=True)
+    return (summed.astype(cotangent.dtype),)
+
+
+_gather_rows.defvjp(lambda rows: (_gather_rows(rows), None), _gather_rows_bwd)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Split:
     """What of a mixture the ambient mesh splits: rows by these axes, the last of positions; experts; hidden units."""
@@ -148,6 +167,11 @@ class _Split:
     @property
     def axes(self) -> set[str]:
         return {*self.row_axes, *(EXPERT_AXIS,) * self.experts, *(HIDDEN_AXIS,) * self.hidden}
+
+    def own(self, x: Array, split_by: Iterable[str | None]) -> Array:
+        """The same array, which some axes split, said to differ from device to device on the others too."""
+        shared = tuple(sorted(self.axes.difference(split_by)))
+        return lax.pcast(x, shared, to="varying") if shared else x
 
     def specs(self, parameters: dict[str, Kernel]) -> dict[str, Any]:
         experts, hidden = EXPERT_AXIS if self.experts else None, HIDDEN_AXIS if self.hidden else None
