@@ -108,6 +108,22 @@ def test_the_last_k_are_kept_and_an_unfinished_one_is_never_seen(tmp_path):
         assert_same_bits(checkpoints.restore(3, target).params, state.params)
 
 
+def test_no_checkpoint_is_removed_before_one_is_known_to_be_whole(tmp_path):
+    state, _ = make_state(make_mesh(MeshConfig(data=1)))
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for step in (2, 3):
+            checkpoints.save(state, {**POSITION, "step": step}, {})
+    with open(tmp_path / "checkpoints" / "3" / "params" / "_METADATA", "ab") as file:
+        file.write(b" ")
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        step, (line,) = checkpoints.choose_step()
+        assert step == 2 and "step 3 is damaged (params/_METADATA has changed)" in line
+        assert checkpoints.all_steps() == [2]
+        checkpoints.save(state, {**POSITION, "step": 3}, {})
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        assert checkpoints.choose_step() == (3, []) and checkpoints.all_steps() == [3]
+
+
 def test_data_states_come_back_the_same():
     for state in (b"\x00\xff", {"index": 3, "parents": [1, {"x": None}]}, 5):
         assert decode_data_state(json.loads(json.dumps(encode_data_state(state)))) == state

@@ -139,6 +139,15 @@ def test_verify_refuses_what_it_cannot_use(run, capsys, tmp_path):
         assert stop.value.code == 1 and message in capsys.readouterr().err
 
 
+def test_a_damaged_configuration_is_named_and_written_anew(run, arguments, environment):
+    truncate(run / "run.json", random.Random(4))
+    with pytest.raises(ValueError, match=r"run\.json is damaged \("):
+        zoo.load(run)
+    with Training(run, arguments, environment) as training:
+        assert training.finish() == 0, training.said[-3000:]
+    assert zoo.load(run).step == NUM_STEPS
+
+
 def write_as_before_manifests(run: Path) -> None:
     """Write the last step anew, with Orbax's own manager, which zoo used then."""
     path = last(run)

@@ -22,6 +22,7 @@ FILES = (
     ),
     ("run.json", "the resolved configuration"),
     ("metrics.csv", "one row a logged step; the same bytes however often the run was interrupted"),
+    ("bad-batches/", "batches whose updates were skipped, for study"),
     ("loss.png", "the loss curve"),
     ("tensorboard/", "the same metrics and the speeds for TensorBoard"),
 )

@@ -33,6 +33,7 @@ from zoo.training.manifest import (
     has_manifest,
     list_steps,
     set_aside,
+    sync_files,
     write_manifest,
 )
 from zoo.training.protocol import Params
@@ -69,6 +70,7 @@ class _CommittedPath(atomicity.AtomicRenameTemporaryPath):
         self._checkpoint_metadata_store.wait_until_finished()
         # Orbax's own sign of a whole checkpoint, for its other readers.
         (written / atomicity.COMMIT_SUCCESS_FILE).write_text(f"committed as {final.name}")
+        sync_files(written)
         write_manifest(written)
         os.rename(written, final)
         _sync_folder(final.parent)
@@ -99,7 +101,6 @@ class Checkpoints:
         if keep is not None and jax.process_index() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             remove_unfinished(self.folder)
-            self._remove_old()
         quiet_orbax()
         handler = ocp.CompositeCheckpointHandler(
             params=ocp.StandardCheckpointHandler(),
@@ -143,7 +144,11 @@ class Checkpoints:
         Damaged ones that are newer are set aside. The first machine verifies for all. Raises DamagedError, and changes
         nothing, if there are checkpoints and none is whole: going on would begin anew unasked.
         """
-        step, lines = self._choose_step() if jax.process_index() == 0 else (_NONE, [])
+        step, lines = _NONE, []
+        if jax.process_index() == 0:
+            step, lines = self._choose_step()
+            if step >= 0:
+                self._remove_old()  # not before one that stays is known to be whole
         if jax.process_count() > 1:
             step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
         if step == _DAMAGED:

@@ -26,12 +26,23 @@ class DamagedError(ValueError):
 
 
 def write_manifest(folder: Path) -> None:
-    """Hash every file of a folder, see that they are on the disk, and write the manifest."""
-    text = _as_text(_hash_files(folder, list(_list_files(folder)), durably=True))
+    """Hash every file of a folder, and write the manifest to the disk."""
+    text = _as_text(_hash_files(folder, _list_files(folder)))
     with open(folder / MANIFEST, "w", encoding="utf-8", newline="") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+
+
+def sync_files(folder: Path) -> None:
+    """See that every file of a folder is on the disk: what is committed outlives a power cut."""
+
+    def sync(name: str) -> None:
+        with open(folder / name, "rb") as file:
+            os.fsync(file.fileno())
+
+    with ThreadPoolExecutor(THREADS, "sync") as pool:
+        list(pool.map(sync, _list_files(folder)))
 
 
 def find_damage(folder: Path, items: Collection[str] | None = None) -> str | None:
@@ -131,11 +142,9 @@ def _list_files(folder: Path) -> Iterator[str]:
             yield name
 
 
-def _hash_files(folder: Path, names: Iterable[str], *, durably: bool = False) -> dict[str, str]:
+def _hash_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
     def digest(name: str) -> str:
         with open(folder / name, "rb") as file:
-            if durably:
-                os.fsync(file.fileno())
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     names = list(names)

@@ -106,4 +106,8 @@ def read_run(folder: str | Path) -> Any:
     path = Path(folder) / "run.json"
     if not path.is_file():
         raise ValueError(f"{folder} is not a run folder: it has no run.json; name the folder that training wrote to")
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        mend = "the command that trained the run writes it anew"
+        raise ValueError(f"{path} is damaged ({error}): {mend}") from None
