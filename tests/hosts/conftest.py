@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from together import OPTIONS, SAME_BITS, Together, by_hand
 
+
 @pytest.fixture(scope="session")
 def text(tmp_path_factory) -> Path:
     """Sixty short documents: Python's own docstrings."""

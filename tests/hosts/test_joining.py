@@ -1,6 +1,7 @@
 """Which cluster the environment tells of, and one clear line where it does not come together."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -115,13 +116,13 @@ def test_a_coordinator_that_is_not_there_is_one_line(environment, tmp_path):
 
 
 def test_a_process_that_does_not_come_is_named(environment, tmp_path):
-    places = [place | {"ZOO_JOIN_SECONDS": seconds} for place, seconds in zip(by_hand(3), ("20", "300", ""), strict=True)]
-    processes = [train(place, environment, "--folder", str(tmp_path / "run")) for place in places[:2]]
-    for process in processes:
-        _, err = process.communicate(timeout=300)
-        assert process.returncode == 1
-        (line,) = err.splitlines()
-        assert line.startswith("error: process 2 of 3 did not come to localhost:")
+    places = [place | {"ZOO_JOIN_SECONDS": "30"} for place in by_hand(3)[:2]]
+    processes = [train(place, environment, "--folder", str(tmp_path / "run")) for place in places]
+    said = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1]
+    # A machine may be too slow for the second to come in time too.
+    assert re.fullmatch(r"error: process (1, )?2 of 3 did not come to localhost:\d+ within 30 s; .*\n", said[0])
+    assert len(said[1].splitlines()) == 1
 
 
 def test_processes_that_contradict_each_other_are_named(environment, tmp_path):

@@ -37,8 +37,8 @@ def check_parts(parts: int, mesh: Mesh, batch_size: int) -> None:
     if others:
         axis, size = next(iter(others.items()))
         raise ValueError(
-            f"training.deterministic_parts is {parts} and mesh.{axis} is {size}: a tensor that several devices share is "
-            f"summed in their order; set mesh.{axis} to 1"
+            f"training.deterministic_parts is {parts} and mesh.{axis} is {size}: what several devices share is summed in "
+            f"their order; set mesh.{axis} to 1"
         )
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
     if parts % devices:

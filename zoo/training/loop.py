@@ -290,9 +290,8 @@ class _Session:
             self._save()
             self.checkpoints.wait()
         saved = ", which is saved" if self.step else ""
-        self.progress.say(
-            f"{self.stop.name or 'another process was asked to'}: stopped after step {self.step}{saved}; run the same command again to go on"
-        )
+        asked = self.stop.name or "another process was asked to stop"
+        self.progress.say(f"{asked}: stopped after step {self.step}{saved}; run the same command again to go on")
         raise Stopped(self.step)
 
 

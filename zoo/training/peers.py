@@ -24,7 +24,7 @@ _RETRY_SECONDS = 0.2
 
 
 class Peers:
-    """This process's connections. `meet` makes them, `watch` begins the watch, `leave` ends it in good order."""
+    """The connections of one process. `meet` makes them, `watch` begins the watch, `leave` ends it in good order."""
 
     def __init__(self, process: int, count: int):
         self.process, self.count = process, count
@@ -224,5 +224,3 @@ def _keep_alive(connection: socket.socket) -> None:
     for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4)):
         if hasattr(socket, name):
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-
-

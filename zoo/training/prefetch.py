@@ -23,7 +23,8 @@ def rows_here(mesh: Mesh) -> Part:
     """Return which rows of a batch this process's devices hold; all, where they are no part of equal ones."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     sharding = NamedSharding(mesh, PartitionSpec(AXES["B"]))
-    slices = [index[0].indices(shards) for index in sharding.addressable_devices_indices_map((shards,)).values()]
+    indices = sharding.addressable_devices_indices_map((shards,)).values()
+    slices = [index[0].indices(shards) for index in indices if index is not None]
     if not slices:
         raise ValueError(
             f"the mesh {dict(mesh.shape)} has no device of process {jax.process_index()}: several processes train on "
