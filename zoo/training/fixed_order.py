@@ -6,9 +6,9 @@ are made by the same program of the same shapes, and a binary tree over the part
 part of the tree that lies there, then between devices, level by level, each with the one that holds the other branch.
 Both add the same two numbers, so all hold the same bits.
 
-The same operations are not yet the same bits: what a compiler fuses, it rounds less, and it fuses across whatever it can
-see, such as a loop that turns once. So the parts and the update are bodies of loops whose number of turns depends on an
-argument, as far as the compiler knows; nothing is moved into or out of such a body but what depends on neither.
+The same operations are not yet the same bits: what a compiler fuses, it rounds less, and it fuses across whatever it
+can see, such as a loop that turns once. So the parts and the update are bodies of loops whose number of turns depends
+on an argument, as far as the compiler knows, and each such body is compiled by itself.
 
 It costs: parts are made one after the other on a device; gradients pass log2(D) times between D devices, where a ring
 passes twice its share; a device holds log2(P / D) + 3 gradients; and every device makes the whole update, so parameters
@@ -37,8 +37,8 @@ def check_parts(parts: int, mesh: Mesh, batch_size: int) -> None:
     if others:
         axis, size = next(iter(others.items()))
         raise ValueError(
-            f"training.deterministic_parts is {parts} and mesh.{axis} is {size}: what several devices share is summed in "
-            f"their order; set mesh.{axis} to 1"
+            f"training.deterministic_parts is {parts} and mesh.{axis} is {size}: what several devices share is "
+            f"summed in their order; set mesh.{axis} to 1"
         )
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
     if parts % devices:
