@@ -15,17 +15,13 @@ passes twice its share; a device holds log2(P / D) + 3 gradients; and every devi
 that `fsdp` splits are gathered for the step. The same bits also need the same kind of devices and the same versions.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
-
-from zoo.training.config import MeshConfig
-from zoo.training.sharding import make_mesh
+from jax.sharding import AbstractMesh, Mesh
 
 ROWS = ("data", "fsdp")
 """The mesh axes that split a batch's rows, the slower one first."""
@@ -73,19 +69,6 @@ def sum_parts(
             total = jax.tree.map(jnp.add, total, lax.ppermute(total, axis, pairs))
             distance *= 2
     return total
-
-
-@contextmanager
-def one_device(params: Any) -> Iterator[Any]:
-    """Give a copy of parameters on this process's first device, and work on that alone within the block.
-
-    What is computed so, such as an evaluation, has the same bits on any number of devices too.
-    """
-    mesh = make_mesh(MeshConfig(data=1), jax.local_devices()[:1])
-    sharding = jax.tree.leaves(params)[0].sharding
-    whole = jax.device_put(params, NamedSharding(sharding.mesh, PartitionSpec()))
-    with jax.set_mesh(mesh):
-        yield jax.tree.map(lambda x: x.addressable_data(0), whole)
 
 
 def hidden_one(step: jax.Array) -> jax.Array:

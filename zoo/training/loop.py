@@ -27,10 +27,11 @@ from zoo.training.checkpoint import (
     list_steps,
 )
 from zoo.training.config import MeshConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
-from zoo.training.fixed_order import check_parts, one_device
+from zoo.training.fixed_order import check_parts
 from zoo.training.flops import count_flops, peak_flops
 from zoo.training.hosts import Agreement, check_same, is_first, synchronise
 from zoo.training.metrics import MetricsFile
+from zoo.training.one_device import one_device
 from zoo.training.optimizer import make_optimizer, make_schedule
 from zoo.training.plots import draw_loss
 from zoo.training.prefetch import Prefetcher, read_part, rows_here
@@ -262,11 +263,9 @@ class _Session:
         try:
             # One of several processes does not leave an evaluation that the others are in.
             with self.stop.interruptible() if jax.process_count() == 1 else nullcontext():
-                if self.training.deterministic_parts is None:
-                    values = self.task.evaluate(self.apply, self.model_params)
-                else:
-                    with one_device(self.model_params) as params:
-                        values = self.task.evaluate(self.apply, params)
+                needed = self.training.deterministic_parts is not None
+                with one_device(self.model_params, needed) as params:
+                    values = self.task.evaluate(self.apply, params)
         except EvaluationStopped:
             self._save_and_stop()
         values = {name: float(value) for name, value in values.items()}
