@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from models import CONFIGS, VOCAB
+from training.toy import Toy, assert_same_bits, run_toy
 
 from zoo.tasks.losses import cross_entropy
 from zoo.training.config import MeshConfig, OptimizerConfig, ScheduleConfig
@@ -54,18 +55,72 @@ def train(name, sizes, parts, optimizer="adamw", layers="unrolled"):
     return [np.asarray(x).tobytes() for x in jax.tree.leaves(state)], lines
 
 
-MESHES = [(("data", 2),), (("data", 4),), (("data", 8),), (("data", 2), ("fsdp", 2)), (("data", 1), ("fsdp", 8))]
 ONE = (("data", 1),)
+EIGHT = (("data", 8),)
 
 
-@pytest.mark.parametrize("mesh", MESHES, ids=str)
-@pytest.mark.parametrize("name", ["gpt2"])
-def test_the_same_bits_on_any_number_of_devices(name, mesh):
-    assert train(name, mesh, 8) == train(name, ONE, 8)
+@pytest.mark.parametrize(
+    ("mesh", "optimizer"),
+    [
+        ((("data", 2),), "adamw"),
+        ((("data", 4),), "adamw"),
+        (EIGHT, "adamw"),
+        ((("data", 2), ("fsdp", 2)), "adamw"),
+        (EIGHT, "muon"),
+        ((("data", 1), ("fsdp", 8)), "muon"),
+    ],
+    ids=str,
+)
+def test_the_same_bits_on_any_number_of_devices(mesh, optimizer):
+    assert train("gpt2", mesh, 8, optimizer) == train("gpt2", ONE, 8, optimizer)
 
 
 def test_without_it_the_bits_differ():
     """Otherwise the test above could not fail."""
-    (one, lines), (eight, other) = (train("gpt2", mesh, None) for mesh in (ONE, (("data", 8),)))
+    (one, lines), (eight, other) = (train("gpt2", mesh, None) for mesh in (ONE, EIGHT))
     assert one != eight
     np.testing.assert_allclose([x["loss"] for x in lines], [x["loss"] for x in other], atol=1e-4)
+    fixed = [x["loss"] for x in train("gpt2", ONE, 8)[1]]
+    np.testing.assert_allclose(fixed[0], lines[0]["loss"], rtol=1e-5)  # before dropout has led them apart
+    assert fixed != [x["loss"] for x in lines]
+
+
+def test_dropout_draws_by_part_and_not_by_device(tmp_path):
+    """The toy drops hidden units, so its runs agree only if their masks do; metrics.csv and evaluations agree too."""
+    states = []
+    for mesh in ({"data": 1}, {"data": 2, "fsdp": 2}, {"data": 8}):
+        folder = tmp_path / str(mesh["data"])
+        states.append(run_toy(folder, mesh=mesh, deterministic_parts=8))
+        assert (folder / "metrics.csv").read_bytes() == (tmp_path / "1" / "metrics.csv").read_bytes()
+        assert_same_bits(states[-1], states[0])
+    dry = run_toy(tmp_path / "dry", mesh={"data": 1}, deterministic_parts=8, model=Toy(dropout=0.0))
+    assert not np.array_equal(np.asarray(dry.params["head"]["kernel"]), np.asarray(states[0].params["head"]["kernel"]))
+
+
+@pytest.mark.parametrize(
+    ("mesh", "parts", "batch", "message"),
+    [
+        ({"data": 4, "tensor": 2}, 8, 16, "deterministic_parts is 8 and mesh.tensor is 2: .* set mesh.tensor to 1"),
+        ({"data": 4, "context": 2}, 8, 16, "set mesh.context to 1"),
+        ({"data": 8}, 4, 16, "deterministic_parts is 4 and the mesh has 8 devices: give a power of two of them"),
+        ({"data": 3}, 8, 24, "the mesh has 3 devices"),
+        ({"data": 2}, 8, 12, "a batch of 12 rows does not divide into training.deterministic_parts = 8"),
+    ],
+)
+def test_what_cannot_keep_the_order_is_refused(mesh, parts, batch, message):
+    with pytest.raises(ValueError, match=message):
+        check_parts(parts, make_mesh(MeshConfig(**mesh)), batch)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"deterministic_parts": 6}, "training.deterministic_parts is 6; it must be a power of two"),
+        ({"deterministic_parts": 0}, "it must be a power of two"),
+        ({"deterministic_parts": 8, "accumulate": 2}, "leave training.accumulate at 1"),
+        ({"workers": -1}, "training.workers is -1; it must be at least 0"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingConfig(**options)

@@ -1,4 +1,4 @@
-"""The launch files do what they say: SLURM's starts a real run of two processes, the others' variables are read by zoo."""
+"""The launch files do what they say: SLURM's starts a real run of two processes, zoo reads the others' variables."""
 
 import json
 import os

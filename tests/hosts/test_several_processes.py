@@ -60,8 +60,8 @@ def test_when_one_process_dies_the_other_ends_and_others_go_on(start, alone, tmp
         assert codes[victim] == -signal.SIGKILL and codes[1 - victim] == 1
         line = run.errors(1 - victim).splitlines()[-1]
         assert line == (
-            f"error: process {victim} of 2 is lost, so process {1 - victim} ends too; checkpoints are intact: start all "
-            "processes again to go on from the newest"
+            f"error: process {victim} of 2 is lost, so process {1 - victim} ends too; checkpoints are intact: "
+            "start all processes again to go on from the newest"
         )
     steps = list_steps(tmp_path)
     assert steps and steps[-1] < 60

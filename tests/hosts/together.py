@@ -17,38 +17,26 @@ PATIENCE = 600
 _CLUSTER = ("SLURM_", "OMPI_", "JAX_COORDINATOR", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "ZOO_", "KUBERNETES_")
 
 OPTIONS = [
-    "--model.embedding.width",
-    "32",
-    "--model.embedding.vocab-size",
-    "400",
-    "--data.tokenizer.vocab-size",
-    "400",
-    "--model.decoder.width",
-    "32",
-    "--model.decoder.num-layers",
-    "2",
-    "--model.decoder.mlp.hidden-size",
-    "48",
-    "--model.decoder.attention.num-heads",
-    "2",
-    "--model.decoder.attention.head-size",
-    "16",
-    "--task.sequence-length",
-    "32",
-    "--task.batch-size",
-    "8",
-    "--task.stride",
-    "32",
-    "--schedule.warmup-steps",
-    "2",
-    "--training.num-steps",
-    "60",
-    "--training.evaluate-every",
-    "20",
-    "--training.checkpoint-every",
-    "4",
-    "--compute-dtype",
-    "float32",
+    word
+    for option in (
+        "--model.embedding.width 32",
+        "--model.embedding.vocab-size 400",
+        "--data.tokenizer.vocab-size 400",
+        "--model.decoder.width 32",
+        "--model.decoder.num-layers 2",
+        "--model.decoder.mlp.hidden-size 48",
+        "--model.decoder.attention.num-heads 2",
+        "--model.decoder.attention.head-size 16",
+        "--task.sequence-length 32",
+        "--task.batch-size 8",
+        "--task.stride 32",
+        "--schedule.warmup-steps 2",
+        "--training.num-steps 60",
+        "--training.evaluate-every 20",
+        "--training.checkpoint-every 4",
+        "--compute-dtype float32",
+    )
+    for word in option.split()
 ]
 SAME_BITS = ["--training.deterministic-parts", "8"]
 

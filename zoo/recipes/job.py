@@ -18,6 +18,7 @@ from zoo.tasks.report import Question
 from zoo.training.hosts import first_one_first, is_first
 from zoo.training.loop import check_folder, train
 from zoo.training.metrics import read_metrics
+from zoo.training.one_device import one_device
 from zoo.training.state import bind_apply, count_parameters
 from zoo.training.tuning import merge
 
@@ -56,7 +57,8 @@ def train_and_report(run: Run, console: Console) -> None:
     last = read_metrics(Path(run.folder) / "metrics.csv")[-1]
     results = {name.removeprefix(prefix): float(x) for name, x in last.items() if name.startswith(prefix)}
     show_results(console, prepared, results, with_baselines=True)
-    show_sample(console, prepared, bind_apply(prepared.model, run.compute_dtype), merge(state.params, start.frozen))
+    with one_device(merge(state.params, start.frozen)) as params:
+        show_sample(console, prepared, bind_apply(prepared.model, run.compute_dtype), params)
     show_next(console, run, prepared)
 
 

@@ -185,9 +185,8 @@ class TrainingConfig:
     """Threads that read and encode examples for the one that makes batches; it does so itself where there are none. Any
     number gives the same batches."""
     deterministic_parts: int | None = None
-    """Make each step of so many equal parts of the batch, one after the other and then over the devices, and add them up
-    in one fixed order: the same bits on 1, 2, 4, … devices, up to as many as parts. A power of two; None: in whatever
-    order is fastest."""
+    """Cut each batch into so many parts, a power of two, and add up their gradients in one fixed order: the same bits
+    on 1, 2, 4, … devices, up to as many as parts, for more time and memory. None: in whatever order is fastest."""
     tensorboard: bool = True
     """Write TensorBoard files to the run's folder."""
     loggers: tuple[Literal["wandb", "trackio"], ...] = ()

@@ -6,26 +6,22 @@ are made by the same program of the same shapes, and a binary tree over the part
 part of the tree that lies there, then between devices, level by level, each with the one that holds the other branch.
 Both add the same two numbers, so all hold the same bits.
 
-The same operations are not yet the same bits: what a compiler fuses, it rounds less, and it fuses across whatever it can
-see, such as a loop that turns once. So the parts and the update are bodies of loops whose number of turns depends on an
-argument, as far as the compiler knows; nothing is moved into or out of such a body but what depends on neither.
+The same operations are not yet the same bits: what a compiler fuses, it rounds less, and it fuses across whatever it
+can see, such as a loop that turns once. So the parts and the update are bodies of loops whose number of turns depends
+on an argument, as far as the compiler knows, and each such body is compiled by itself.
 
 It costs: parts are made one after the other on a device; gradients pass log2(D) times between D devices, where a ring
 passes twice its share; a device holds log2(P / D) + 3 gradients; and every device makes the whole update, so parameters
 that `fsdp` splits are gathered for the step. The same bits also need the same kind of devices and the same versions.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
-
-from zoo.training.config import MeshConfig
-from zoo.training.sharding import make_mesh
+from jax.sharding import AbstractMesh, Mesh
 
 ROWS = ("data", "fsdp")
 """The mesh axes that split a batch's rows, the slower one first."""
@@ -37,7 +33,7 @@ def check_parts(parts: int, mesh: Mesh, batch_size: int) -> None:
     if others:
         axis, size = next(iter(others.items()))
         raise ValueError(
-            f"training.deterministic_parts is {parts} and mesh.{axis} is {size}: a tensor that several devices share is "
+            f"training.deterministic_parts is {parts} and mesh.{axis} is {size}: what several devices share is "
             f"summed in their order; set mesh.{axis} to 1"
         )
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -73,19 +69,6 @@ def sum_parts(
             total = jax.tree.map(jnp.add, total, lax.ppermute(total, axis, pairs))
             distance *= 2
     return total
-
-
-@contextmanager
-def one_device(params: Any) -> Iterator[Any]:
-    """Give a copy of parameters on this process's first device, and work on that alone within the block.
-
-    What is computed so, such as an evaluation, has the same bits on any number of devices too.
-    """
-    mesh = make_mesh(MeshConfig(data=1), jax.local_devices()[:1])
-    sharding = jax.tree.leaves(params)[0].sharding
-    whole = jax.device_put(params, NamedSharding(sharding.mesh, PartitionSpec()))
-    with jax.set_mesh(mesh):
-        yield jax.tree.map(lambda x: x.addressable_data(0), whole)
 
 
 def hidden_one(step: jax.Array) -> jax.Array:

@@ -1,7 +1,7 @@
 """Several processes as one run: they join by the environment, and agree where each could decide otherwise.
 
-JAX tells SLURM, Open MPI, Cloud TPU and Kubernetes by their variables; `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and
-`JAX_PROCESS_ID` say it outright, and win. Nothing of this is touched on a machine that has none of them.
+JAX tells SLURM, Open MPI, Cloud TPU and Kubernetes by their variables; `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES`
+and `JAX_PROCESS_ID` say it outright, and win. Nothing of this is touched on a machine that has none of them.
 
 Two settings are variables too, for they count before any command line is read: `ZOO_JOIN_SECONDS` (300), how long
 processes wait for each other at the start, and `ZOO_HEARTBEAT_SECONDS` (100), after which JAX gives up a silent one.
@@ -51,30 +51,33 @@ def find_cluster(environment: Mapping[str, str], seconds: float) -> Cluster | No
     address = environment.get("JAX_COORDINATOR_ADDRESS")
     if count == 1:
         return None
-    kind = None if None not in (count, process, address) else _detect(environment)
+    name, kind = "environment", None
+    if None in (count, process, address):
+        kind = _detect(environment)
     if kind is not None:
-        # Another port may have been asked for, as jax.distributed does it.
-        port = environment.get("JAX_COORDINATOR_PORT")
+        name = _NAMES.get(kind.name, kind.name)
         count = kind.get_process_count() if count is None else count
-        if count == 1:
-            return None
         process = kind.get_process_id() if process is None else process
-        address = address or kind.get_coordinator_address(timeout_secs=int(seconds), override_coordinator_port=port)
-    elif (count, process, address) == (None, None, None):
+    elif "OMPI_COMM_WORLD_SIZE" in environment:  # Open MPI 5: it tells all but the address, and JAX wants that too
+        name = "Open MPI"
+        count = _number(environment, "OMPI_COMM_WORLD_SIZE") if count is None else count
+        process = _number(environment, "OMPI_COMM_WORLD_RANK") if process is None else process
+    if count == 1 or (count, process, address) == (None, None, None):
         return None
+    if kind is not None and address is None:
+        port = environment.get("JAX_COORDINATOR_PORT")
+        address = kind.get_coordinator_address(timeout_secs=int(seconds), override_coordinator_port=port)
     given = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": count, "JAX_PROCESS_ID": process}
     missing = [name for name, value in given.items() if value is None]
     if missing or count is None or process is None or address is None:
-        known = ", ".join(name for name in given if name not in missing)
         raise ValueError(
-            f"{known} says that there are several processes, and {' and '.join(missing)} is not set: set all three, "
-            "or none for one machine"
+            f"{name} tells of several processes, and {' and '.join(missing)} is not set: set all of "
+            f"{', '.join(given)}, or none for one machine"
         )
     if not 0 <= process < count:
         raise ValueError(f"process {process} of {count} processes: give JAX_PROCESS_ID from 0 to {count - 1}")
     if not address.rpartition(":")[2].isdigit() or not address.rpartition(":")[0]:
         raise ValueError(f"JAX_COORDINATOR_ADDRESS is {address!r}; give host:port of the machine of process 0")
-    name = "environment" if kind is None else _NAMES.get(kind.name, kind.name)
     devices = local_devices(environment)
     return Cluster(name=name, coordinator=address, num_processes=count, process=process, local_devices=devices)
 

@@ -25,13 +25,14 @@ from zoo.training.card import write_card
 from zoo.training.checkpoint import Checkpoints, decode_data_state, encode_data_state
 from zoo.training.config import MeshConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
 from zoo.training.disk_full import clear_disk_errors
-from zoo.training.fixed_order import check_parts, one_device
+from zoo.training.fixed_order import check_parts
 from zoo.training.flops import count_flops, peak_flops
 from zoo.training.guard import check_finite, describe, refuse
 from zoo.training.hosts import Agreement, check_same, is_first, synchronise
 from zoo.training.loggers import Loggers, check_loggers
 from zoo.training.manifest import list_steps
 from zoo.training.metrics import MetricsFile
+from zoo.training.one_device import one_device
 from zoo.training.optimizer import make_updates
 from zoo.training.plots import draw_loss
 from zoo.training.prefetch import Prefetcher, read_part, rows_here
@@ -322,11 +323,9 @@ class _Session:
         try:
             # One of several processes does not leave an evaluation that the others are in.
             with self.spent.within("evaluation"), self.stop.interruptible() if self.stop.alone else nullcontext():
-                if self.training.deterministic_parts is None:
-                    values = self.task.evaluate(self.apply, self.model_params)
-                else:
-                    with one_device(self.model_params) as params:
-                        values = self.task.evaluate(self.apply, params)
+                needed = self.training.deterministic_parts is not None
+                with one_device(self.model_params, needed) as params:
+                    values = self.task.evaluate(self.apply, params)
         except EvaluationStopped:
             self._save_and_stop()
         values = {name: float(value) for name, value in values.items()}
@@ -363,10 +362,8 @@ class _Session:
                 self.checkpoints.wait()
         self.stop.step, self.stop.unsaved = self.step, False
         saved = ", which is saved" if self.step else ""
-        self.progress.say(
-            f"{self.stop.name or 'another process was asked to'}: stopped after step {self.step}{saved}; run the same "
-            "command again to go on"
-        )
+        asked = self.stop.name or "another process was asked to stop"
+        self.progress.say(f"{asked}: stopped after step {self.step}{saved}; run the same command again to go on")
         raise Stopped(self.step)
 
 

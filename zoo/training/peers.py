@@ -24,7 +24,7 @@ _RETRY_SECONDS = 0.2
 
 
 class Peers:
-    """The connections of this process. `meet` makes them, `watch` begins the watch, `leave` ends it in good order."""
+    """The connections of one process. `meet` makes them, `watch` begins the watch, `leave` ends it in good order."""
 
     def __init__(self, process: int, count: int):
         self.process, self.count = process, count

@@ -24,8 +24,8 @@ def rows_here(mesh: Mesh) -> Part:
     """Return which rows of a batch this process's devices hold; all, where they are no part of equal ones."""
     shards = math.prod(mesh.shape[axis] for axis in AXES["B"])
     sharding = NamedSharding(mesh, PartitionSpec(AXES["B"]))
-    places = sharding.addressable_devices_indices_map((shards,)).values()
-    slices = [index[0].indices(shards) for index in places if index is not None]
+    indices = sharding.addressable_devices_indices_map((shards,)).values()
+    slices = [index[0].indices(shards) for index in indices if index is not None]
     if not slices:
         raise ValueError(
             f"the mesh {dict(mesh.shape)} has no device of process {jax.process_index()}: several processes train on "
