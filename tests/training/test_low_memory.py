@@ -1,5 +1,7 @@
 """Moments in 8 bits: codes against their definition, Adam's updates, memory, meshes, checkpoints, learning; float8."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from toy import assert_same_bits
 
 from zoo.config import AttentionConfig, EmbeddingConfig, LanguageModelHead, MlpConfig, StackConfig, TransformerConfig
+from zoo.recipes import RECIPES
 from zoo.training.checkpoint import Checkpoints
 from zoo.training.config import MeshConfig, OptimizerConfig, ScheduleConfig
 from zoo.training.int8_adam import BLOCK, SMALLEST, decode, encode, scale_by_int8_adam
@@ -226,3 +229,10 @@ def test_gradients_in_float8_are_close_to_bfloat16s():
     for (path, one), two in zip(jax.tree_util.tree_leaves_with_path(exact), jax.tree.leaves(ours), strict=True):
         cosine = float((one * two).sum() / jnp.linalg.norm(one) / jnp.linalg.norm(two))
         assert cosine > 0.97 and not np.array_equal(one, two), path_name(path)
+
+
+def test_a_run_in_float8_has_activations_in_bfloat16():
+    run = dataclasses.replace(RECIPES["gpt-tiny"](), compute_dtype="float8")
+    assert run.make_model().dtype == jnp.bfloat16
+    with pytest.raises(ValueError, match="compute_dtype is 'float8' and the model is of RecurrentConfig"):
+        dataclasses.replace(RECIPES["translate-dates-lstm"](), compute_dtype="float8")
