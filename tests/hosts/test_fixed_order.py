@@ -9,7 +9,8 @@ from models import CONFIGS, VOCAB
 from training.toy import Toy, assert_same_bits, run_toy
 
 from zoo.tasks.losses import cross_entropy
-from zoo.training.config import MeshConfig, OptimizerConfig, ScheduleConfig
+from zoo.training.config import MeshConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
+from zoo.training.fixed_order import check_parts
 from zoo.training.optimizer import make_optimizer, make_schedule
 from zoo.training.prefetch import place_batch
 from zoo.training.sharding import make_mesh
