@@ -34,7 +34,6 @@ def test_a_machine_alone_is_no_cluster(find):
 @pytest.mark.parametrize(
     ("launcher", "name"),
     [(by_hand, "environment"), (slurm, "SLURM"), (open_mpi, "Open MPI")],
-    ids=str,
     ids=["environment", "slurm", "open_mpi"],
 )
 def test_launchers_are_known_by_their_variables(find, launcher, name):
