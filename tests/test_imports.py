@@ -38,7 +38,7 @@ ALLOWED = {
     "architectures": {"config", "weights"},
     "data": set(),
     "static": {"data"},
-    "tasks": {"data", "generate", "generation_config", "logits", "static"},
+    "tasks": {"data", "generate", "generation_config", "logits", "partition", "static"},
     "training": set(),
     "quantization": {"config", "training", "weights"},
     "sentences": {"architectures", "config", "formats", "weights"},

@@ -16,7 +16,7 @@ from models import CONFIGS, attention
 
 from zoo import embeddings
 from zoo.config import LearnedPositions
-from zoo.tasks.losses import cross_entropy
+from zoo.tasks.losses import vocabulary_loss
 from zoo.training.config import MeshConfig
 from zoo.training.sharding import make_mesh, parameter_spec, path_name, shard_batch, shard_parameters
 from zoo.training.state import abstract_state, bind_apply
@@ -60,7 +60,9 @@ class Tokens:
         targets = batch["targets"]
         given = {name: value for name, value in batch.items() if name != "targets"}
         output = apply(params, **given, **({} if rng is None else {"dropout_rng": rng}))
-        loss, metrics = cross_entropy(output.logits, targets, jnp.ones(targets.shape, jnp.float32))
+        head = lambda states: apply(params, states=states, method="logits_of")  # noqa: E731
+        counted = jnp.ones(targets.shape, jnp.float32)
+        loss, metrics = vocabulary_loss(head, output.last_hidden_state, targets, counted, rows=LENGTH)
         return loss + output.aux_loss, metrics
 
 

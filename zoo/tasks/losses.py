@@ -1,6 +1,7 @@
 """Losses over a vocabulary, and the sums that turn batches of them into held-out figures."""
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -9,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
+
+from zoo.partition import axes_of_rows, axis_of_positions, free_axes
 
 ROWS = {"cpu": 512}
 """Positions whose logits over the vocabulary are held at once, by platform; elsewhere MANY_ROWS.
@@ -49,11 +52,15 @@ def vocabulary_loss(
 
     Gradients are made with the loss, piece by piece, so that no logits are kept or computed twice. Positions that do
     not count are put last in their row, and pieces without one that counts are left out: padding and tokens that a
-    masked model sees cost nothing.
+    masked model sees cost nothing. On a mesh `rows` are those of a device; a sequence that is split over devices is
+    not cut any further.
     """
     batch, length = targets.shape
+    if axis_of_positions(length) is not None:
+        return cross_entropy(logits_of(states), targets, weights, smoothing)
     rows = rows or ROWS.get(jax.default_backend(), MANY_ROWS)
-    parts = max(1, min(length, batch * length // rows))
+    here = batch // math.prod(free_axes()[axis] for axis in axes_of_rows(batch))
+    parts = max(1, min(length, here * length // rows))
     room = ((0, 0), (0, -length % parts))
     order = jnp.argsort(weights == 0, axis=1, stable=True)
     states = jnp.take_along_axis(states, order[..., None], 1)
