@@ -1,7 +1,8 @@
 """Text from a model: greedy, sampled or by beams, batched, in one compiled loop over the key/value cache.
 
-A model takes part through three methods of its `apply`: `encode` (encoder-decoders), `prefill` and `step`; what it
-keeps between steps is its own business, as long as it has `select`. Prompts are padded to a bucket, so prompts of many
+A model takes part through four methods of its `apply`: `encode` (encoder-decoders), `prefill`, `step`, and `for_steps`,
+the parameters as a loop of steps reads them best; what it keeps between steps is its own business, as long as it has
+`select`. Prompts are padded to a bucket, so prompts of many
 lengths share one compilation. What may be asked for is in `zoo.generation_config`, what it does to logits in
 `zoo.logits`, and a step of beam search in `zoo.beam_search`.
 """
@@ -443,9 +444,10 @@ _next = jax.jit(_step, static_argnums=(0, 5), donate_argnums=(3,))
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
 def _generate(apply, params, start: Start, rng, config: GenerationConfig):
+    looped = apply(params, method="for_steps")
     state = lax.while_loop(
         lambda state: state.goes_on,
-        lambda state: _step(apply, params, start, state, rng, config),
+        lambda state: _step(apply, looped, start, state, rng, config),
         _first(apply, params, start, rng, config),
     )
     return state.tokens, state.lengths, None
@@ -453,7 +455,7 @@ def _generate(apply, params, start: Start, rng, config: GenerationConfig):
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
 def _search(apply, params, start: Start, rng, config: GenerationConfig):
-    num_beams = config.num_beams
+    num_beams, looped = config.num_beams, apply(params, method="for_steps")
     logits, cache = _read_prompt(apply, params, start, num_beams, config.guidance_scale)
     # The reference fills with the end token where the padding's id is 0 or absent.
     fill = config.pad_token_id or (*config.eos_token_id, 0)[0]
@@ -469,7 +471,7 @@ def _search(apply, params, start: Start, rng, config: GenerationConfig):
         beams, end, cache = state
         rows = jnp.concatenate([beams.rows + side * len(beams.rows) for side in range(start.sides)])
         cache = cache.select(rows)
-        logits, cache = _continue(apply, params, start, beams.flat, end, cache, config.guidance_scale)
+        logits, cache = _continue(apply, looped, start, beams.flat, end, cache, config.guidance_scale)
         return extend(logits, beams, end), end + 1, cache
 
     beams = extend(logits, Beams.start(start.tokens(num_beams, fill), num_beams), start.prompt_end)

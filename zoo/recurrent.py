@@ -246,6 +246,10 @@ class Recurrent(nn.Module):
         """Logits from `Output.last_hidden_state`, or a part of it: float32."""
         return self.head(states, self._target_embedder.table())
 
+    def for_steps(self) -> dict[str, Any]:
+        """The parameters as a loop of `step` reads them: as they are."""
+        return self.variables["params"]
+
     @property
     def _target_embedder(self) -> Embedder:
         return self.embedder if self.config.decoder_embedding is None else self.decoder_embedder

@@ -4,7 +4,7 @@ Parameters are stacked on a leading layer axis (`decoder/attention/query/kernel`
 screen; its parts are in `zoo.layers`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -166,6 +166,10 @@ class Block(nn.Module):
         return Norm(self.config.norm, name=f"{name}_{slot}_norm")(x)
 
 
+_SHARED = ("final_norm", "position_bias", "distances", "distances_norm", "convolution")
+"""Parameters of a stack that are no layer's."""
+
+
 class Stack(nn.Module):
     """Blocks over stacked parameters, run scanned over whole pattern periods or unrolled, with the same results."""
 
@@ -236,8 +240,7 @@ class Stack(nn.Module):
     def _parameters(self, x: Array, around: Surroundings) -> dict:
         """The blocks' parameters, each with a leading axis of unique layers."""
         if not self.is_initializing():
-            own = ("final_norm", "position_bias", "distances", "distances_norm", "convolution")
-            return {name: leaf for name, leaf in self.variables["params"].items() if name not in own}
+            return {name: leaf for name, leaf in self.variables["params"].items() if name not in _SHARED}
         block = self._block(self.config.pattern[0])
         memory = None if around.memory is None else around.memory[:1, :1]
         sight, rotation = Sight(Full()), around.rotations[self.config.pattern[0]]
@@ -286,7 +289,7 @@ class Stack(nn.Module):
 
     def _unroll(self, layer, x, parameters, indices, caches, period):
         # `unstack` because its gradient is one concatenation, where indexing's is a padded copy a layer.
-        per_layer, repeats = _unstack(parameters), self.config.num_layers // self.config.unique_layers
+        per_layer, repeats = _layers_of(parameters), self.config.num_layers // self.config.unique_layers
         outputs = []
         caches = _unstack(caches) if jax.tree.leaves(caches) else [(None, None)] * self.config.num_layers
         for index in range(self.config.num_layers):
@@ -379,6 +382,22 @@ def _relative_bias(stack: StackConfig, config: RelativeBiasConfig, name: str) ->
     """A bias with a table of this name in the module that calls."""
     table = TokenEmbedding(config.num_buckets, stack.attention.num_heads, name=name).table()
     return RelativeBias(table, bidirectional=not stack.causal, max_distance=config.max_distance)
+
+
+def split_layers(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """A stack's parameters with a tuple of arrays, one a layer, in the place of each array that all layers share."""
+    return {
+        name: part if name in _SHARED else jax.tree.map(lambda leaf: tuple(jnp.unstack(leaf)), part)
+        for name, part in parameters.items()
+    }
+
+
+def _layers_of(parameters: Any) -> list:
+    """One tree a layer from parameters, split or not."""
+    is_split = lambda leaf: isinstance(leaf, tuple)  # noqa: E731
+    leaves, structure = jax.tree.flatten(parameters, is_leaf=is_split)
+    leaves = [leaf if is_split(leaf) else jnp.unstack(leaf) for leaf in leaves]
+    return [jax.tree.unflatten(structure, layer) for layer in zip(*leaves, strict=True)]
 
 
 def _unstack(tree: Any) -> list:

@@ -30,7 +30,7 @@ from zoo.embeddings import Embedder
 from zoo.heads import LanguageModelLogits, PooledHead, TransformedLabels
 from zoo.layers import KeysValues, Projection
 from zoo.remat import Remat
-from zoo.stack import Cache, Stack
+from zoo.stack import Cache, Stack, split_layers
 
 
 @struct.dataclass
@@ -312,6 +312,17 @@ class Transformer(nn.Module):
         positions = cache.segment_ids.sum(-1, keepdims=True)
         output = self.decode(ids, position_ids=positions, cache=cache, with_head=False)
         return self.logits_of(output.last_hidden_state)[:, 0], cache.append(output.keys_values, seen)
+
+    def for_steps(self) -> dict[str, Any]:
+        """The parameters as a loop of `step` reads them at the least cost.
+
+        Unrolled layers slice their parameters out of arrays of all layers, which on a CPU copies all of them a token:
+        there they are split once, before the loop, for as much memory again.
+        """
+        parameters = dict(self.variables["params"])
+        if self.layers == "unrolled" and jax.default_backend() == "cpu":
+            parameters["decoder"] = split_layers(parameters["decoder"])
+        return parameters
 
     def _memory(self, encoded: Float[Array, "B S E"] | None) -> Float[Array, "B S D"] | None:
         """What cross-attention reads of an encoder's output."""
