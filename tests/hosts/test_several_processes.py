@@ -79,8 +79,9 @@ def test_two_processes_share_parameters_and_write_what_one_does(environment, tmp
     )
     pairs = tmp_path / "pairs.tsv"
     pairs.write_text("".join(f"{word} {other}\t{other} {word}\n" for word, other in itertools.pairwise(words)))
-    options = "--task.batch-size 8 --training.num-steps 4 --compute-dtype float32 --mesh.fsdp 4 --task.num-beams 2"
-    options += " --model.embedding.vocab-size 400 --data.tokenizer.vocab-size 400"
+    options = "--task.batch-size 8 --training.num-steps 4 --compute-dtype float32 --mesh.fsdp 4"
+    options += " --model.encoder.num-layers 1 --model.decoder.num-layers 1 --model.embedding.vocab-size 400"
+    options += " --data.tokenizer.vocab-size 400"
     folders = tmp_path / "one", tmp_path / "two"
     for folder, places, devices in zip(folders, ([{}], by_hand(2)), (8, 4), strict=True):
         arguments = ["translate-dates", "--data.path", str(pairs), "--folder", str(folder), *options.split()]
@@ -89,7 +90,7 @@ def test_two_processes_share_parameters_and_write_what_one_does(environment, tmp
             assert "sample" in run.output(0)
     one, two = (read_metrics(folder / "metrics.csv") for folder in folders)
     assert [list(row) for row in one] == [list(row) for row in two]
-    # Adam's first updates divide gradients by their own size: rounding in the smallest ones becomes 1e-6 of a parameter,
+    # Adam's first updates divide gradients by their own size: rounding in the smallest becomes 1e-6 of a parameter,
     # and 1e-4 of the next gradients. One process that goes on from the two's first step has their second one's norm.
     for name, tolerance in [
         ("loss", 1e-5),
