@@ -25,6 +25,7 @@ from orbax.checkpoint.path import atomicity
 
 from zoo.training.config import MeshConfig
 from zoo.training.disk_full import clear_disk_errors, remove_unfinished
+from zoo.training.hosts import synchronise
 from zoo.training.manifest import (
     CHECKPOINTS,
     MARK,
@@ -101,6 +102,8 @@ class Checkpoints:
         if keep is not None and jax.process_index() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             remove_unfinished(self.folder)
+        if keep is not None:
+            synchronise("what was unfinished is removed")
         quiet_orbax()
         handler = ocp.CompositeCheckpointHandler(
             params=ocp.StandardCheckpointHandler(),
