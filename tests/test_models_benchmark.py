@@ -1,0 +1,88 @@
+"""The benchmark of whole models as a user runs it: every kind of work, checked before it is timed."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import model_report
+from benchmarks.model_cells import CACHE, DECODE, FORWARD, SUITES, TRAINING, Cell
+from benchmarks.model_problems import Problem
+
+HAS_PEERS = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
+CHOICE = "--suite small --dtypes float32 --models gpt2-toy bert-toy --no-compile --budget-seconds 0.02"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> dict:
+    """The content of the results file of a small run, in a process of its own."""
+    folder = tmp_path_factory.mktemp("results")
+    command = [sys.executable, "benchmarks/models.py", *CHOICE.split(), "--out", str(folder)]
+    environment = os.environ | {"XLA_FLAGS": ""}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (path,) = folder.glob("models-*.json")
+    assert path.with_suffix(".png").exists() == HAS_PEERS
+    return json.loads(path.read_text())
+
+
+def test_every_work_is_measured_and_right(run):
+    assert run["finished"]
+    assert {row["work"] for row in run["results"]} == {FORWARD, TRAINING, DECODE, CACHE}
+    for row in run["results"]:
+        assert 0 < row["quartile_milliseconds"][0] <= row["milliseconds"] <= row["quartile_milliseconds"][1]
+        assert 0 <= row["error"] <= model_report.TOLERANCE["float32"] and row["tokens_per_second"] > 0
+        share = row["mfu"] if row["work"] in (FORWARD, TRAINING) else row["fraction_of_memory"]
+        assert 0 < share < 2, row
+    missing = [entry for entry in run["skipped"] if "is not installed" in entry["reason"]]
+    assert bool(missing) != HAS_PEERS
+
+
+def test_peers_have_the_same_weights(run):
+    if not HAS_PEERS:
+        pytest.skip("torch and transformers are not installed")
+    ratios = {(row["cell"], row["name"]): row["ratio"] for row in run["results"] if row["work"] != CACHE}
+    assert {name for _, name in ratios} == {"zoo", "torch eager"}
+    assert all(ratio == 1 for (_, name), ratio in ratios.items() if name == "torch eager")
+
+
+def test_what_is_wrong_is_refused():
+    cell = Cell(model="gpt2-toy", work=FORWARD, dtype="float32", batch=1, length=2)
+    right = {"output": np.ones((1, 2, 3))}
+    assert model_report.check(cell, right, right) == 0
+    with pytest.raises(ValueError, match="WRONG"):
+        model_report.check(cell, {"output": right["output"] * 1.001}, right)
+    decode = Cell(model="gpt2-toy", work=DECODE, dtype="float32", batch=1, length=1, new_tokens=2)
+    with pytest.raises(ValueError, match="WRONG"):
+        model_report.check(decode, {"tokens": np.array([[1, 2, 3]])}, {"tokens": np.array([[1, 2, 4]])})
+
+
+def test_padding_is_neither_read_nor_compared():
+    cell = Cell(model="bert-toy", work=FORWARD, dtype="float32", batch=4, length=8, padded=True)
+    problem = Problem(cell)
+    assert problem.num_tokens == problem.inputs["attention_mask"].sum() == 2 + 4 + 6 + 8
+    output = np.ones((4, 8, 3))
+    other = np.where(problem.inputs["attention_mask"][..., None] == 1, output, 7)
+    assert model_report.check(cell, {"output": other}, {"output": output}) == 0
+
+
+def test_flops_of_a_training_step_are_three_forward_passes():
+    cells = {
+        work: Cell(model="gpt2-toy", work=work, dtype="float32", batch=1, length=4) for work in (FORWARD, TRAINING)
+    }
+    flops = {work: Problem(cell).flops for work, cell in cells.items()}
+    assert flops[TRAINING] == 3 * flops[FORWARD] > 0
+
+
+def test_suites_have_every_family():
+    for name in ("default", "small"):
+        types = {Problem(cell).fields["model_type"] for grid in SUITES[name] for cell in grid.cells()}
+        assert types == {"bert", "gpt2", "t5", "vit", "llama"}
