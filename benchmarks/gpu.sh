@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # One call for an accelerator, in under ten minutes: check that every backend there agrees with the dense one, then time
-# whole models, and backends and peers. Needs jax, flax, optax, numpy and matplotlib; torch, transformers and tokamax join
-# as peers where they are installed.
+# whole models, and backends and peers. Needs jax, flax, optax, numpy and matplotlib, and for whole models jaxtyping; torch,
+# transformers and tokamax join as peers where they are installed. What a machine without a network lacks may come along:
+#   pip install --no-deps --target .gpu-packages jaxtyping wadler_lindig
 #
 #   bash benchmarks/gpu.sh                 results go to $OUT, by default benchmarks/results
 #   SMALL=1 bash benchmarks/gpu.sh         the same steps at a size for a small CPU, in two or three minutes
@@ -13,6 +14,7 @@ python=${PYTHON:-python3}
 out=${OUT:-benchmarks/results}
 small=${SMALL:-}
 export PYTHONUNBUFFERED=1
+if [ -d .gpu-packages ]; then export PYTHONPATH=$PWD/.gpu-packages${PYTHONPATH:+:$PYTHONPATH}; fi
 mkdir -p "$out"
 
 echo "== correctness"

@@ -13,7 +13,7 @@ from benchmarks.contenders import Contender
 from benchmarks.model_cells import CACHE, DECODE, FORWARD, TRAINING
 from benchmarks.model_problems import IGNORED, Problem
 from zoo.bundle import Bundle, Origin
-from zoo.recipes.run import fast_layers
+from zoo.stack import fast_layers
 from zoo.tasks.losses import cross_entropy
 from zoo.training.config import MeshConfig, OptimizerConfig, ScheduleConfig
 from zoo.training.optimizer import make_optimizer, make_schedule

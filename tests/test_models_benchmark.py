@@ -9,15 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bare import bare_python
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import model_report
 from benchmarks.model_cells import CACHE, DECODE, FORWARD, SUITES, TRAINING, Cell
 from benchmarks.model_problems import Problem
 
+ROOT = Path(__file__).parents[1]
 HAS_PEERS = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
+PACKAGES = ("optax", "jaxtyping", "wadler_lindig", "absl", "etils", "msgpack", "rich", "pygments", "yaml", "treescope",
+            "typing_extensions")  # fmt: skip
+"""optax, jaxtyping, and what these and flax need."""
 CHOICE = "--suite small --dtypes float32 --models gpt2-toy bert-toy --no-compile --budget-seconds 0.02"
 
 
@@ -25,7 +29,9 @@ CHOICE = "--suite small --dtypes float32 --models gpt2-toy bert-toy --no-compile
 def run(tmp_path_factory) -> dict:
     """The content of the results file of a small run, in a process of its own."""
     folder = tmp_path_factory.mktemp("results")
-    command = [sys.executable, "benchmarks/models.py", *CHOICE.split(), "--out", str(folder)]
+    # Without its peers it needs no more than what a rented machine has.
+    command = [sys.executable] if HAS_PEERS else bare_python(*PACKAGES)
+    command += ["benchmarks/models.py", *CHOICE.split(), "--out", str(folder)]
     environment = os.environ | {"XLA_FLAGS": ""}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -384,6 +384,11 @@ def _relative_bias(stack: StackConfig, config: RelativeBiasConfig, name: str) ->
     return RelativeBias(table, bidirectional=not stack.causal, max_distance=config.max_distance)
 
 
+def fast_layers() -> Literal["scanned", "unrolled"]:
+    """Unrolled on CPU, where scanning cost 10 to 40 % forward and 2x in bfloat16 training; scanned elsewhere."""
+    return "unrolled" if jax.default_backend() == "cpu" else "scanned"
+
+
 def split_layers(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """A stack's parameters with a tuple of arrays, one a layer, in the place of each array that all layers share."""
     return {

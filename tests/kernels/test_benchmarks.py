@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from bare import bare_python
 from oracle import allowed_pairs
 from oracle import attention as oracle
 
@@ -31,31 +32,13 @@ GRID = (
     "--cases causal --directions forward forward+backward decode --dtypes float32 --lengths 16 32 "
     "--heads 2 --head-sizes 8 --batches 3 --tokens 32 --budget-seconds 0.02"
 )
-# Beside these a machine needs nothing: no other package is found.
-BARE = """
-import runpy, sys
-known = {"jax", "jaxlib", "jax_plugins", "flax", "numpy", "ml_dtypes", "scipy", "opt_einsum", "matplotlib",
-         "mpl_toolkits", "contourpy", "cycler", "dateutil", "kiwisolver", "packaging", "PIL", "pyparsing", "fontTools",
-         "six", "zoo", "benchmarks"} | set(sys.stdlib_module_names)
-class Finder:
-    def __init__(self, inner):
-        self.inner = inner
-    def find_spec(self, name, path=None, target=None):
-        own = name.split(".")[0] in known or name.startswith("_")
-        return self.inner.find_spec(name, path, target) if own else None
-    def __getattr__(self, name):
-        return getattr(self.inner, name)
-sys.meta_path = [Finder(finder) for finder in sys.meta_path]
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> tuple[Path, dict, str]:
     """A tiny grid in a process of its own that sees few packages: folder, content of the file, what was printed."""
     folder = tmp_path_factory.mktemp("results")
-    command = [sys.executable, "-c", BARE, "benchmarks/attention.py", *GRID.split(), "--out", str(folder)]
+    command = [*bare_python(), "benchmarks/attention.py", *GRID.split(), "--out", str(folder)]
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"XLA_FLAGS": ""}, timeout=300
     )

@@ -11,7 +11,8 @@ from zoo.config import (
     TransformerConfig,
 )
 from zoo.data import DataConfig, TokenizerConfig
-from zoo.recipes.run import Run, fast_dtype, fast_layers
+from zoo.recipes.run import Run, fast_dtype
+from zoo.stack import fast_layers
 from zoo.tasks.text_classification import TextClassificationConfig
 from zoo.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
 

@@ -13,7 +13,8 @@ from zoo.config import (
     TransformerConfig,
 )
 from zoo.data import DataConfig, TokenizerConfig
-from zoo.recipes.run import Run, fast_dtype, fast_layers
+from zoo.recipes.run import Run, fast_dtype
+from zoo.stack import fast_layers
 from zoo.tasks.sequence_to_sequence import SequenceToSequenceConfig
 from zoo.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
 

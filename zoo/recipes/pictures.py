@@ -16,7 +16,8 @@ from zoo.config import (
     TransformerConfig,
 )
 from zoo.data import DataConfig, TokenizerConfig
-from zoo.recipes.run import Run, fast_dtype, fast_layers
+from zoo.recipes.run import Run, fast_dtype
+from zoo.stack import fast_layers
 from zoo.tasks.image_tokens import ImageTokensConfig
 from zoo.tasks.picture_attributes import PictureAttributesConfig
 from zoo.tasks.text_to_image import TextToImageConfig

@@ -19,7 +19,8 @@ from zoo.config import (
     TransformerConfig,
 )
 from zoo.data import DataConfig, TokenizerConfig
-from zoo.recipes.run import Run, fast_dtype, fast_layers
+from zoo.recipes.run import Run, fast_dtype
+from zoo.stack import fast_layers
 from zoo.tasks.causal_lm import CausalLMConfig
 from zoo.tasks.image_classification import ImageClassificationConfig
 from zoo.tasks.masked_lm import MaskedLMConfig
