@@ -8,7 +8,7 @@
 Within a cell all contenders run in turn, in an order drawn anew each round, after their outputs were compared with
 those of torch in float32; one that is wrong is named and left out. With --costs each is also started twice in a process
 of its own, with an empty and then a filled compilation cache, for compile time and peak memory. Results go to
-models-<device>.json and .png. Needs jax, flax, optax, jaxtyping and matplotlib; torch and transformers join if they can.
+models-<device>.json and .png. Needs jax, flax, optax, jaxtyping and matplotlib; torch and transformers join them.
 """
 
 import argparse
