@@ -99,6 +99,7 @@ ALLOWED = {
         "remat",
         "saving",
         "serialization",
+        "stack",
         "tasks",
         "tokenization",
         "training",
