@@ -248,7 +248,7 @@ class Recurrent(nn.Module):
 
     def for_steps(self) -> dict[str, Any]:
         """The parameters as a loop of `step` reads them: as they are."""
-        return self.variables["params"]
+        return dict(self.variables["params"])
 
     @property
     def _target_embedder(self) -> Embedder:
