@@ -18,7 +18,7 @@ ALLOWED = {
     "rotary": {"config"},
     "partition": {"kernels"},
     "experts": {"config", "kernels", "partition"},
-    "layers": {"config", "disentangled", "experts", "kernels", "partition", "rotary"},
+    "layers": {"config", "disentangled", "experts", "kernels", "rotary"},
     "embeddings": {"config", "kernels", "layers", "partition"},
     "stack": {"config", "embeddings", "kernels", "layers", "remat", "rotary"},
     "heads": {"config", "kernels", "layers"},

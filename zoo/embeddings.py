@@ -36,7 +36,12 @@ class TokenEmbedding(nn.Module):
 
     def __call__(self, ids: Int[Array, "..."]) -> Float[Array, "... D"]:
         """Rows of the table."""
-        return split_rows(table_rows(jax.tree.map(whole_columns, self.embedding), ids))
+        return rows(self.embedding, ids)
+
+
+def rows(table: Kernel, ids: Int[Array, "..."]) -> Float[Array, "... D"]:
+    """Rows of a table [V, D], or of what stands for it in 8 bits, laid out on a mesh as rows are."""
+    return split_rows(table_rows(jax.tree.map(whole_columns, table), ids))
 
 
 class PatchEmbedding(nn.Module):
@@ -140,7 +145,7 @@ class PositionTable(nn.Module):
         table = self.param("embedding", normal(0.02), shape)
         if patches is not None and grid is not None:
             table = _positions_of_grid(table, patches, grid)
-        return table_rows(table, positions + self.config.offset)
+        return rows(table, positions + self.config.offset)
 
 
 def _positions_of_grid(table: Float[Array, "P D"], patches: PatchConfig, grid: tuple[int, int]) -> Float[Array, "T D"]:
@@ -206,7 +211,7 @@ class Embedder(nn.Module):
         else:
             table = self.table() if table is None else table
             # Gemma's scale is rounded to the compute dtype, in which it was trained; 1 and powers of two never change.
-            x = table_rows(table, inputs)
+            x = rows(table, inputs)
             x = x * jnp.asarray(config.scale, self.dtype).astype(x.dtype)
         projects = config.width != self.width
         if projects and config.projected == "tokens":

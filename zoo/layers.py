@@ -32,7 +32,6 @@ from zoo.disentangled import disentangled_bias, distance_rows
 from zoo.experts import Mixture
 from zoo.kernels import DenseBias, attention, merge
 from zoo.kernels.product import Kernel, product
-from zoo.partition import split_rows
 from zoo.rotary import Rotation
 
 ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
@@ -217,8 +216,7 @@ class Convolution(nn.Module):
             ids = jnp.pad(others, ((0, 0), (half, half)), constant_values=-1)[:, start : start + length]
             windows.append(jnp.where((own == ids)[..., None], neighbours, 0))
         project = Projection(embedded.shape[-1:], self.dtype, bias=True, num_contracted=2, name="projection")
-        # Said here, for the gradient's sake: the compiler would split the projection's rows by columns.
-        mixed = dropout(split_rows(project(jnp.stack(windows, -2))), self.dropout, dropout_rng)
+        mixed = dropout(project(jnp.stack(windows, -2)), self.dropout, dropout_rng)
         return Norm(self.norm, name="norm")(states + ACTIVATIONS[self.config.activation](mixed))
 
 
