@@ -1,6 +1,7 @@
-"""A small BERT on disk, the same as in the parity tests."""
+"""A small BERT on disk, the same as in the parity tests; and what loading a checkpoint takes of memory."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -18,3 +19,30 @@ def checkpoint(tmp_path):
         manifest = json.loads(file["manifest"].tobytes())
     shapes = {name: tuple(shape) for name, shape in manifest["shapes"].items()}
     return small.write_folder(tmp_path / "bert", manifest["config"], shapes)
+
+
+# A process of its own: what earlier tests left behind, and their threads, would be counted too.
+_PEAK = """
+import sys, tracemalloc
+import jax
+import zoo
+mesh = jax.make_mesh((8,), ("fsdp",), (jax.sharding.AxisType.Auto,)) if sys.argv[2] == "mesh" else None
+quantize = None if sys.argv[3] == "None" else sys.argv[3]
+zoo.load(sys.argv[1], mesh=mesh, quantize=quantize)
+tracemalloc.start()
+bundle = zoo.load(sys.argv[1], mesh=mesh, quantize=quantize)
+print(tracemalloc.get_traced_memory()[1])
+"""
+
+
+@pytest.fixture
+def loading_peak():
+    """A function that gives NumPy's peak in bytes while a checkpoint is loaded a second time."""
+
+    def measure(checkpoint, *, on_a_mesh=False, quantize=None) -> int:
+        command = [sys.executable, "-c", _PEAK, checkpoint, "mesh" if on_a_mesh else "one", str(quantize)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return int(done.stdout)
+
+    return measure

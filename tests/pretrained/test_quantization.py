@@ -1,7 +1,6 @@
 """`zoo.load(…, quantize=…)`: what is quantised, that products mean the rounded kernels, and where such models go."""
 
 import dataclasses
-import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -163,7 +162,7 @@ def test_layouts_of_what_stands_for_kernels():
         assert tuple(parameter_spec(path, shape, both)) == spec, path
 
 
-def test_host_memory_stays_near_one_tensor(checkpoint):
+def test_host_memory_stays_near_one_tensor(checkpoint, loading_peak):
     """On the devices too: what is not yet quantised is never there together."""
     edit_config(checkpoint, hidden_size=256, intermediate_size=1024, num_hidden_layers=4, architectures=["BertModel"])
     rows = zoo.architectures.find_architecture("bert")
@@ -173,12 +172,9 @@ def test_host_memory_stays_near_one_tensor(checkpoint):
     entries = export_params(rows.weights(config, "base"), shapes)
     write(checkpoint, {name: np.full(shape, 0.5, np.float32) for name, shape, _, _ in entries})
     model, largest = (4 * function(leaf.size for leaf in jax.tree.leaves(shapes)) for function in (sum, max))
-    zoo.load(checkpoint, quantize="int8")
+    peak = loading_peak(checkpoint, quantize="int8")
     before = sum(array.nbytes for array in jax.live_arrays())
-    tracemalloc.start()
     bundle = zoo.load(checkpoint, quantize="int8")
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
     assert peak <= largest + 0.2 * model, f"{peak / 1e6:.1f} MB of {model / 1e6:.1f}"
     assert sum(array.nbytes for array in jax.live_arrays()) - before < 0.3 * model
     assert isinstance(bundle.params["encoder"]["mlp"]["up"]["kernel"], dict)
