@@ -399,7 +399,10 @@ def split_layers(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 def _layers_of(parameters: Any) -> list:
     """One tree a layer from parameters, split or not."""
-    is_split = lambda leaf: isinstance(leaf, tuple)  # noqa: E731
+
+    def is_split(leaf):
+        return isinstance(leaf, tuple)
+
     leaves, structure = jax.tree.flatten(parameters, is_leaf=is_split)
     leaves = [leaf if is_split(leaf) else jnp.unstack(leaf) for leaf in leaves]
     return [jax.tree.unflatten(structure, layer) for layer in zip(*leaves, strict=True)]

@@ -87,7 +87,10 @@ def language_loss(
 
     Under `jit` the logits in `output`, which nothing reads, are not computed.
     """
-    head = lambda states: apply(params, states=states, method="logits_of")  # noqa: E731
+
+    def head(states):
+        return apply(params, states=states, method="logits_of")
+
     return vocabulary_loss(head, output.last_hidden_state, targets, *others)
 
 

@@ -26,7 +26,7 @@ from zoo.training.checkpoint import Checkpoints, decode_data_state, encode_data_
 from zoo.training.config import MeshConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
 from zoo.training.disk_full import clear_disk_errors
 from zoo.training.fixed_order import check_parts
-from zoo.training.flops import count_flops, peak_flops
+from zoo.training.flops import peak_flops
 from zoo.training.guard import check_finite, describe, refuse
 from zoo.training.hosts import Agreement, check_same, is_first, synchronise
 from zoo.training.loggers import Loggers, check_loggers
@@ -50,7 +50,7 @@ from zoo.training.state import (
     initialise_state,
     start_state,
 )
-from zoo.training.step import make_train_step, step_options
+from zoo.training.step import count_step_flops, make_train_step, step_options
 from zoo.training.stopping import EvaluationStopped, Stopped, listen
 from zoo.training.tuning import merge
 
@@ -200,7 +200,7 @@ class _Session:
         self.scalars = Scalars(self.folder, self.step, self.training.num_steps, self.training.tensorboard)
         flops, peak = 0.0, None
         if self.step < self.training.num_steps:
-            flops = self._count_flops()
+            flops = count_step_flops(self.task, self.apply, self.state.params, self.frozen, self.item[0])
             peak = peak_flops(jax.devices()[0], activation_dtype(compute_dtype))
         unit = getattr(self.task, "unit", "tokens")
         self.progress = Progress(
@@ -219,15 +219,6 @@ class _Session:
             self.metrics.close()
             self.scalars.close()
             self.loggers.close(is_complete=is_complete)
-
-    def _count_flops(self) -> float:
-        """Those of a step: three forward passes, or, where parameters are frozen, what their gradients do not need."""
-
-        def loss(params, frozen, batch):
-            return self.task.loss(self.apply, merge(params, frozen), batch, None)[0]
-
-        given = self.state.params, self.frozen, self.item[0]
-        return count_flops(jax.grad(loss), *given) if self.frozen else 3 * count_flops(loss, *given)
 
     def _take_steps(self, train_step: Callable) -> None:
         if self.step:

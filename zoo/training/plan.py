@@ -21,7 +21,7 @@ from zoo.training.program import Collective, Temporary, read_collectives, read_t
 from zoo.training.protocol import Model, Params, Task
 from zoo.training.sharding import path_name, shard_batch, shard_parameters
 from zoo.training.state import TrainState, abstract_state, bind_apply, count_parameters
-from zoo.training.step import make_train_step, step_options
+from zoo.training.step import count_step_flops, make_train_step, step_options
 from zoo.training.tuning import merge
 
 SHOWN = 8  # of the largest tensors
@@ -144,7 +144,7 @@ def plan_step(
         step = make_train_step(task, apply, updates, rates, target=state, **step_options(training))
         compiled = step.lower(state, batch, frozen).compile()
         step_flops = count_flops(step, state, batch, frozen)
-        model_flops = _count_model(model, task, state.params, frozen, batch)
+        model_flops = count_step_flops(task, apply, state.params, frozen, batch)
     text = compiled.as_text()
     tensors = sorted(_tensors(state, frozen, batch), key=lambda tensor: -tensor.num_bytes)
     return Plan(
@@ -213,18 +213,6 @@ def bound_step_time(plan: Plan, accelerator: Accelerator, *, peak: float, mfu: f
 
 def _shapes(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), tree, shardings)
-
-
-def _count_model(model: Model, task: Task, params: Any, frozen: Any, batch: Any) -> float:
-    """FLOPs of a step as the loop counts them for MFU: three forward passes, or, where parameters are frozen, a forward
-    and what of a backward pass is needed.
-    """
-
-    def loss(params, frozen, batch):
-        return task.loss(bind_apply(model), merge(params, frozen), batch, None)[0]
-
-    given = params, frozen, batch
-    return count_flops(jax.grad(loss), *given) if frozen else 3 * count_flops(loss, *given)
 
 
 def _memory(compiled: Any, state: TrainState, frozen: Any, batch: Any) -> Memory:

@@ -9,6 +9,7 @@ import optax
 
 from zoo.training.config import TrainingConfig
 from zoo.training.fixed_order import ROWS, hidden_one, sum_parts
+from zoo.training.flops import count_flops
 from zoo.training.guard import is_sound, is_spike
 from zoo.training.protocol import Apply, Params, Task
 from zoo.training.sharding import shard_batch
@@ -161,6 +162,19 @@ def step_options(training: TrainingConfig) -> dict[str, Any]:
     """What of a run's settings `make_train_step` is given."""
     names = ("seed", "accumulate", "deterministic_parts", "spike_sigmas")
     return {name: getattr(training, name) for name in names}
+
+
+def count_step_flops(task: Task, apply: Apply, params: Params, frozen: Params, batch: Any) -> float:
+    """Return the model's FLOPs of a step, for arrays or shapes: three forward passes.
+
+    Where parameters are frozen, a forward pass and what of a backward pass is needed.
+    """
+
+    def loss(params, frozen, batch):
+        return task.loss(apply, merge(params, frozen), batch, None)[0]
+
+    given = params, frozen, batch
+    return count_flops(jax.grad(loss), *given) if frozen else 3 * count_flops(loss, *given)
 
 
 def _on_each_device(step: Callable) -> Callable:
