@@ -108,6 +108,11 @@ def unfinished(folder: Path) -> bool:
     return any((folder / "checkpoints").glob("*orbax-checkpoint-tmp*"))
 
 
+def cleans_up(folder: Path) -> bool:
+    """Whether a checkpoint more than are kept is there or is being removed, or that was broken off."""
+    return len(steps(folder)) > KEEP or any((folder / "checkpoints").glob("removed-*"))
+
+
 def arrays(folder: Path, step: int) -> dict[str, np.ndarray]:
     """Every array of a checkpoint, read with Orbax alone: parameters and optimizer."""
     found: dict[str, np.ndarray] = {}

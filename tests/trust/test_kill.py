@@ -11,7 +11,7 @@ from pathlib import Path
 
 import attacks
 import pytest
-from attacks import CHECKPOINT_EVERY, EVALUATE_EVERY, KEEP, NUM_STEPS, Training, rows, steps, unfinished
+from attacks import CHECKPOINT_EVERY, EVALUATE_EVERY, NUM_STEPS, Training, cleans_up, rows, unfinished
 
 PHASES = {
     # phase: (the event that opens it, seconds after it within which the kill comes)
@@ -20,7 +20,7 @@ PHASES = {
     "step": (lambda training: rows(training.folder) > training.rows_before, 0.05),
     "save": (lambda training: unfinished(training.folder), 0.05),
     "evaluation": (lambda training: rows(training.folder) % EVALUATE_EVERY == EVALUATE_EVERY - 1, 0.05),
-    "clean-up": (lambda training: len(steps(training.folder)) > KEEP, 0.01),
+    "clean-up": (lambda training: cleans_up(training.folder), 0.001),
     "report": (lambda training: training.says(f"step {NUM_STEPS}/{NUM_STEPS}  validation"), 1.0),
 }
 KILLS = 25
@@ -37,7 +37,7 @@ def where(training: Training) -> set[str]:
         found.add("step")
     if unfinished(folder):
         found.add("save")
-    if len(steps(folder)) > KEEP:
+    if cleans_up(folder):
         found.add("clean-up")
     done = rows(folder) + 1
     if done % EVALUATE_EVERY == 0 and done % CHECKPOINT_EVERY and not training.says(f"step {done}/{NUM_STEPS}  vali"):

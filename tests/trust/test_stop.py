@@ -29,7 +29,7 @@ def new_rows(training: Training, count: int) -> bool:
 PHASES = {
     # phase: (the event that opens it, seconds after it within which the signal comes)
     "import": (listens, 1.0),
-    "data": (lambda training: training.folder.exists(), 0.3),
+    "data": (lambda training: listens(training) and training.folder.exists(), 0.3),
     "compile": (lambda training: training.says("compiling the step"), 0.0),
     "step": (lambda training: new_rows(training, 1), 0.02),
     "evaluation": (lambda training: rows(training.folder) in (4, 9, 14, 19), 0.02),
