@@ -30,6 +30,7 @@ class Contender:
       wait: return when a started call, and with it all before, has ended.
       results: one call with the reference's cotangent: {"out", and gradients by name}.
       temp_bytes: memory beyond inputs and outputs.  compile_seconds: until the first call can run.
+      weight_bytes: of a whole model's parameters.  exact: whether it computes in the problem's own dtype.
       samples: seconds a call, one entry a round.
     """
 
@@ -40,6 +41,8 @@ class Contender:
     results: Callable[[Reference], dict]
     compile_seconds: float
     temp_bytes: int | None = None
+    weight_bytes: int | None = None
+    exact: bool = True
     samples: list[float] = dataclasses.field(default_factory=list)
 
 

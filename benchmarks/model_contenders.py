@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,9 @@ from benchmarks.contenders import Contender
 from benchmarks.model_cells import CACHE, DECODE, FORWARD, TRAINING
 from benchmarks.model_problems import IGNORED, Problem
 from zoo.bundle import Bundle, Origin
+from zoo.quantization import Quantization, quantize_params
 from zoo.stack import fast_layers
-from zoo.tasks.losses import cross_entropy
+from zoo.tasks.losses import cross_entropy, language_loss
 from zoo.training.config import MeshConfig, OptimizerConfig, ScheduleConfig
 from zoo.training.optimizer import make_optimizer, make_schedule
 from zoo.training.prefetch import place_batch
@@ -33,7 +34,9 @@ def contenders(problem: Problem) -> dict[str, Callable[[], Contender]]:
         case work if work == FORWARD:
             return {"zoo": lambda: _forward(problem)}
         case work if work == DECODE:
-            return {"zoo": lambda: _decode(problem)}
+            return {"zoo": lambda: _decode(problem)} | {
+                f"zoo, {form}": lambda form=form: _decode(problem, form) for form in get_args(Quantization)
+            }
         case work if work == TRAINING:
             return {"zoo": lambda: _training(problem)}
         case work if work == CACHE:
@@ -51,12 +54,14 @@ def make_contender(name: str, call: Callable[[], Any], results: Callable[..., di
                      compile_seconds=seconds, **others)  # fmt: skip
 
 
-def make_bundle(problem: Problem) -> Bundle:
-    """As `zoo.load(folder, dtype=..., param_dtype=...)` would give it."""
+def make_bundle(problem: Problem, quantize: Quantization | None = None) -> Bundle:
+    """As `zoo.load(folder, dtype=..., param_dtype=..., quantize=...)` would give it."""
     dtype = jnp.dtype(problem.cell.dtype)
     origin = Origin(architecture=problem.architecture, head=problem.head, fields=problem.fields, generation={},
                     folder=Path())  # fmt: skip
     params = jax.tree.map(lambda x: x.astype(dtype), problem.params)
+    if quantize is not None:
+        params = quantize_params(params, quantize, problem.config)
     model = problem.model(dtype, fast_layers())
     return Bundle(model=model, params=params, config=problem.config, origin=origin)
 
@@ -77,13 +82,24 @@ def generation_options(problem: Problem) -> dict[str, Any]:
     return {"max_new_tokens": cell.new_tokens, "num_beams": cell.num_beams, "do_sample": False, "pad_token_id": 0}
 
 
-def _decode(problem: Problem) -> Contender:
-    bundle, options = make_bundle(problem), generation_options(problem) | {"eos_token_id": ()}
+def _decode(problem: Problem, quantize: Quantization | None = None) -> Contender:
+    bundle, options = make_bundle(problem, quantize), generation_options(problem) | {"eos_token_id": ()}
+    name = "zoo" if quantize is None else f"zoo, {quantize}"
+    weight_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(bundle.params))
 
     def call():
         return bundle.generate(**problem.inputs, **options).sequences
 
-    return make_contender("zoo", call, lambda: {"tokens": np.asarray(call())})
+    return make_contender(name, call, lambda: {"tokens": np.asarray(call())}, weight_bytes=weight_bytes,
+                          exact=quantize is None)  # fmt: skip
+
+
+def nats_per_token(problem: Problem, tokens: np.ndarray) -> float:
+    """What the written tokens cost under the model, in the mean: the same for all who write what it holds likely."""
+    bundle, read = make_bundle(problem), jnp.asarray(tokens[:, :-1])
+    inputs = problem.inputs | {"decoder_input_ids": read} if problem.config.is_encoder_decoder else {"input_ids": read}
+    logits, written = bundle(**inputs).logits[:, -problem.cell.new_tokens :], tokens[:, -problem.cell.new_tokens :]
+    return float(cross_entropy(logits, jnp.asarray(written), jnp.ones(written.shape))[0])
 
 
 def _step(problem: Problem, capacity: int) -> Contender:
@@ -117,13 +133,16 @@ class LabelledRows:
         self.shift = int(head == "causal_lm")
 
     def loss(self, apply, params, batch, rng=None):
-        """Mean nats per label that counts; a causal model's logits speak of the next."""
+        """Mean nats per label that counts; a causal model's states speak of the next."""
         inputs = {name: x for name, x in batch.items() if name != "labels"}
-        logits, labels = apply(params, **inputs, dropout_rng=rng).logits, batch["labels"]
+        output, labels = apply(params, **inputs, dropout_rng=rng), batch["labels"]
+        weights, labels = (labels != IGNORED).astype(jnp.float32), jnp.maximum(labels, 0)
         if labels.ndim == 1:
-            logits, labels = logits[:, None], labels[:, None]
-        logits, labels = logits[:, : logits.shape[1] - self.shift], labels[:, self.shift :]
-        return cross_entropy(logits, jnp.maximum(labels, 0), (labels != IGNORED).astype(jnp.float32))
+            return cross_entropy(output.logits[:, None], labels[:, None], weights[:, None])
+        if self.shift:
+            labels, weights = labels[:, 1:], weights[:, 1:]
+            output = output.replace(last_hidden_state=output.last_hidden_state[:, :-1])
+        return language_loss(apply, params, output, labels, weights)
 
 
 def _training(problem: Problem) -> Contender:

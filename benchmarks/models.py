@@ -13,6 +13,7 @@ models-<device>.json and .png. Needs jax, flax, optax, jaxtyping and matplotlib;
 
 import argparse
 import dataclasses
+import functools
 import gc
 import json
 import os
@@ -27,7 +28,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 from benchmarks import model_contenders, model_costs, model_peers, model_plots, model_report, timing
 from benchmarks.contenders import Contender, Refused
-from benchmarks.model_cells import DTYPES, MODELS, SUITES, TRAINING, WORKS, Cell
+from benchmarks.model_cells import DECODE, DTYPES, MODELS, SUITES, TRAINING, WORKS, Cell
 from benchmarks.model_problems import Problem
 from benchmarks.options import RESULTS, Parser, positive
 from benchmarks.timing import clock
@@ -115,7 +116,7 @@ def run_cell(cell: Cell, options: argparse.Namespace, record: model_report.Recor
     for name, make in makers(problem, not options.no_peers, not options.no_compile).items():
         try:
             contender = make()
-            errors[name] = model_report.check(cell, contender.results(), expected)
+            errors[name] = model_report.check(cell, contender.results(), expected, contender.exact)
         except Refused as refusal:
             record.skip(cell, name, str(refusal))
             continue
@@ -130,7 +131,7 @@ def run_cell(cell: Cell, options: argparse.Namespace, record: model_report.Recor
     timed = [contender for contender in timed if contender.samples]
     if options.costs:
         names = [contender.name for contender in timed]
-        timed_samples = {c.name: (c.samples, c.compile_seconds, c.kind) for c in timed}
+        timed_samples = {c.name: (c.samples, c.compile_seconds, c.kind, c.weight_bytes) for c in timed}
         del contender, timed
         free_memory()
         costs = {name: model_costs.measure(cell, name) for name in names}
@@ -141,10 +142,10 @@ def run_cell(cell: Cell, options: argparse.Namespace, record: model_report.Recor
 def reference(cell: Cell, peers: bool) -> dict:
     """What the cell should give, in float32: by torch, or by zoo where that is missing."""
     exact = Problem(dataclasses.replace(cell, dtype="float32"))
-    found = makers(exact, peers)
+    found, nats = makers(exact, peers), functools.partial(model_contenders.nats_per_token, exact)
     for name in (model_peers.EAGER, *found):
         try:
-            return found[name]().results()
+            return found[name]().results() | ({"nats": nats} if cell.work == DECODE else {})
         except (Refused, KeyError):
             continue
     raise AssertionError("zoo always runs")

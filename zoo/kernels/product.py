@@ -111,8 +111,8 @@ def _low_precision_bwd(num_contracted, residuals, cotangent):
     outputs = tuple(range(num_rows, cotangent.ndim))
     dx = _dot(cotangent, kernel.astype(x.dtype), outputs, tuple(range(num_contracted, kernel.ndim)))
     rows = math.prod(x.shape[:num_rows])
-    if jax.default_backend() == "cpu" and rows % _TILE == 0:
-        dk = _kernel_gradient_cpu(x, cotangent, rows).reshape(kernel.shape)
+    if jax.default_backend() == "cpu":
+        dk = _kernel_gradient_cpu(x.reshape(rows, -1), cotangent.reshape(rows, -1)).reshape(kernel.shape)
     else:
         dk = _dot(x, cotangent, tuple(range(num_rows)), tuple(range(num_rows)))
     # The sum over rows goes to the float32 master weights unrounded.
@@ -122,12 +122,13 @@ def _low_precision_bwd(num_contracted, residuals, cotangent):
 _low_precision.defvjp(_low_precision_fwd, _low_precision_bwd)
 
 
-def _kernel_gradient_cpu(x, cotangent, rows):
+def _kernel_gradient_cpu(x, cotangent):
     """xᵀ · cotangent, with a real transpose in tiles: folded into the product, it leaves AMX (3 to 5 times slower).
 
     The barriers keep XLA from folding; without the one on the result, a transpose that follows (a tied output layer's)
     makes XLA swap the operands and fail on their dtypes (jaxlib 0.10.2).
     """
-    x = x.reshape(rows // _TILE, _TILE, -1)
-    transposed = lax.optimization_barrier(x.transpose(2, 0, 1)).reshape(-1, rows)
-    return lax.optimization_barrier(_dot(transposed, cotangent.reshape(rows, -1), (1,), (0,)))
+    whole_tiles = ((0, -len(x) % _TILE), (0, 0))
+    x, cotangent = jnp.pad(x, whole_tiles), jnp.pad(cotangent, whole_tiles)
+    transposed = lax.optimization_barrier(x.reshape(-1, _TILE, x.shape[1]).transpose(2, 0, 1)).reshape(x.shape[::-1])
+    return lax.optimization_barrier(_dot(transposed, cotangent, (1,), (0,)))
