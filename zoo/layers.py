@@ -31,7 +31,7 @@ from zoo.config import (
 from zoo.disentangled import disentangled_bias, distance_rows
 from zoo.experts import Mixture
 from zoo.kernels import DenseBias, attention, merge
-from zoo.kernels.product import Kernel, product
+from zoo.kernels.product import Kernel, accumulate
 from zoo.rotary import Rotation
 
 ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
@@ -82,10 +82,10 @@ class Projection(nn.Module):
             return _KERNEL_INIT(rng, (math.prod(inputs), math.prod(self.features))).reshape(shape)
 
         kernel = kernel_of(self, init, (*inputs, *self.features))
-        y = product(x.astype(self.dtype), kernel, num_contracted=self.num_contracted)
-        if self.bias:
-            y = y + self.param("bias", nn.initializers.zeros, self.features).astype(y.dtype)
-        return y
+        y = accumulate(x.astype(self.dtype), kernel, num_contracted=self.num_contracted)
+        if self.bias:  # before rounding, so that its gradient is a sum in float32
+            y = y + self.param("bias", nn.initializers.zeros, self.features)
+        return y.astype(self.dtype)
 
 
 class Norm(nn.Module):

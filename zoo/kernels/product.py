@@ -10,7 +10,6 @@ kernel of 8 bits, by the name of what is in it: {"float8": array} is rounded to 
 (`zoo.kernels.int8`). So parameters stay a nested dict of arrays, and the modules say nothing of it.
 """
 
-import functools
 import math
 from collections.abc import Mapping
 from typing import TypeAlias
@@ -53,9 +52,15 @@ def accumulate(x: jax.Array, kernel: Kernel, *, num_contracted: int = 1) -> jax.
         if "float8" in kernel:
             return float8.multiply(x, kernel["float8"], num_contracted)
         return int8.multiply(x, kernel, num_contracted)
+    # A product over one axis: before one over two, as the output projection's gradient is, XLA transposes the kernel.
+    outputs = kernel.shape[num_contracted:]
+    x = x.reshape(*x.shape[: x.ndim - num_contracted], math.prod(inputs))
+    kernel = kernel.reshape(math.prod(inputs), math.prod(outputs))
     if x.dtype == jnp.float32:
-        return _contract(x, kernel.astype(x.dtype), num_contracted)
-    return _low_precision(x, kernel, num_contracted)
+        sums = _contract(x, kernel.astype(x.dtype))
+    else:
+        sums = _low_precision(x, kernel)
+    return sums.reshape(*x.shape[:-1], *outputs)
 
 
 def input_sizes(kernel: Kernel, num_contracted: int = 1) -> tuple[int, ...]:
@@ -87,34 +92,32 @@ def output_kernel(table: Kernel) -> Kernel:
     return table if isinstance(table, Mapping) else table.T
 
 
-def _contract(x, kernel, num_contracted):
-    return _dot(x, kernel, tuple(range(x.ndim - num_contracted, x.ndim)), tuple(range(num_contracted)))
+def _contract(x, kernel):
+    return _dot(x, kernel, (x.ndim - 1,), (0,))
 
 
 def _dot(lhs, rhs, lhs_axes, rhs_axes):
     return lax.dot_general(lhs, rhs, ((lhs_axes, rhs_axes), ((), ())), preferred_element_type=jnp.float32)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _low_precision(x, kernel, num_contracted):
-    return _contract(x, kernel.astype(x.dtype), num_contracted)
+@jax.custom_vjp
+def _low_precision(x, kernel):
+    return _contract(x, kernel.astype(x.dtype))
 
 
-def _low_precision_fwd(x, kernel, num_contracted):
-    return _low_precision(x, kernel, num_contracted), (x, kernel)
+def _low_precision_fwd(x, kernel):
+    return _low_precision(x, kernel), (x, kernel)
 
 
-def _low_precision_bwd(num_contracted, residuals, cotangent):
+def _low_precision_bwd(residuals, cotangent):
     x, kernel = residuals
     cotangent = cotangent.astype(x.dtype)
-    num_rows = x.ndim - num_contracted
-    outputs = tuple(range(num_rows, cotangent.ndim))
-    dx = _dot(cotangent, kernel.astype(x.dtype), outputs, tuple(range(num_contracted, kernel.ndim)))
-    rows = math.prod(x.shape[:num_rows])
+    dx = _dot(cotangent, kernel.astype(x.dtype), (x.ndim - 1,), (1,))
     if jax.default_backend() == "cpu":
-        dk = _kernel_gradient_cpu(x.reshape(rows, -1), cotangent.reshape(rows, -1)).reshape(kernel.shape)
+        dk = _kernel_gradient_cpu(x.reshape(-1, x.shape[-1]), cotangent.reshape(-1, cotangent.shape[-1]))
     else:
-        dk = _dot(x, cotangent, tuple(range(num_rows)), tuple(range(num_rows)))
+        rows = tuple(range(x.ndim - 1))
+        dk = _dot(x, cotangent, rows, rows)
     # The sum over rows goes to the float32 master weights unrounded.
     return dx.astype(x.dtype), dk.astype(kernel.dtype)
 

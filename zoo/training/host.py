@@ -21,5 +21,5 @@ def keep_freed_memory() -> None:
     except (OSError, AttributeError):
         return  # another C library
     mallopt(_M_MMAP_MAX, 0)
-    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    mallopt(_M_TRIM_THRESHOLD, -1)  # never; a number of bytes could be no more than 2 GiB, which a step may exceed
     mallopt(_M_ARENA_MAX, 1)  # arenas of other threads hold at most 64 MB, and would fall back to mapping
