@@ -13,10 +13,10 @@ from benchmarks.contenders import Contender, Refused
 from benchmarks.model_cells import CACHE, DECODE, FORWARD
 from benchmarks.model_contenders import (
     BETAS,
-    CHECKED_STEPS,
     CLIP_NORM,
     EPSILON,
     LEARNING_RATE,
+    first_losses,
     generation_options,
 )  # fmt: skip
 from benchmarks.model_problems import Problem
@@ -116,30 +116,22 @@ def _decode(torch: Any, problem: Problem, model: Any, inputs: dict, compiled: bo
 
 def _training(torch: Any, problem: Problem, model: Any, inputs: dict, compiled: bool):
     labels = torch.from_numpy(np.array(problem.labels)).long().to(model.device)
-    start = {name: x.clone() for name, x in model.state_dict().items()}
     half, device = problem.cell.dtype == "bfloat16", model.device.type
     # Compiled as users do it: the model, called as a function; the optimizer has its own fused kernel.
     run = torch.compile(model) if compiled else model
-    held: dict[str, Any] = {}
-
-    def begin():
-        model.load_state_dict(start)
-        held["optimizer"] = torch.optim.AdamW(
-            model.parameters(), lr=LEARNING_RATE, betas=BETAS, eps=EPSILON, weight_decay=0.0, fused=True
-        )
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=LEARNING_RATE, betas=BETAS, eps=EPSILON, weight_decay=0.0, fused=True
+    )
+    losses: list[Any] = []
 
     def call():
-        held["optimizer"].zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device, torch.bfloat16, enabled=half):
             loss = run(**inputs, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
-        held["optimizer"].step()
-        return loss.detach()
+        optimizer.step()
+        losses.append(loss.detach())
+        return losses[-1]
 
-    def results() -> dict:
-        begin()
-        return {"losses": np.array([float(call()) for _ in range(CHECKED_STEPS)])}
-
-    begin()
-    return call, results
+    return call, lambda: {"losses": first_losses(losses, call)}

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from benchmarks.ceilings import Ceilings
 from benchmarks.model_cells import CACHE, DECODE, Cell
 from benchmarks.model_peers import EAGER
 from benchmarks.model_problems import Problem
+from benchmarks.model_workers import Failed, Worker
 from benchmarks.report import environment, file_stem, write_json
 from benchmarks.timing import quartiles
 
@@ -25,37 +26,34 @@ FORMULAS = {
     "fraction_of_memory": "decoding: bytes of all weights / time of a token / the better of copy and row sums",
     "error": "2-norm of the difference from torch in float32, relative; in decoding the share of tokens that differ, "
     "or where weights or activations are rounded, nats a written token that these cost more under the float32 model",
-    "compile_seconds": "the first call's time, in the run's own process, which may have compiled parts before",
-    "first_call_seconds": "of a new process, with an empty and then with a filled compilation cache",
-    "peak_bytes": "of memory, beyond what the process had before it made the model",
+    "first_call_seconds": "of a new process with an empty compilation cache; warm: with one that has it all",
+    "peak_bytes": "of memory in three calls, beyond what the process had before it made the model",
 }
 
 
-@dataclasses.dataclass
-class Timed:
-    """What remains of a contender whose memory was given back."""
+class Expected(Protocol):
+    """What a cell should give."""
 
-    name: str
-    samples: list[float]
-    compile_seconds: float
-    kind: str
-    weight_bytes: int | None
+    results: dict[str, np.ndarray]
+
+    def nats(self, tokens: np.ndarray) -> float:
+        """What written tokens cost under the float32 model, each in the mean."""
+        ...
 
 
-def check(cell: Cell, found: dict, expected: dict, exact: bool = True) -> float:
-    """The error of a contender's results; raises ValueError where it is too large.
+def check(cell: Cell, found: dict[str, np.ndarray], expected: Expected, exact: bool = True) -> float:
+    """The error of a contender's results; raises Failed where it is too large.
 
-    In decoding `expected["nats"]` says what tokens cost; `exact` is whether no weights were rounded beyond the dtype.
+    `exact` is whether its weights were rounded no further than to the cell's dtype.
     """
-    if "tokens" in found and exact and cell.dtype == "float32":
+    (name,) = found
+    if name == "tokens" and exact and cell.dtype == "float32":
         written = slice(-cell.new_tokens, None)
-        error, tolerance = float((found["tokens"][:, written] != expected["tokens"][:, written]).mean()), 0.0
-    elif "tokens" in found:
-        error = expected["nats"](found["tokens"]) - expected["nats"](expected["tokens"])
-        tolerance = NATS_TOLERANCE
+        error, tolerance = float((found[name][:, written] != expected.results[name][:, written]).mean()), 0.0
+    elif name == "tokens":
+        error, tolerance = expected.nats(found[name]) - expected.nats(expected.results[name]), NATS_TOLERANCE
     else:
-        (name,) = found
-        x, y = np.asarray(found[name], np.float64), np.asarray(expected[name], np.float64)
+        x, y = np.asarray(found[name], np.float64), np.asarray(expected.results[name], np.float64)
         if cell.padded:
             lengths = np.linspace(cell.length // 4, cell.length, cell.batch).round().astype(int)
             counted = np.arange(cell.length) < lengths[:, None]
@@ -63,7 +61,7 @@ def check(cell: Cell, found: dict, expected: dict, exact: bool = True) -> float:
         error = float(np.linalg.norm(x - y) / np.linalg.norm(y))
         tolerance = TOLERANCE[cell.dtype]
     if not error <= tolerance:
-        raise ValueError(f"WRONG: error {error:.1e}, and {tolerance:.1e} is allowed")
+        raise Failed(f"WRONG: error {error:.1e}, and {tolerance:.1e} is allowed")
     return error
 
 
@@ -81,9 +79,25 @@ class Record:
         print(f"    - {name}: {reason}", flush=True)
         self.skipped.append(dataclasses.asdict(cell) | {"name": name, "reason": reason})
 
-    def finish(self, problem: Problem, timed: list, errors: dict[str, float], costs: dict[str, dict]) -> None:
+    def finish(
+        self,
+        problem: Problem,
+        timed: list[Worker],
+        errors: dict[str, float],
+        peaks: dict[str, int],
+        warm: dict[str, float],
+    ) -> None:
         """Add a cell's rows, print them, and write the file."""
-        rows = [self._row(problem, one, errors[one.name]) | costs.get(one.name, {}) for one in timed]
+        rows = [
+            self._row(problem, worker)
+            | {
+                "error": errors[worker.name],
+                "peak_bytes": peaks[worker.name],
+                "first_call_seconds": worker.first_call_seconds,
+                "warm_first_call_seconds": warm.get(worker.name),
+            }
+            for worker in timed
+        ]
         eager = next((row["milliseconds"] for row in rows if row["name"] == EAGER), None)
         for row in rows:
             row["ratio"] = None if eager is None else row["milliseconds"] / eager
@@ -92,25 +106,23 @@ class Record:
         if rows:
             show(rows)
 
-    def _row(self, problem: Problem, one: Any, error: float) -> dict[str, Any]:
-        low, seconds, high = quartiles(one.samples)
+    def _row(self, problem: Problem, worker: Worker) -> dict[str, Any]:
+        low, seconds, high = quartiles(worker.samples)
         cell, matmul = problem.cell, self.ceilings.matmul[problem.cell.dtype]
-        decoding, weight_bytes = cell.work in (DECODE, CACHE), one.weight_bytes or problem.weight_bytes
+        decoding, weight_bytes = cell.work in (DECODE, CACHE), worker.weight_bytes or problem.weight_bytes
         per_token = seconds / max(1, cell.new_tokens)
         return dataclasses.asdict(cell) | {
             "cell": str(cell),
-            "name": one.name,
-            "kind": one.kind,
+            "name": worker.name,
+            "kind": worker.kind,
             "ratio": None,
             "milliseconds": 1e3 * seconds,
             "quartile_milliseconds": [1e3 * low, 1e3 * high],
-            "num_samples": len(one.samples),
+            "num_samples": len(worker.samples),
             "tokens_per_second": problem.num_tokens / seconds,
             "flops": problem.flops,
             "mfu": None if problem.flops is None else problem.flops / seconds / matmul,
             "fraction_of_memory": weight_bytes / per_token / self.ceilings.memory if decoding else None,
-            "error": error,
-            "compile_seconds": one.compile_seconds,
         }
 
     def write(self, finished: bool = False) -> None:
@@ -129,17 +141,15 @@ class Record:
 def show(rows: list[dict]) -> None:
     """Print a cell's table, fastest first."""
     share = "of memory" if rows[0]["work"] in (DECODE, CACHE) else "MFU"
-    costs = any("peak_bytes" in row for row in rows)
-    more = f" {'peak MB':>8} {'cold s':>7} {'warm s':>7}" if costs else ""
-    print(f"    {'ratio':>6} {'ms':>10} {'tokens/s':>10} {share:>9} {'error':>8} {'compile s':>9}{more}")
+    columns = {"ratio": 6, "ms": 10, "tokens/s": 10, share: 9, "error": 8, "peak MB": 8, "cold s": 7, "warm s": 7}
+    print("   ", *(f"{name:>{width}}" for name, width in columns.items()))
     for row in sorted(rows, key=lambda row: row["milliseconds"]):
         part = row["mfu"] if row["mfu"] is not None else row["fraction_of_memory"]
         ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
-        more = ""
-        if "peak_bytes" in row:
-            cold, warm = row["first_call_seconds"]
-            more = f" {row['peak_bytes'] / 1e6:8.0f} {cold:7.1f} {warm:7.1f}"
+        warm = "" if row["warm_first_call_seconds"] is None else f"{row['warm_first_call_seconds']:.1f}"
         print(
             f"    {ratio:>6} {row['milliseconds']:10.2f} {row['tokens_per_second']:10,.0f} {part:9.0%} "
-            f"{row['error']:8.1e} {row['compile_seconds']:9.1f}{more}  {row['name']}", flush=True
-        )  # fmt: skip
+            f"{row['error']:8.1e} {row['peak_bytes'] / 1e6:8.0f} {row['first_call_seconds']:7.1f} {warm:>7} ",
+            row["name"],
+            flush=True,
+        )

@@ -4,6 +4,8 @@ import itertools
 import random
 import statistics
 import time
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
 
 import jax
 
@@ -38,8 +40,23 @@ def sample(contender: Contender, num_calls: int) -> float:
     return (time.perf_counter() - start) / num_calls
 
 
-def measure(contenders: list[Contender], budget_seconds: float) -> tuple[int, list[Contender]]:
-    """Fill each contender's `samples` within the budget; returns calls a sample, and those too slow to be timed."""
+class Timed(Protocol):
+    """What has a name and samples, seconds a call."""
+
+    name: str
+    samples: list[float]
+
+
+T = TypeVar("T", bound=Timed)
+
+
+def measure(
+    contenders: Sequence[T], budget_seconds: float, sample: Callable[[T, int], float] = sample
+) -> tuple[int, list[T]]:
+    """Fill each contender's `samples` within the budget; returns calls a sample, and those too slow to be timed.
+
+    `sample` gives a contender's seconds a call, over so many.
+    """
     warm = {c.name: min(sample(c, 1) for _ in range(2)) for c in contenders}
     slow = [c for c in contenders if warm[c.name] > SLOW * budget_seconds]
     timed = [c for c in contenders if warm[c.name] <= SLOW * budget_seconds]

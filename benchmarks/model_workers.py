@@ -1,0 +1,176 @@
+"""A process for each contender: its allocator, its threads and its peak memory are its own, as they are at a user's.
+
+In one process they are not: what one library keeps lies in the memory that the other gives back, whose next call then
+asks the kernel for pages anew (measured: up to twice the time of a training step on a CPU).
+"""
+
+import contextlib
+import multiprocessing
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks import model_contenders, model_peers, timing
+from benchmarks.contenders import Refused
+from benchmarks.model_cells import TRAINING, Cell
+from benchmarks.model_problems import Problem
+from zoo.training.host import keep_freed_memory
+
+CALLS = 3
+"""Calls whose peak memory counts, the first among them."""
+PATIENCE_SECONDS = 1800
+
+
+class Failed(Exception):
+    """A contender could not be made or called; the message says why, in one line."""
+
+
+class Worker:
+    """A contender in a process of its own. Use as a context manager: leaving it ends the process."""
+
+    def __init__(self, cell: Cell, name: str, cache: str | None = None):
+        """Start it, with a folder for what is compiled, or an empty one that it alone uses."""
+        self.name, self.samples, self._cell = name, [], cell
+        self._stack = contextlib.ExitStack()
+        self.cache = cache or self._stack.enter_context(tempfile.TemporaryDirectory())
+        self._pipe, other = multiprocessing.get_context("spawn").Pipe()
+        self._process = multiprocessing.get_context("spawn").Process(
+            target=serve, args=(other, cell, name), daemon=True
+        )
+        with _environment(
+            JAX_COMPILATION_CACHE_DIR=f"{self.cache}/jax",
+            JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+            JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",
+            TORCHINDUCTOR_CACHE_DIR=f"{self.cache}/torch",
+        ):
+            self._process.start()
+        other.close()
+        try:
+            facts = self._receive()
+        except BaseException:
+            self.close()
+            raise
+        self.first_call_seconds: float = facts["first_call_seconds"]
+        self.kind: str = facts["kind"]
+        self.weight_bytes: int | None = facts["weight_bytes"]
+        self.exact: bool = facts["exact"]
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def ask(self, what: str, *values: Any) -> Any:
+        """Get "peak" (bytes), "results", "nats" of tokens, or a "sample" of so many calls (seconds); raises Failed."""
+        with contextlib.suppress(ConnectionError):  # what it died of is found out next
+            self._pipe.send((what, *values))
+        return self._receive()
+
+    def warm_seconds(self) -> float:
+        """The first call of another process that finds everything compiled."""
+        with Worker(self._cell, self.name, self.cache) as again:
+            return again.first_call_seconds
+
+    def close(self) -> None:
+        """End the process."""
+        self._pipe.close()
+        self._process.join(10)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        self._stack.close()
+
+    def _receive(self) -> Any:
+        try:
+            if not self._pipe.poll(PATIENCE_SECONDS):
+                raise Failed(f"no answer in {PATIENCE_SECONDS} s")
+            answer = self._pipe.recv()
+        except (EOFError, ConnectionError):
+            self._process.join(10)
+            raise Failed(f"its process ended, code {self._process.exitcode}") from None
+        if isinstance(answer, Failed | Refused):
+            raise answer
+        return answer
+
+
+def names(problem: Problem, peers: bool, compiled: bool) -> list[str]:
+    """Of all contenders of a cell."""
+    found = [*model_contenders.contenders(problem), *(model_peers.contenders(problem) if peers else ())]
+    return [name for name in found if compiled or name != model_peers.COMPILED]
+
+
+def serve(pipe: Any, cell: Cell, name: str) -> None:
+    """What the process does: make the contender, then answer until the pipe is closed."""
+    if cell.work == TRAINING:
+        keep_freed_memory()  # as train.py does
+    # What a library prints is no answer, and the parent's table stays readable.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    try:
+        problem = Problem(cell)
+        jax.block_until_ready(problem.params)
+        if name in model_peers.contenders(problem):
+            model_peers.import_libraries()
+        before = _reset_peak()
+        contender = (model_contenders.contenders(problem) | model_peers.contenders(problem))[name]()
+        for _ in range(CALLS - 1):
+            contender.wait(contender.start())
+        peak = _peak() - before
+        pipe.send({"first_call_seconds": contender.compile_seconds, "kind": contender.kind, "exact": contender.exact,
+                   "weight_bytes": contender.weight_bytes})  # fmt: skip
+        for what, *values in iter(pipe.recv, None):
+            match what:
+                case "peak":
+                    pipe.send(peak)
+                case "results":
+                    pipe.send({key: np.asarray(value) for key, value in contender.results().items()})
+                case "nats":
+                    pipe.send(model_contenders.nats_per_token(problem, *values))
+                case "sample":
+                    pipe.send(timing.sample(contender, *values))
+    except EOFError:
+        pass
+    except Refused as refusal:
+        pipe.send(refusal)
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        pipe.send(Failed(f"{type(error).__name__}: {lines[0][:200]}"))
+
+
+@contextlib.contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _reset_peak() -> int:
+    """Bytes held now, from which the peak counts anew."""
+    if jax.default_backend() != "cpu":
+        return 0
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def _peak() -> int:
+    """Most bytes held since."""
+    if jax.default_backend() == "cpu":
+        return _status("VmHWM")
+    torch = sys.modules.get("torch")
+    ours = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
+    return max(ours, torch.cuda.max_memory_allocated() if torch is not None and torch.cuda.is_available() else 0)
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
