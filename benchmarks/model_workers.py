@@ -20,7 +20,7 @@ from benchmarks import model_contenders, model_peers, timing
 from benchmarks.contenders import Refused
 from benchmarks.model_cells import TRAINING, Cell
 from benchmarks.model_problems import Problem
-from zoo.training.host import keep_freed_memory
+from zoo.training.host import give_back_freed_memory, keep_freed_memory
 
 CALLS = 3
 """Calls whose peak memory counts, the first among them."""
@@ -79,7 +79,7 @@ class Worker:
             return again.first_call_seconds
 
     def close(self) -> None:
-        """End the process."""
+        """End the process, if that was not done before."""
         self._pipe.close()
         self._process.join(10)
         if self._process.is_alive():
@@ -109,7 +109,7 @@ def names(problem: Problem, peers: bool, compiled: bool) -> list[str]:
 def serve(pipe: Any, cell: Cell, name: str) -> None:
     """What the process does: make the contender, then answer until the pipe is closed."""
     if cell.work == TRAINING:
-        keep_freed_memory()  # as train.py does
+        keep_freed_memory()  # as train.py does, and the other after the first step
     # What a library prints is no answer, and the parent's table stays readable.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     try:
@@ -119,6 +119,8 @@ def serve(pipe: Any, cell: Cell, name: str) -> None:
             model_peers.import_libraries()
         before = _reset_peak()
         contender = (model_contenders.contenders(problem) | model_peers.contenders(problem))[name]()
+        if cell.work == TRAINING:
+            give_back_freed_memory()
         for _ in range(CALLS - 1):
             contender.wait(contender.start())
         peak = _peak() - before

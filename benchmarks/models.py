@@ -27,7 +27,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 from benchmarks import model_peers, model_plots, model_report, model_workers, timing
 from benchmarks.contenders import Refused
-from benchmarks.model_cells import CACHE, DTYPES, MODELS, SUITES, WORKS, Cell
+from benchmarks.model_cells import CACHE, DECODE, DTYPES, MODELS, SUITES, WORKS, Cell
 from benchmarks.model_problems import Problem
 from benchmarks.model_workers import Failed, Worker
 from benchmarks.options import RESULTS, Parser, positive
@@ -128,6 +128,8 @@ class Reference:
         except Refused:
             self.worker = Worker(exact, ours)
         self.results: dict[str, np.ndarray] = self.worker.ask("results")
+        if cell.work != DECODE:
+            self.worker.close()  # which in training holds gigabytes
 
     def __enter__(self) -> "Reference":
         return self

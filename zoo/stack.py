@@ -4,7 +4,7 @@ Parameters are stacked on a leading layer axis (`decoder/attention/query/kernel`
 screen; its parts are in `zoo.layers`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -27,32 +27,44 @@ from zoo.rotary import Rotation
 class Cache:
     """What decoding keeps between steps. Entries at and past `length` are not yet written."""
 
-    layers: KeysValues
-    """Keys and values of the decoder's self-attention, [L, B, S, K, H]."""
+    layers: KeysValues | tuple[KeysValues, ...]
+    """Keys and values of the decoder's self-attention, [L, B, S, K, H]; or apart, as `split` makes them."""
     segment_ids: Int[Array, "B S"]
     """1 where a cached key may be seen, 0 for padding in the prompt."""
     length: Int[Array, ""]
     """Entries written so far."""
-    memory: KeysValues | None = None
-    """Keys and values of cross-attention, [L, B, S, K, H]."""
+    memory: KeysValues | tuple[KeysValues, ...] | None = None
+    """Keys and values of cross-attention, [L, B, S, K, H]; or apart."""
     memory_segment_ids: Int[Array, "B S"] | None = None
 
-    def append(self, fresh: KeysValues, segment_ids: Int[Array, "B T"]) -> "Cache":
-        """Write the keys and values [L, B, T, K, H] of T new positions, all layers at once."""
+    def append(self, fresh: KeysValues, segment_ids: Int[Array, "B T"], last: Float[Array, "B T D"]) -> "Cache":
+        """Write the keys and values [L, B, T, K, H] of T new positions, all layers at once; `last` are their states.
+
+        Apart, a layer's are written in place where XLA sees that all who read them are done: the place is a matter of
+        the last states. It is none in truth, as no index of a largest number is below 0.
+        """
+        apart = isinstance(self.layers, tuple)
+        place = self.length + jnp.minimum(jnp.argmax(last), 0) if apart else self.length
 
         def write(old, new):
-            return lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), self.length, 2)
+            return lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), place, 1 if apart else 2)
 
         return self.replace(
-            layers=jax.tree.map(write, self.layers, fresh),
-            segment_ids=lax.dynamic_update_slice_in_dim(self.segment_ids, segment_ids, self.length, 1),
+            layers=jax.tree.map(write, self.layers, tuple(unstack_layers(fresh)) if apart else fresh),
+            segment_ids=lax.dynamic_update_slice_in_dim(self.segment_ids, segment_ids, place, 1),
             length=self.length + segment_ids.shape[1],
         )
 
     def select(self, rows: Int[Array, " R"]) -> "Cache":
         """These rows of the batch, in this order. The memory stays: rows of one input lie together and share it."""
-        layers = jax.tree.map(lambda leaf: leaf[:, rows], self.layers)
+        apart = isinstance(self.layers, tuple)
+        layers = jax.tree.map(lambda leaf: leaf[rows] if apart else leaf[:, rows], self.layers)
         return self.replace(layers=layers, segment_ids=self.segment_ids[rows])
+
+    def split(self) -> "Cache":
+        """Each layer's keys and values [B, S, K, H] as arrays of their own, which unrolled layers read uncopied."""
+        memory = None if self.memory is None else tuple(unstack_layers(self.memory))
+        return self.replace(layers=tuple(unstack_layers(self.layers)), memory=memory)
 
     @classmethod
     def start(cls, fresh: KeysValues, segment_ids: Int[Array, "B T"], capacity: int, **memory: Any) -> "Cache":
@@ -291,10 +303,10 @@ class Stack(nn.Module):
         # `unstack` because its gradient is one concatenation, where indexing's is a padded copy a layer.
         per_layer, repeats = _layers_of(parameters), self.config.num_layers // self.config.unique_layers
         outputs = []
-        caches = _unstack(caches) if jax.tree.leaves(caches) else [(None, None)] * self.config.num_layers
+        cached, memory = (_per_layer(tree, self.config.num_layers) for tree in caches)
         for index in range(self.config.num_layers):
             span = self.config.pattern[index % period]
-            x, output = layer(x, per_layer[index // repeats], index, *caches[index], span)
+            x, output = layer(x, per_layer[index // repeats], index, cached[index], memory[index], span)
             outputs.append(output)
         return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
 
@@ -408,7 +420,14 @@ def _layers_of(parameters: Any) -> list:
     return [jax.tree.unflatten(structure, layer) for layer in zip(*leaves, strict=True)]
 
 
-def _unstack(tree: Any) -> list:
+def _per_layer(cached: Any, num_layers: int) -> Sequence[Any]:
+    """What a cache holds for each layer, split or not; None: nothing."""
+    if cached is None or isinstance(cached, tuple):
+        return cached or (None,) * num_layers
+    return unstack_layers(cached)
+
+
+def unstack_layers(tree: Any) -> list:
     """One tree a layer from leaves with a leading layer axis."""
     leaves, structure = jax.tree.flatten(tree)
     return [jax.tree.unflatten(structure, layer) for layer in zip(*map(jnp.unstack, leaves), strict=True)]

@@ -301,6 +301,7 @@ class Transformer(nn.Module):
             memory["memory"] = self.decoder.memory_keys_values(self._memory(encoder_hidden_states))
             memory["memory_segment_ids"] = encoder_attention_mask
         cache = Cache.start(output.keys_values, attention_mask, capacity, **memory)
+        cache = cache.split() if self._splits_layers else cache
         if length is None:
             return self.logits_of(output.last_hidden_state[:, -1:])[:, 0], cache
         last = lax.dynamic_slice_in_dim(output.last_hidden_state, length - 1, 1, 1)
@@ -311,7 +312,12 @@ class Transformer(nn.Module):
         ids, seen = token[:, None], jnp.ones((token.shape[0], 1), jnp.int32)
         positions = cache.segment_ids.sum(-1, keepdims=True)
         output = self.decode(ids, position_ids=positions, cache=cache, with_head=False)
-        return self.logits_of(output.last_hidden_state)[:, 0], cache.append(output.keys_values, seen)
+        return self.logits_of(output.last_hidden_state)[:, 0], cache.append(output.keys_values, seen, output.last_hidden_state)
+
+    @property
+    def _splits_layers(self) -> bool:
+        """Whether a loop of steps reads parameters and caches of each layer apart."""
+        return self.layers == "unrolled" and jax.default_backend() == "cpu"
 
     def for_steps(self) -> dict[str, Any]:
         """The parameters as a loop of `step` reads them at the least cost.
@@ -320,7 +326,7 @@ class Transformer(nn.Module):
         there they are split once, before the loop, for as much memory again.
         """
         parameters = dict(self.variables["params"])
-        if self.layers == "unrolled" and jax.default_backend() == "cpu":
+        if self._splits_layers:
             parameters["decoder"] = split_layers(parameters["decoder"])
         return parameters
 

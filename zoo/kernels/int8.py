@@ -97,9 +97,11 @@ def _integer_sums(rows, values, num_contracted):
 
 
 def _dot(x, values, num_contracted, accumulator):
-    ours = tuple(range(x.ndim - num_contracted, x.ndim))
-    theirs = tuple(range(values.ndim - num_contracted, values.ndim))
-    return lax.dot_general(x, values, ((ours, theirs), ((), ())), preferred_element_type=accumulator)
+    # Over one axis: before a product over two, or to two, XLA transposes the kernel, each time.
+    leading, outputs = x.shape[: x.ndim - num_contracted], values.shape[: values.ndim - num_contracted]
+    x, values = x.reshape(*leading, -1), values.reshape(math.prod(outputs), -1)
+    dims = (((x.ndim - 1,), (1,)), ((), ()))
+    return lax.dot_general(x, values, dims, preferred_element_type=accumulator).reshape(*leading, *outputs)
 
 
 def multiply_groups(x: jax.Array, kernel: Mapping[str, jax.Array], sizes: jax.Array) -> jax.Array:

@@ -56,10 +56,7 @@ def accumulate(x: jax.Array, kernel: Kernel, *, num_contracted: int = 1) -> jax.
     outputs = kernel.shape[num_contracted:]
     x = x.reshape(*x.shape[: x.ndim - num_contracted], math.prod(inputs))
     kernel = kernel.reshape(math.prod(inputs), math.prod(outputs))
-    if x.dtype == jnp.float32:
-        sums = _contract(x, kernel.astype(x.dtype))
-    else:
-        sums = _low_precision(x, kernel)
+    sums = _contract(x, kernel.astype(x.dtype)) if x.dtype == jnp.float32 else _low_precision(x, kernel)
     return sums.reshape(*x.shape[:-1], *outputs)
 
 

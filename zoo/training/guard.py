@@ -42,8 +42,10 @@ def watch(optimizer: optax.GradientTransformation) -> optax.GradientTransformati
     def init(params):
         return Watched(optimizer.init(params), jnp.zeros((2, WINDOW), jnp.float32), jnp.zeros((), jnp.int32))
 
-    def update(gradients, state, params=None, *, loss, grad_norm):
-        updates, inner = optimizer.update(gradients, state.inner, params)
+    optimizer = optax.with_extra_args_support(optimizer)
+
+    def update(gradients, state, params=None, *, loss, grad_norm, **others):
+        updates, inner = optimizer.update(gradients, state.inner, params, **others)
         recent = jnp.concatenate([state.recent[:, 1:], jnp.stack([loss, grad_norm])[:, None]], axis=1)
         return updates, Watched(inner, recent, jnp.minimum(state.count + 1, WINDOW))
 

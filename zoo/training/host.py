@@ -1,7 +1,8 @@
-"""What the process asks of its host: on Linux, that freed memory stays with the process."""
+"""What the process asks of its host: on Linux, that freed memory stays with the process, but for one time."""
 
 import ctypes
 import sys
+from typing import Any
 
 # Parameters of glibc's mallopt, from malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
@@ -14,12 +15,30 @@ def keep_freed_memory() -> None:
     zeroed page by page again: 200,000 page faults a step of the tiny GPT, which took 3.3 s with them and 1.7 s without
     (2 virtual cores).
     """
-    if not sys.platform.startswith("linux"):
+    mallopt = _from_glibc("mallopt")
+    if mallopt is None:
         return
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return  # another C library
     mallopt(_M_MMAP_MAX, 0)
     mallopt(_M_TRIM_THRESHOLD, -1)  # never; a number of bytes could be no more than 2 GiB, which a step may exceed
     mallopt(_M_ARENA_MAX, 1)  # arenas of other threads hold at most 64 MB, and would fall back to mapping
+
+
+def give_back_freed_memory() -> None:
+    """Hand back once what is free now: what compiling took, and the first step's buffers.
+
+    glibc finds no aligned block of a step's size in the place that such a block has left, for want of a few bytes, so
+    the second step's lie elsewhere; they stay for all later ones.
+    """
+    trim = _from_glibc("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+def _from_glibc(name: str) -> Any:
+    """One of its functions; None under another C library or system."""
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        return getattr(ctypes.CDLL("libc.so.6"), name)
+    except (OSError, AttributeError):
+        return None

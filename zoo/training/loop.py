@@ -28,6 +28,7 @@ from zoo.training.disk_full import clear_disk_errors
 from zoo.training.fixed_order import check_parts
 from zoo.training.flops import peak_flops
 from zoo.training.guard import check_finite, describe, refuse
+from zoo.training.host import give_back_freed_memory
 from zoo.training.hosts import Agreement, check_same, is_first, synchronise
 from zoo.training.loggers import Loggers, check_loggers
 from zoo.training.manifest import list_steps
@@ -237,6 +238,9 @@ class _Session:
             # The first call compiles.
             with self.spent.within("start" if self.step == first else "compute"), self.profiler.mark(self.step + 1):
                 self.state, metrics = train_step(self.state, batch, self.frozen)
+                if self.step == first:
+                    jax.block_until_ready(metrics)
+                    give_back_freed_memory()
             self.spent.switch("host")
             self.step += 1
             self.stop.unsaved = True

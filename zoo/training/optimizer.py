@@ -110,10 +110,41 @@ def _size(x: Any, axes: tuple[int, ...]) -> int:
     return size
 
 
+def _clip_by_global_norm(most: float) -> optax.GradientTransformation:
+    """Return `optax.clip_by_global_norm` as one factor for all, which fuses with what follows on every platform."""
+
+    def update(updates, state, params=None):
+        del params
+        factor = jnp.minimum(1.0, most / optax.tree.norm(updates))
+        return jax.tree.map(lambda x: x * factor, updates), state
+
+    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+
+
+def _scale_by_adam(first: float, second: float, epsilon: float) -> optax.GradientTransformationExtraArgs:
+    """Return `optax.scale_by_adam`, with directions read from the moments as they are kept.
+
+    XLA on CPUs updates each array in a loop of its own. One that made a moment again from the old one, for the
+    parameter's update, would need that copied first, as it is overwritten in place.
+    """
+    adam = optax.scale_by_adam(first, second, epsilon, mu_dtype=jnp.float32)
+    if jax.default_backend() != "cpu":
+        return optax.with_extra_args_support(adam)
+
+    def update(updates, state, params=None, *, sound=True, **_):
+        _, new = adam.update(updates, state, params)
+        kept = jax.tree.map(lambda x, y: jnp.where(sound, x, y), (new.mu, new.nu), (state.mu, state.nu))
+        mu, nu = jax.lax.optimization_barrier(kept)
+        mu, nu = optax.tree.bias_correction(mu, first, new.count), optax.tree.bias_correction(nu, second, new.count)
+        return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + epsilon), mu, nu), new
+
+    return optax.GradientTransformationExtraArgs(adam.init, update)
+
+
 def _direction(config: OptimizerConfig) -> optax.GradientTransformation:
     """Return the transformation from gradients to an ascent direction of about unit size."""
     first, second = config.betas
-    adam = optax.scale_by_adam(first, second, config.epsilon, mu_dtype=jnp.float32)
+    adam = _scale_by_adam(first, second, config.epsilon)
     if config.name == "adamw":
         if config.state == "float32":
             return adam
@@ -142,7 +173,7 @@ def _direction(config: OptimizerConfig) -> optax.GradientTransformation:
 
 def make_optimizer(config: OptimizerConfig, schedule: Callable[[jax.Array], jax.Array]) -> Any:
     """Return the optax transformation for a configuration and the schedule of its learning rate."""
-    parts = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
+    parts = [] if config.clip_norm is None else [_clip_by_global_norm(config.clip_norm)]
     parts.append(_direction(config))
     if config.weight_decay > 0:
         parts.append(optax.add_decayed_weights(config.weight_decay, decay_mask))

@@ -114,6 +114,7 @@ def make_train_step(
 
     With `deterministic_parts` the same bits come out on any mesh that `check_parts` lets pass.
     """
+    optimizer = optax.with_extra_args_support(optimizer)
 
     def update(state: TrainState, metrics: Metrics, gradients: Params) -> tuple[TrainState, Metrics]:
         loss, norm = metrics["loss"], optax.tree.norm(gradients)
@@ -121,7 +122,7 @@ def make_train_step(
         if spike_sigmas is not None:
             sound &= ~is_spike(state.opt_state, loss, norm, spike_sigmas)
             watched = {"loss": loss, "grad_norm": norm}
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, **watched)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, sound=sound, **watched)
         params = optax.apply_updates(state.params, updates)
         new, old = (params, opt_state), (state.params, state.opt_state)
         params, opt_state = jax.tree.map(lambda x, y: jnp.where(sound, x, y), new, old)
