@@ -72,6 +72,8 @@ class Projection(nn.Module):
     dtype: Any
     bias: bool = False
     num_contracted: int = 1
+    gain: float = 1.0
+    """Size of the outputs at the start, that of the inputs being 1."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -79,7 +81,8 @@ class Projection(nn.Module):
         inputs = x.shape[x.ndim - self.num_contracted :]
 
         def init(rng, shape):
-            return _KERNEL_INIT(rng, (math.prod(inputs), math.prod(self.features))).reshape(shape)
+            kernel = _KERNEL_INIT(rng, (math.prod(inputs), math.prod(self.features)))
+            return self.gain * kernel.reshape(shape)
 
         kernel = kernel_of(self, init, (*inputs, *self.features))
         y = accumulate(x.astype(self.dtype), kernel, num_contracted=self.num_contracted)
@@ -231,10 +234,12 @@ class Attention(nn.Module):
         """Name the projections: query, key, value and output."""
         config = self.config
 
-        def projection(slot: str, heads: int) -> Projection:
-            return Projection((heads, config.head_size), self.dtype, slot in config.biases)
+        def projection(slot: str, heads: int, gain: float = 1.0) -> Projection:
+            return Projection((heads, config.head_size), self.dtype, slot in config.biases, gain=gain)
 
-        self.query = projection("query", config.num_heads)
+        # Where scores are not scaled down, queries start small instead (Raffel et al. 2020): softmax starts soft.
+        unscaled = 1.0 if config.scale is None else config.scale * config.head_size**0.5
+        self.query = projection("query", config.num_heads, 1 / max(1.0, unscaled))
         self.key = projection("key", config.kv_heads)
         self.value = projection("value", config.kv_heads)
         self.output = Projection((self.width,), self.dtype, "output" in config.biases, num_contracted=2)

@@ -312,7 +312,8 @@ class Transformer(nn.Module):
         ids, seen = token[:, None], jnp.ones((token.shape[0], 1), jnp.int32)
         positions = cache.segment_ids.sum(-1, keepdims=True)
         output = self.decode(ids, position_ids=positions, cache=cache, with_head=False)
-        return self.logits_of(output.last_hidden_state)[:, 0], cache.append(output.keys_values, seen, output.last_hidden_state)
+        cache = cache.append(output.keys_values, seen, output.last_hidden_state)
+        return self.logits_of(output.last_hidden_state)[:, 0], cache
 
     @property
     def _splits_layers(self) -> bool:
