@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from benchmarks.plots import SPARE, grouped
 
-KNOWN = {"zoo": "#0072b2", "zoo int8": "#009e73", "zoo w8a8": "#56b4e9", "torch eager": "#555555",
+KNOWN = {"zoo": "#0072b2", "zoo, int8": "#009e73", "zoo, w8a8": "#56b4e9", "torch eager": "#555555",
          "torch.compile": "#d55e00"}  # fmt: skip
 ROW_HEIGHT = 0.34
 

@@ -7,11 +7,15 @@ tests/test_scripts.py runs the scripts in processes of their own, with XLA as a 
 import gc
 import importlib.metadata
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Scripts keep what they compile where a user's caches are.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="zoo-caches-")
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["XLA_FLAGS"] = " ".join(
     [
@@ -32,6 +36,13 @@ jax.config.update("jax_numpy_dtype_promotion", "standard")
 
 # Each compiled program keeps a few maps of memory, of which Linux gives a process 65,530; XLA ends it at one more.
 MOST_MAPS = 20_000
+
+
+@pytest.fixture(scope="session", autouse=True)
+def caches():
+    """Remove them at the end."""
+    yield
+    shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -26,7 +26,7 @@ from zoo.recipes import DEFAULT, RECIPES
 from zoo.recipes.run import Run
 from zoo.serialization import as_dict
 from zoo.training.config import DryRunConfig
-from zoo.training.host import keep_freed_memory
+from zoo.training.host import keep_compiled_programs, keep_freed_memory
 from zoo.training.hosts import joined
 from zoo.training.manifest import describe_steps
 
@@ -130,6 +130,7 @@ def train(arguments: Sequence[str]) -> None:
     """`train.py`: parse, prepare, train, report."""
     console = Console()
     keep_freed_memory()
+    keep_compiled_programs()
     if list(arguments) in (["-h"], ["--help"]):
         return _show_recipes(console)
     is_plan = any(argument.startswith("--dry-run") for argument in arguments)
@@ -252,6 +253,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     """`evaluate.py`: load a model, then score it or let it answer."""
     console = Console()
     keep_freed_memory()
+    keep_compiled_programs()
     with one_line_errors():
         with _plain_errors():
             wanted, unknown = tyro.cli(

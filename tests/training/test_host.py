@@ -1,0 +1,57 @@
+"""What a process asks of its host, each time in a process of its own."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+COMPILE = """
+import jax
+from zoo.training.host import keep_compiled_programs
+keep_compiled_programs()
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.jit(lambda x: x + 1)(1.0)
+"""
+FREE = """
+import numpy as np
+from zoo.training.host import give_back_freed_memory, keep_freed_memory
+
+def resident():
+    return 4096 * int(open("/proc/self/statm").read().split()[1])
+
+keep_freed_memory()
+before = resident()
+arrays = [np.ones(3 * 2**28, np.uint8) for _ in range(4)]
+del arrays
+kept = resident() - before
+give_back_freed_memory()
+print(kept, resident() - before)
+"""
+
+
+def run(program: str, **environment: str) -> str:
+    """What a program prints, in an environment without JAX's settings of the tests."""
+    others = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
+    done = subprocess.run([sys.executable, "-c", program], env=others | environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_compiled_programs_are_kept_where_a_users_caches_are(tmp_path):
+    run(COMPILE, XDG_CACHE_HOME=str(tmp_path))
+    assert list(tmp_path.glob("zoo/compiled/*/*-cache"))
+
+
+def test_jax_s_own_settings_go_first(tmp_path):
+    given, home = tmp_path / "given", tmp_path / "home"
+    run(COMPILE, XDG_CACHE_HOME=str(home), JAX_COMPILATION_CACHE_DIR=str(given))
+    assert list(given.glob("*-cache")) and not home.exists()
+    run(COMPILE, XDG_CACHE_HOME=str(home), JAX_ENABLE_COMPILATION_CACHE="0")
+    assert not home.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is asked")
+def test_freed_memory_is_kept_past_2_gib_and_given_back_when_asked():
+    kept, left = map(int, run(FREE).split())
+    assert kept > 0.95 * 3 * 2**30 and left < 2**28
