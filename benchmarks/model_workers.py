@@ -1,10 +1,12 @@
 """A process for each contender: its allocator, its threads and its peak memory are its own, as they are at a user's.
 
 In one process they are not: what one library keeps lies in the memory that the other gives back, whose next call then
-asks the kernel for pages anew (measured: up to twice the time of a training step on a CPU).
+asks the kernel for pages anew (measured: up to twice the time of a training step on a CPU). An accelerator's memory is
+not the host's, and its time is dear: there all contenders live in the benchmark's own process.
 """
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import sys
@@ -31,18 +33,76 @@ class Failed(Exception):
     """A contender could not be made or called; the message says why, in one line."""
 
 
-class Worker:
-    """A contender in a process of its own. Use as a context manager: leaving it ends the process."""
+class Made:
+    """A contender, called as often as its peak memory takes, and what may be asked of it."""
 
-    def __init__(self, cell: Cell, name: str, cache: str | None = None):
+    def __init__(self, cell: Cell, name: str):
+        """Make it; raises Refused or Failed."""
+        if cell.work == TRAINING:
+            keep_freed_memory()  # as train.py does, and the other after the first step
+        try:
+            self.problem = Problem(cell)
+            jax.block_until_ready(self.problem.params)
+            if name in model_peers.contenders(self.problem):
+                model_peers.import_libraries()
+            before = _reset_peak()
+            makers = model_contenders.contenders(self.problem) | model_peers.contenders(self.problem)
+            self.contender = makers[name]()
+            if cell.work == TRAINING:
+                give_back_freed_memory()
+            for _ in range(CALLS - 1):
+                self.contender.wait(self.contender.start())
+        except Refused:
+            raise
+        except Exception as error:
+            lines = str(error).strip().splitlines() or [""]
+            raise Failed(f"{type(error).__name__}: {lines[0][:200]}") from None
+        self.peak = _peak() - before
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What is said of it at once."""
+        made = self.contender
+        return {"first_call_seconds": made.compile_seconds, "kind": made.kind, "exact": made.exact,
+                "weight_bytes": made.weight_bytes}  # fmt: skip
+
+    def answer(self, what: str, *values: Any) -> Any:
+        """As `Worker.ask` says."""
+        match what:
+            case "peak":
+                return self.peak
+            case "results":
+                return {key: np.asarray(value) for key, value in self.contender.results().items()}
+            case "nats":
+                return model_contenders.nats_per_token(self.problem, *values)
+            case "sample":
+                return timing.sample(self.contender, *values)
+        raise AssertionError(what)
+
+
+class Worker:
+    """A contender in a process of its own, or not. Use as a context manager: leaving it ends the process."""
+
+    def __init__(self, cell: Cell, name: str, *, apart: bool, cache: str | None = None):
         """Start it, with a folder for what is compiled, or an empty one that it alone uses."""
         self.name, self.samples, self._cell = name, [], cell
         self._stack = contextlib.ExitStack()
-        self.cache = cache or self._stack.enter_context(tempfile.TemporaryDirectory())
-        self._pipe, other = multiprocessing.get_context("spawn").Pipe()
-        self._process = multiprocessing.get_context("spawn").Process(
-            target=serve, args=(other, cell, name), daemon=True
-        )
+        self._made: Made | None = None
+        if apart:
+            self.cache = cache or self._stack.enter_context(tempfile.TemporaryDirectory())
+            facts = self._start()
+        else:
+            self._made = Made(cell, name)
+            facts = self._made.facts
+        self.first_call_seconds: float = facts["first_call_seconds"]
+        self.kind: str = facts["kind"]
+        self.weight_bytes: int | None = facts["weight_bytes"]
+        self.exact: bool = facts["exact"]
+
+    def _start(self) -> dict[str, Any]:
+        spawn = multiprocessing.get_context("spawn")
+        self._pipe, other = spawn.Pipe()
+        self._process = spawn.Process(target=serve, args=(other, self._cell, self.name), daemon=True)
         with _environment(
             JAX_COMPILATION_CACHE_DIR=f"{self.cache}/jax",
             JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
@@ -52,14 +112,10 @@ class Worker:
             self._process.start()
         other.close()
         try:
-            facts = self._receive()
+            return self._receive()
         except BaseException:
             self.close()
             raise
-        self.first_call_seconds: float = facts["first_call_seconds"]
-        self.kind: str = facts["kind"]
-        self.weight_bytes: int | None = facts["weight_bytes"]
-        self.exact: bool = facts["exact"]
 
     def __enter__(self) -> "Worker":
         return self
@@ -69,17 +125,23 @@ class Worker:
 
     def ask(self, what: str, *values: Any) -> Any:
         """Get "peak" (bytes), "results", "nats" of tokens, or a "sample" of so many calls (seconds); raises Failed."""
+        if self._made is not None:
+            return self._made.answer(what, *values)
         with contextlib.suppress(ConnectionError):  # what it died of is found out next
             self._pipe.send((what, *values))
         return self._receive()
 
     def warm_seconds(self) -> float:
         """The first call of another process that finds everything compiled."""
-        with Worker(self._cell, self.name, self.cache) as again:
+        with Worker(self._cell, self.name, apart=True, cache=self.cache) as again:
             return again.first_call_seconds
 
     def close(self) -> None:
-        """End the process, if that was not done before."""
+        """End the process, or give back what was held, if that was not done before."""
+        if self._made is not None:
+            self._made = None
+            _free_memory()
+            return
         self._pipe.close()
         self._process.join(10)
         if self._process.is_alive():
@@ -108,41 +170,25 @@ def names(problem: Problem, peers: bool, compiled: bool) -> list[str]:
 
 def serve(pipe: Any, cell: Cell, name: str) -> None:
     """What the process does: make the contender, then answer until the pipe is closed."""
-    if cell.work == TRAINING:
-        keep_freed_memory()  # as train.py does, and the other after the first step
     # What a library prints is no answer, and the parent's table stays readable.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    try:
-        problem = Problem(cell)
-        jax.block_until_ready(problem.params)
-        if name in model_peers.contenders(problem):
-            model_peers.import_libraries()
-        before = _reset_peak()
-        contender = (model_contenders.contenders(problem) | model_peers.contenders(problem))[name]()
-        if cell.work == TRAINING:
-            give_back_freed_memory()
-        for _ in range(CALLS - 1):
-            contender.wait(contender.start())
-        peak = _peak() - before
-        pipe.send({"first_call_seconds": contender.compile_seconds, "kind": contender.kind, "exact": contender.exact,
-                   "weight_bytes": contender.weight_bytes})  # fmt: skip
-        for what, *values in iter(pipe.recv, None):
-            match what:
-                case "peak":
-                    pipe.send(peak)
-                case "results":
-                    pipe.send({key: np.asarray(value) for key, value in contender.results().items()})
-                case "nats":
-                    pipe.send(model_contenders.nats_per_token(problem, *values))
-                case "sample":
-                    pipe.send(timing.sample(contender, *values))
-    except EOFError:
-        pass
-    except Refused as refusal:
-        pipe.send(refusal)
-    except Exception as error:
-        lines = str(error).strip().splitlines() or [""]
-        pipe.send(Failed(f"{type(error).__name__}: {lines[0][:200]}"))
+    with contextlib.suppress(EOFError):
+        try:
+            made = Made(cell, name)
+            pipe.send(made.facts)
+            while True:
+                pipe.send(made.answer(*pipe.recv()))
+        except (Refused, Failed) as reason:
+            pipe.send(reason)
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if "torch" in sys.modules:
+        torch = sys.modules["torch"]
+        torch.compiler.reset()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 @contextlib.contextmanager

@@ -5,10 +5,11 @@
     python benchmarks/models.py --models gpt2 --works training --dtypes bfloat16
     python benchmarks/models.py --suite gpu                what bash benchmarks/gpu.sh runs
 
-Each contender lives in a process of its own, with an empty compilation cache. Within a cell they run in turn, in an
-order drawn anew each round, after their outputs were compared with those of torch in float32; one that is wrong is
-named and left out. With --warm each is started once more, to find everything compiled. Results go to
-models-<device>.json and .png. Needs jax, flax, optax, jaxtyping and matplotlib; torch and transformers join them.
+On CPUs each contender lives in a process of its own, with an empty compilation cache. Within a cell they run in turn,
+in an order drawn anew each round, after their outputs were compared with those of torch in float32; one that is wrong
+is named and left out. With --warm each has its process on any device, and is started once more, to find everything
+compiled. Results go to models-<device>.json and .png. Needs jax, flax, optax, jaxtyping and matplotlib; torch and
+transformers join them.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -74,6 +76,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--out", default=str(RESULTS), help="folder of the results (benchmarks/results)")
     options = parser.parse_args(argv)
     options.budget_seconds = options.budget_seconds or BUDGETS[options.suite]
+    options.apart = options.warm or jax.default_backend() == "cpu"
     options.cells = [
         cell
         for grid in SUITES[options.suite]
@@ -96,10 +99,10 @@ def run_cell(cell: Cell, options: argparse.Namespace, record: model_report.Recor
         workers: list[Worker] = []
         errors: dict[str, float] = {}
         peaks: dict[str, int] = {}
-        with Reference(cell, peers=not options.no_peers) as reference:
+        with Reference(cell, not options.no_peers, options.apart) as reference:
             for name in model_workers.names(problem, not options.no_peers, not options.no_compile):
                 try:
-                    worker = stack.enter_context(Worker(cell, name))
+                    worker = stack.enter_context(Worker(cell, name, apart=options.apart))
                     peaks[name] = worker.ask("peak")
                     errors[name] = model_report.check(cell, worker.ask("results"), reference, worker.exact)
                 except (Refused, Failed) as reason:
@@ -119,14 +122,14 @@ def run_cell(cell: Cell, options: argparse.Namespace, record: model_report.Recor
 class Reference:
     """What a cell should give, in float32: by torch, or by zoo where that is missing."""
 
-    def __init__(self, cell: Cell, peers: bool):
+    def __init__(self, cell: Cell, peers: bool, apart: bool):
         """Start it."""
         exact = dataclasses.replace(cell, dtype="float32")
         ours, *_ = model_workers.names(Problem(exact), peers=False, compiled=False)
         try:
-            self.worker = Worker(exact, model_peers.EAGER if peers and cell.work != CACHE else ours)
+            self.worker = Worker(exact, model_peers.EAGER if peers and cell.work != CACHE else ours, apart=apart)
         except Refused:
-            self.worker = Worker(exact, ours)
+            self.worker = Worker(exact, ours, apart=apart)
         self.results: dict[str, np.ndarray] = self.worker.ask("results")
         if cell.work != DECODE:
             self.worker.close()  # which in training holds gigabytes

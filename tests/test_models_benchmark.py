@@ -90,12 +90,23 @@ def expecting(results, nats=None):
 def test_a_worker_that_ends_or_fails_is_named():
     cell = Cell(model="gpt2-toy", work=FORWARD, dtype="float32", batch=1, length=4)
     with pytest.raises(Failed, match="KeyError: 'another'"):
-        Worker(cell, "another")
-    with Worker(cell, "zoo") as worker:
+        Worker(cell, "another", apart=True)
+    with Worker(cell, "zoo", apart=True) as worker:
         assert worker.ask("peak") > 0 and worker.first_call_seconds > worker.ask("sample", 1) > 0
         os.kill(worker._process.pid, signal.SIGKILL)
         with pytest.raises(Failed, match="its process ended, code -9"):
             worker.ask("results")
+
+
+def test_contenders_in_one_process_give_the_same():
+    """As on an accelerator, whose memory is not the host's."""
+    cell = Cell(model="gpt2-toy", work=FORWARD, dtype="float32", batch=1, length=4)
+    with Worker(cell, "zoo", apart=True) as apart, Worker(cell, "zoo", apart=False) as together:
+        found, other = apart.ask("results")["output"], together.ask("results")["output"]
+        np.testing.assert_allclose(found, other, rtol=1e-4, atol=1e-5)
+        assert together.ask("sample", 1) > 0 and together.first_call_seconds > 0
+    with pytest.raises(Failed, match="KeyError: 'another'"):
+        Worker(cell, "another", apart=False)
 
 
 def test_padding_is_neither_read_nor_compared():
