@@ -110,17 +110,6 @@ def _size(x: Any, axes: tuple[int, ...]) -> int:
     return size
 
 
-def _clip_by_global_norm(most: float) -> optax.GradientTransformation:
-    """Return `optax.clip_by_global_norm` as one factor for all, which fuses with what follows on every platform."""
-
-    def update(updates, state, params=None):
-        del params
-        factor = jnp.minimum(1.0, most / optax.tree.norm(updates))
-        return jax.tree.map(lambda x: x * factor, updates), state
-
-    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
-
-
 def _scale_by_adam(first: float, second: float, epsilon: float) -> optax.GradientTransformationExtraArgs:
     """Return `optax.scale_by_adam`, with directions read from the moments as they are kept.
 
@@ -173,7 +162,7 @@ def _direction(config: OptimizerConfig) -> optax.GradientTransformation:
 
 def make_optimizer(config: OptimizerConfig, schedule: Callable[[jax.Array], jax.Array]) -> Any:
     """Return the optax transformation for a configuration and the schedule of its learning rate."""
-    parts = [] if config.clip_norm is None else [_clip_by_global_norm(config.clip_norm)]
+    parts = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
     parts.append(_direction(config))
     if config.weight_decay > 0:
         parts.append(optax.add_decayed_weights(config.weight_decay, decay_mask))
