@@ -25,7 +25,8 @@ checked=$?
 echo "== models"
 suite=gpu
 [ -n "$small" ] && suite=small
-timeout 210 "$python" benchmarks/models.py --suite "$suite" --out "$out" --deadline-seconds 150 ${small:+--no-compile}
+timeout 210 "$python" benchmarks/models.py --suite "$suite" --out "$out" --deadline-seconds 150 \
+  ${small:+--no-compile --together}
 models=$?
 
 echo "== attention"

@@ -70,13 +70,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--dtypes", nargs="+", choices=DTYPES, help="of the suite's cells, these alone")
     add("--no-peers", action="store_true", help="zoo alone, beside what the device can do at best")
     add("--no-compile", action="store_true", help="leave torch.compile out, which takes most of the time")
+    add("--together", action="store_true", help="one process for all on CPUs too: begins sooner, and disturbs figures")
     add("--warm", action="store_true", help="also time the first call of a process that finds everything compiled")
     add("--budget-seconds", type=positive(float), help="of timing a cell, all contenders together; else by the suite")
     add("--deadline-seconds", type=positive(float), help="after which no further cell is begun")
     add("--out", default=str(RESULTS), help="folder of the results (benchmarks/results)")
     options = parser.parse_args(argv)
     options.budget_seconds = options.budget_seconds or BUDGETS[options.suite]
-    options.apart = options.warm or jax.default_backend() == "cpu"
+    options.apart = options.warm or (jax.default_backend() == "cpu" and not options.together)
     options.cells = [
         cell
         for grid in SUITES[options.suite]

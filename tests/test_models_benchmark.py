@@ -26,7 +26,7 @@ HAS_PEERS = all(importlib.util.find_spec(name) for name in ("torch", "transforme
 PACKAGES = ("optax", "jaxtyping", "wadler_lindig", "absl", "etils", "msgpack", "rich", "pygments", "yaml", "treescope",
             "typing_extensions")  # fmt: skip
 """optax, jaxtyping, and what these and flax need."""
-CHOICE = "--suite small --dtypes float32 --models gpt2-toy bert-toy --no-compile --budget-seconds 0.02"
+CHOICE = "--suite small --dtypes float32 --models gpt2-toy bert-toy --no-compile --together --budget-seconds 0.02"
 
 
 @pytest.fixture(scope="module")
