@@ -1,6 +1,7 @@
 """What models.py keeps and shows: a row a contender, the table, the JSON file."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -68,11 +69,16 @@ def check(cell: Cell, found: dict[str, np.ndarray], expected: Expected, exact: b
 class Record:
     """The results file."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, resume: bool):
         self.path = folder / f"{file_stem('models')}.json"
-        self.ceilings = Ceilings()
-        self.results: list[dict[str, Any]] = []
-        self.skipped: list[dict[str, Any]] = []
+        old = json.loads(self.path.read_text()) if resume and self.path.exists() else {}
+        self.ceilings = Ceilings.restore(old["ceilings"]) if old else Ceilings()
+        self.results: list[dict[str, Any]] = old.get("results", [])
+        self.skipped: list[dict[str, Any]] = old.get("skipped", [])
+
+    def has(self, cell: Cell) -> bool:
+        """Whether an earlier run measured it."""
+        return any(row["cell"] == str(cell) for row in self.results)
 
     def skip(self, cell: Cell, name: str, reason: str) -> None:
         """Note and say that a contender was left out of a cell."""

@@ -93,6 +93,7 @@ class Worker:
             facts = self._start()
         else:
             self._made = Made(cell, name)
+            self._stack.callback(self._forget)
             facts = self._made.facts
         self.first_call_seconds: float = facts["first_call_seconds"]
         self.kind: str = facts["kind"]
@@ -110,6 +111,7 @@ class Worker:
             TORCHINDUCTOR_CACHE_DIR=f"{self.cache}/torch",
         ):
             self._process.start()
+        self._stack.callback(self._end_process)
         other.close()
         try:
             return self._receive()
@@ -138,16 +140,18 @@ class Worker:
 
     def close(self) -> None:
         """End the process, or give back what was held, if that was not done before."""
-        if self._made is not None:
-            self._made = None
-            _free_memory()
-            return
+        self._stack.close()
+
+    def _end_process(self) -> None:
         self._pipe.close()
         self._process.join(10)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
-        self._stack.close()
+
+    def _forget(self) -> None:
+        self._made = None
+        _free_memory()
 
     def _receive(self) -> Any:
         try:

@@ -44,14 +44,15 @@ def main(argv: list[str] | None = None) -> None:
     options = parse(argv)
     folder = Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
-    record = model_report.Record(folder)
+    record = model_report.Record(folder, options.resume)
+    cells = [cell for cell in options.cells if not record.has(cell)]
     start = time.perf_counter()
-    for index, cell in enumerate(options.cells):
+    for index, cell in enumerate(cells):
         elapsed = time.perf_counter() - start
         if options.deadline_seconds is not None and elapsed > options.deadline_seconds:
-            print(f"{len(options.cells) - index} of {len(options.cells)} cells are left out: {elapsed:.0f} s are over")
+            print(f"{len(cells) - index} of {len(cells)} cells are left out: {elapsed:.0f} s are over")
             break
-        print(f"\n[{index + 1} of {len(options.cells)}, {clock(elapsed)} so far] {cell}", flush=True)
+        print(f"\n[{index + 1} of {len(cells)}, {clock(elapsed)} so far] {cell}", flush=True)
         run_cell(cell, options, record)
     record.write(finished=True)
     print(f"wrote {record.path}: {len(record.results)} rows in {clock(time.perf_counter() - start)}")
@@ -68,6 +69,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--models", nargs="+", choices=MODELS, metavar="MODEL", help=", ".join(MODELS) + "; else all of the suite")
     add("--works", nargs="+", choices=WORKS, help="of the suite's cells, these alone")
     add("--dtypes", nargs="+", choices=DTYPES, help="of the suite's cells, these alone")
+    add("--lengths", nargs="+", type=int, help="of the suite's cells, those of these lengths alone")
+    add("--resume", action="store_true", help="go on with the results file, past the cells that it has")
     add("--no-peers", action="store_true", help="zoo alone, beside what the device can do at best")
     add("--no-compile", action="store_true", help="leave torch.compile out, which takes most of the time")
     add("--together", action="store_true", help="one process for all on CPUs too: begins sooner, and disturbs figures")
@@ -85,6 +88,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         if cell.model in (options.models or MODELS)
         and cell.work in (options.works or WORKS)
         and cell.dtype in (options.dtypes or DTYPES)
+        and cell.length in (options.lengths or [cell.length])
     ]
     if not options.cells:
         parser.error(f"suite {options.suite} has no such cell; it has models "

@@ -51,7 +51,7 @@ def test_every_work_is_measured_and_right(run):
         assert 0 < row["quartile_milliseconds"][0] <= row["milliseconds"] <= row["quartile_milliseconds"][1]
         exact = row["name"] in ("zoo", "torch eager") or row["work"] == CACHE
         assert abs(row["error"]) <= (model_report.TOLERANCE["float32"] if exact else model_report.NATS_TOLERANCE)
-        assert row["tokens_per_second"] > 0 and row["peak_bytes"] > 0 and row["first_call_seconds"] > 0
+        assert row["tokens_per_second"] > 0 and row["first_call_seconds"] > 0
         share = row["mfu"] if row["work"] in (FORWARD, TRAINING) else row["fraction_of_memory"]
         assert 0 < share < 2, row
     missing = [entry for entry in run["skipped"] if "is not installed" in entry["reason"]]
@@ -124,6 +124,17 @@ def test_flops_of_a_training_step_are_three_forward_passes():
     }
     flops = {work: Problem(cell).flops for work, cell in cells.items()}
     assert flops[TRAINING] == 3 * flops[FORWARD] > 0
+
+
+def test_a_resumed_run_leaves_out_what_it_has(tmp_path):
+    cells = [cell for grid in SUITES["small"] for cell in grid.cells()]
+    record = model_report.Record(tmp_path, resume=False)
+    record.results.append({"cell": str(cells[0])})
+    record.write()
+    again = model_report.Record(tmp_path, resume=True)
+    assert [again.has(cell) for cell in cells] == [True] + [False] * (len(cells) - 1)
+    assert again.ceilings.record() == record.ceilings.record()
+    assert not model_report.Record(tmp_path, resume=False).has(cells[0])
 
 
 def test_suites_have_every_family():
