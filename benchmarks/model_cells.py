@@ -60,9 +60,9 @@ def _llama(
             "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, **others}  # fmt: skip
 
 
-def _vit(width: int, layers: int, heads: int, size: int) -> dict[str, Any]:
+def _vit(width: int, layers: int, heads: int, size: int, patch: int = 16) -> dict[str, Any]:
     return {"model_type": "vit", "hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads,
-            "intermediate_size": 4 * width, "image_size": size, "patch_size": 16}  # fmt: skip
+            "intermediate_size": 4 * width, "image_size": size, "patch_size": patch}  # fmt: skip
 
 
 MODELS = {
@@ -78,6 +78,11 @@ MODELS = {
         fields=_llama(2048, 16, 32, 8, 8192, 128256, tie_word_embeddings=True, rope_theta=500000.0),
         heads=_LANGUAGE_MODEL,
     ),
+    # In the sizes of train.py's recipes for two CPU cores.
+    "gpt-tiny": Shape(fields=_gpt2(256, 4, 2, 4096, 128), heads=_LANGUAGE_MODEL),
+    "bert-tiny": Shape(fields=_bert(192, 4, 3, 4096), heads=_BERT),
+    "t5-tiny": Shape(fields=_t5(192, 3, 3, 4096), heads=_SEQ2SEQ),
+    "vit-tiny": Shape(fields=_vit(96, 4, 3, 8, 2), heads=_VIT, images=True),
     # For trying the benchmark itself.
     "bert-toy": Shape(fields=_bert(64, 2, 2, 500), heads=_BERT),
     "gpt2-toy": Shape(fields=_gpt2(64, 2, 2, 500, 512), heads=_LANGUAGE_MODEL),
@@ -157,6 +162,10 @@ SUITES: dict[str, tuple[Grid, ...]] = {
         Grid(model="bert-base", work=TRAINING, sizes=((8, 128), (8, 512))),
         Grid(model="t5-small", work=TRAINING, sizes=((8, 128),)),
         Grid(model="vit-b16", work=TRAINING, sizes=((8, 197),)),
+        Grid(model="gpt-tiny", work=TRAINING, sizes=((32, 128),)),
+        Grid(model="bert-tiny", work=TRAINING, sizes=((32, 128),)),
+        Grid(model="t5-tiny", work=TRAINING, sizes=((32, 64),)),
+        Grid(model="vit-tiny", work=TRAINING, sizes=((128, 17),)),
     ),
     "quick": (
         Grid(model="bert-base", work=FORWARD, sizes=((8, 128),)),
