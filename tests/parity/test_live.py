@@ -1,5 +1,6 @@
 """The recordings remade by the reference library, which opens what zoo saves; needs torch and transformers."""
 
+import numpy as np
 import pytest
 import small
 
@@ -26,4 +27,6 @@ def test_recordings_are_what_the_reference_computes(model_type, head, tmp_path):
     info["missing_keys"] -= small.unread(bundle.origin.architecture, info["missing_keys"])
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
     again = reference.measure(model.eval(), head, inputs, tmp_path / "checkpoint")
-    assert all((again[name] == theirs[name]).all() for name in again if not name.startswith("gradient/"))
+    for name in again:
+        if not name.startswith("gradient/"):  # torch's own last bits depend on where the weights lie in memory
+            np.testing.assert_allclose(again[name], theirs[name], rtol=0, atol=1e-6, err_msg=name)

@@ -9,6 +9,7 @@ a signal ends the process at once. A second SIGINT breaks off whatever is being 
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -110,6 +111,14 @@ def listen(*, owns_process: bool = False) -> Iterator[StopRequest]:
                 yield stop
         else:
             yield stop
+    except Stopped:
+        if owns_process and stop.alone:
+            # All is saved and closed. Python's own end takes native libraries down, which crashes where one was being
+            # imported, or has threads at work.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
+        raise
     finally:
         _listening.pop()
         for number, handler in previous.items():
