@@ -4,7 +4,7 @@ Parameters are stacked on a leading layer axis (`decoder/attention/query/kernel`
 screen; its parts are in `zoo.layers`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -27,13 +27,13 @@ from zoo.rotary import Rotation
 class Cache:
     """What decoding keeps between steps. Entries at and past `length` are not yet written."""
 
-    layers: KeysValues | tuple[KeysValues, ...]
+    layers: KeysValues
     """Keys and values of the decoder's self-attention, [L, B, S, K, H]; or apart, as `split` makes them."""
     segment_ids: Int[Array, "B S"]
     """1 where a cached key may be seen, 0 for padding in the prompt."""
     length: Int[Array, ""]
     """Entries written so far."""
-    memory: KeysValues | tuple[KeysValues, ...] | None = None
+    memory: KeysValues | None = None
     """Keys and values of cross-attention, [L, B, S, K, H]; or apart."""
     memory_segment_ids: Int[Array, "B S"] | None = None
 
@@ -43,28 +43,31 @@ class Cache:
         Apart, a layer's are written in place where XLA sees that all who read them are done: the place is a matter of
         the last states. It is none in truth, as no index of a largest number is below 0.
         """
-        apart = isinstance(self.layers, tuple)
+        apart = self._is_apart
         place = self.length + jnp.minimum(jnp.argmax(last), 0) if apart else self.length
 
         def write(old, new):
             return lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), place, 1 if apart else 2)
 
         return self.replace(
-            layers=jax.tree.map(write, self.layers, tuple(unstack_layers(fresh)) if apart else fresh),
+            layers=jax.tree.map(write, self.layers, _apart(fresh) if apart else fresh),
             segment_ids=lax.dynamic_update_slice_in_dim(self.segment_ids, segment_ids, place, 1),
             length=self.length + segment_ids.shape[1],
         )
 
     def select(self, rows: Int[Array, " R"]) -> "Cache":
         """These rows of the batch, in this order. The memory stays: rows of one input lie together and share it."""
-        apart = isinstance(self.layers, tuple)
+        apart = self._is_apart
         layers = jax.tree.map(lambda leaf: leaf[rows] if apart else leaf[:, rows], self.layers)
         return self.replace(layers=layers, segment_ids=self.segment_ids[rows])
 
     def split(self) -> "Cache":
         """Each layer's keys and values [B, S, K, H] as arrays of their own, which unrolled layers read uncopied."""
-        memory = None if self.memory is None else tuple(unstack_layers(self.memory))
-        return self.replace(layers=tuple(unstack_layers(self.layers)), memory=memory)
+        return self.replace(layers=_apart(self.layers), memory=_apart(self.memory))
+
+    @property
+    def _is_apart(self) -> bool:
+        return isinstance(self.layers.key, tuple)
 
     @classmethod
     def start(cls, fresh: KeysValues, segment_ids: Int[Array, "B T"], capacity: int, **memory: Any) -> "Cache":
@@ -303,7 +306,8 @@ class Stack(nn.Module):
         # `unstack` because its gradient is one concatenation, where indexing's is a padded copy a layer.
         per_layer, repeats = _layers_of(parameters), self.config.num_layers // self.config.unique_layers
         outputs = []
-        cached, memory = (_per_layer(tree, self.config.num_layers) for tree in caches)
+        nothing = [None] * self.config.num_layers
+        cached, memory = (nothing if part is None else _layers_of(part) for part in caches)
         for index in range(self.config.num_layers):
             span = self.config.pattern[index % period]
             x, output = layer(x, per_layer[index // repeats], index, cached[index], memory[index], span)
@@ -403,31 +407,20 @@ def fast_layers() -> Literal["scanned", "unrolled"]:
 
 def split_layers(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """A stack's parameters with a tuple of arrays, one a layer, in the place of each array that all layers share."""
-    return {
-        name: part if name in _SHARED else jax.tree.map(lambda leaf: tuple(jnp.unstack(leaf)), part)
-        for name, part in parameters.items()
-    }
+    return {name: part if name in _SHARED else _apart(part) for name, part in parameters.items()}
 
 
-def _layers_of(parameters: Any) -> list:
-    """One tree a layer from parameters, split or not."""
+def _apart(tree: Any) -> Any:
+    """The tree with a tuple of arrays, one a layer, in the place of each array with a leading layer axis."""
+    return jax.tree.map(lambda leaf: tuple(jnp.unstack(leaf)), tree)
+
+
+def _layers_of(tree: Any) -> list:
+    """One tree a layer from arrays of all layers, split or not."""
 
     def is_split(leaf):
         return isinstance(leaf, tuple)
 
-    leaves, structure = jax.tree.flatten(parameters, is_leaf=is_split)
+    leaves, structure = jax.tree.flatten(tree, is_leaf=is_split)
     leaves = [leaf if is_split(leaf) else jnp.unstack(leaf) for leaf in leaves]
     return [jax.tree.unflatten(structure, layer) for layer in zip(*leaves, strict=True)]
-
-
-def _per_layer(cached: Any, num_layers: int) -> Sequence[Any]:
-    """What a cache holds for each layer, split or not; None: nothing."""
-    if cached is None or isinstance(cached, tuple):
-        return cached or (None,) * num_layers
-    return unstack_layers(cached)
-
-
-def unstack_layers(tree: Any) -> list:
-    """One tree a layer from leaves with a leading layer axis."""
-    leaves, structure = jax.tree.flatten(tree)
-    return [jax.tree.unflatten(structure, layer) for layer in zip(*map(jnp.unstack, leaves), strict=True)]
