@@ -1,6 +1,8 @@
 """Checkpoints: any mesh to any other, another configuration refused, a full disk survived."""
 
+import asyncio
 import errno
+import gc
 import json
 import os
 import resource
@@ -24,6 +26,7 @@ from zoo.training.disk_full import DiskFullError, is_disk_full
 from zoo.training.guard import NonFiniteError
 from zoo.training.metrics import read_metrics
 from zoo.training.optimizer import make_optimizer, make_schedule
+from zoo.training.quiet import quiet_orbax
 from zoo.training.run_record import find_difference, read_run
 from zoo.training.sharding import make_mesh
 from zoo.training.state import abstract_state
@@ -315,3 +318,24 @@ def test_the_mean_of_the_newest_checkpoints(tmp_path):
         newest_steps(tmp_path, 0)
     with pytest.raises(ValueError, match="has none"):
         newest_steps(tmp_path / "empty", 2)
+
+
+def test_what_tasks_of_orbax_raised_is_not_logged_again(caplog):
+    """Where several fail at once, asyncio logs all but the first, which alone is raised."""
+    quiet_orbax()
+
+    def fail(file: str) -> None:
+        scope: dict = {}
+        exec(compile("async def write(): raise ValueError('it cannot be written')", file, "exec"), scope)
+
+        async def forget():
+            asyncio.ensure_future(scope["write"]())
+            await asyncio.sleep(0)
+
+        asyncio.run(forget())
+        gc.collect()
+
+    fail("/packages/orbax/checkpoint/write.py")
+    assert not caplog.records
+    fail("/packages/other/write.py")
+    assert [record.name for record in caplog.records] == ["asyncio"]

@@ -1,7 +1,8 @@
 """Orbax says at length, from its threads, what it also raises where it can be acted on. Here it is said once.
 
-Two narrow filters for the process that saves: records that Orbax logs, and the exceptions that Python reports
-as ignored when a failed save closes an event loop under transfers that have not ended.
+Narrow filters for the process that saves: records that Orbax logs; what asyncio logs of Orbax's tasks where several fail
+at once and only the first error is raised; and the exceptions that Python reports as ignored when a failed save closes
+an event loop under transfers that have not ended.
 """
 
 import logging
@@ -10,18 +11,25 @@ import sys
 
 
 def quiet_orbax() -> None:
-    """Install both filters; more than once changes nothing."""
+    """Install the filters; more than once changes nothing."""
     logging.getLogger("absl").addFilter(_is_not_orbax)
+    logging.getLogger("asyncio").addFilter(_is_not_of_orbax_task)
     if getattr(sys.unraisablehook, "__name__", "") != _skip_closed_loops.__name__:
         _previous_hooks.append(sys.unraisablehook)
         sys.unraisablehook = _skip_closed_loops
 
 
+_ORBAX = f"{os.sep}orbax{os.sep}"
 _previous_hooks: list = []
 
 
 def _is_not_orbax(record: logging.LogRecord) -> bool:
-    return f"{os.sep}orbax{os.sep}" not in record.pathname
+    return _ORBAX not in record.pathname
+
+
+def _is_not_of_orbax_task(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    return not (message.startswith("Task exception was never retrieved") and _ORBAX in message)
 
 
 def _skip_closed_loops(unraisable) -> None:
