@@ -31,16 +31,18 @@ from zoo.config import (
 from zoo.disentangled import disentangled_bias, distance_rows
 from zoo.experts import Mixture
 from zoo.kernels import DenseBias, attention, merge
+from zoo.kernels.norm import normalise
 from zoo.kernels.product import Kernel, accumulate
 from zoo.rotary import Rotation
 
+# With `checkpoint` they are made again for the backward pass: of GELU, JAX would keep three times its input.
 ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "gelu": jax.checkpoint(lambda x: jax.nn.gelu(x, approximate=False)),
+    "gelu_tanh": jax.checkpoint(lambda x: jax.nn.gelu(x, approximate=True)),
+    "quick_gelu": jax.checkpoint(lambda x: x * jax.nn.sigmoid(1.702 * x)),
     "relu": jax.nn.relu,
     "relu_squared": lambda x: jnp.square(jax.nn.relu(x)),
-    "silu": jax.nn.silu,
+    "silu": jax.checkpoint(jax.nn.silu),
     "tanh": jnp.tanh,
 }
 
@@ -99,18 +101,12 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         """Normalise, scale and shift."""
-        config, width, dtype = self.config, x.shape[-1], x.dtype
-        x = x.astype(jnp.float32)
-        if config.kind == "layer":
-            x = x - x.mean(-1, keepdims=True)
-        x = x * lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + config.epsilon)
-        if config.scale:
-            start = nn.initializers.zeros if config.unit_offset else nn.initializers.ones
-            scale = self.param("scale", start, (width,))
-            x = x * (scale + 1.0 if config.unit_offset else scale)
-        if config.bias:
-            x = x + self.param("bias", nn.initializers.zeros, (width,))
-        return x.astype(dtype)
+        config, width = self.config, x.shape[-1]
+        start = nn.initializers.zeros if config.unit_offset else nn.initializers.ones
+        scale = self.param("scale", start, (width,)) if config.scale else None
+        scale = scale + 1.0 if config.unit_offset and scale is not None else scale
+        bias = self.param("bias", nn.initializers.zeros, (width,)) if config.bias else None
+        return normalise(x, scale, bias, config.kind == "layer", config.epsilon)
 
 
 class Mlp(nn.Module):
