@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from comparison import ALL, compare
 
-from zoo.kernels import Causal, Lengths, Window, attention, online, paged, paged_attention, split_k
+from zoo.kernels import Causal, Lengths, Window, attention, decode, online, paged, paged_attention, split_k
 from zoo.kernels.cases import Sizes, fits
 
 # The package's attribute of this name is the function.
@@ -26,6 +26,33 @@ def small_chunks(monkeypatch):
     module._run.clear_cache()
     yield
     module._run.clear_cache()
+
+
+@pytest.mark.parametrize("case", ALL)
+def test_first_keys_alone_float32(case, monkeypatch):
+    """Where all that is seen is in the first half, quarter or eighth of the keys."""
+    monkeypatch.setattr(decode, "MIN_KEYS", 8)
+    module._run.clear_cache()
+    sizes, rng = SEVERAL if fits(case, SEVERAL) else Sizes(T=14, S=14), np.random.default_rng(7)
+    arguments, inputs = ALL[case](rng, sizes), sizes.inputs(rng, jnp.float32)
+    for filled in (1, 8, 9, 30, 31, sizes.S):
+        seen = Lengths(kv=min(filled, sizes.S)) & arguments.get("mask", Lengths())
+        given = arguments | {"mask": seen, "return_lse": True}
+        results = [attention(*inputs, **given, backend=name) for name in ("dense", "decode")]
+        for expected, actual in zip(*results, strict=True):
+            np.testing.assert_allclose(actual, expected, atol=2e-5)
+    module._run.clear_cache()
+
+
+def test_room_that_is_not_filled_is_not_read():
+    assert [decode.prefixes(n) for n in (100, 300, 1024, 4096)] == [
+        (100,), (150, 300), (128, 256, 512, 1024), (512, 1024, 2048, 4096)]  # fmt: skip
+    q, k, v = Sizes(T=1, S=1024).inputs(np.random.default_rng(0), jnp.float32)
+    for filled, read in ((1, 128), (128, 128), (129, 256), (600, 1024)):
+        call = _call(q, k, v.at[:, read:].set(jnp.nan), mask=Lengths(kv=filled))
+        assert jnp.isfinite(decode._attend(call)[0]).all()
+        call = _call(q, k, v.at[:, read - 1].set(jnp.nan), mask=Lengths(kv=min(filled, read - 1)))
+        assert jnp.isnan(decode._attend(call)[0]).any()  # within, hidden keys are read; `attend` sees to those
 
 
 @pytest.mark.parametrize("case", ALL)
