@@ -21,7 +21,7 @@ from zoo.training.optimizer import make_optimizer, make_schedule
 from zoo.training.prefetch import place_batch
 from zoo.training.sharding import make_mesh
 from zoo.training.state import abstract_state, bind_apply, start_state
-from zoo.training.step import make_train_step
+from zoo.training.step import compile_step, make_train_step
 
 LEARNING_RATE, CLIP_NORM, BETAS, EPSILON = 1e-4, 1.0, (0.9, 0.95), 1e-8
 CHECKED_STEPS = 3
@@ -171,6 +171,8 @@ def _training(problem: Problem) -> Contender:
 
     def call():
         with jax.set_mesh(mesh):
+            if not losses:
+                compile_step(step, held[0], batch)
             held[0], metrics = step(held[0], batch)
         losses.append(metrics["loss"])
         return metrics["loss"]

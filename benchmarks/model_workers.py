@@ -22,6 +22,7 @@ from benchmarks import model_contenders, model_peers, timing
 from benchmarks.contenders import Refused
 from benchmarks.model_cells import TRAINING, Cell
 from benchmarks.model_problems import Problem
+from zoo.training import huge_pages
 from zoo.training.host import give_back_freed_memory, keep_freed_memory
 
 CALLS = 3
@@ -39,12 +40,13 @@ class Made:
     def __init__(self, cell: Cell, name: str):
         """Make it; raises Refused or Failed."""
         if cell.work == TRAINING:
-            keep_freed_memory()  # as train.py does, and the other after the first step
+            keep_freed_memory()  # as train.py does without huge pages
         try:
             self.problem = Problem(cell)
             jax.block_until_ready(self.problem.params)
             if name in model_peers.contenders(self.problem):
                 model_peers.import_libraries()
+            give_back_freed_memory()
             before = _reset_peak()
             makers = model_contenders.contenders(self.problem) | model_peers.contenders(self.problem)
             self.contender = makers[name]()
@@ -105,6 +107,7 @@ class Worker:
         self._pipe, other = spawn.Pipe()
         self._process = spawn.Process(target=serve, args=(other, self._cell, self.name), daemon=True)
         with _environment(
+            **huge_pages.environment() if self._cell.work == TRAINING and huge_pages.are_there() else {},
             JAX_COMPILATION_CACHE_DIR=f"{self.cache}/jax",
             JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
             JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",

@@ -329,7 +329,8 @@ def test_what_tasks_of_orbax_raised_is_not_logged_again(caplog):
         exec(compile("async def write(): raise ValueError('it cannot be written')", file, "exec"), scope)
 
         async def forget():
-            asyncio.ensure_future(scope["write"]())
+            task = asyncio.ensure_future(scope["write"]())
+            del task  # as those that nobody waits for once the first has failed
             await asyncio.sleep(0)
 
         asyncio.run(forget())

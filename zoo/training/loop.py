@@ -51,7 +51,7 @@ from zoo.training.state import (
     initialise_state,
     start_state,
 )
-from zoo.training.step import count_step_flops, make_train_step, step_options
+from zoo.training.step import compile_step, count_step_flops, make_train_step, step_options
 from zoo.training.stopping import EvaluationStopped, Stopped, listen
 from zoo.training.tuning import merge
 
@@ -235,8 +235,9 @@ class _Session:
             batch, self.data = self.item
             if self.profiler.starts(self.step + 1):
                 self._profile(self.profiler.start)
-            # The first call compiles.
             with self.spent.within("start" if self.step == first else "compute"), self.profiler.mark(self.step + 1):
+                if self.step == first:
+                    compile_step(train_step, self.state, batch, self.frozen)
                 self.state, metrics = train_step(self.state, batch, self.frozen)
                 if self.step == first:
                     jax.block_until_ready(metrics)

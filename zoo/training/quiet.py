@@ -1,8 +1,8 @@
 """Orbax says at length, from its threads, what it also raises where it can be acted on. Here it is said once.
 
-Narrow filters for the process that saves: records that Orbax logs; what asyncio logs of Orbax's tasks where several fail
-at once and only the first error is raised; and the exceptions that Python reports as ignored when a failed save closes
-an event loop under transfers that have not ended.
+Narrow filters for the process that saves: records that Orbax logs; what asyncio logs of Orbax's tasks where several
+fail at once and only the first error is raised; and the exceptions that Python reports as ignored when a failed save
+closes an event loop under transfers that have not ended.
 """
 
 import logging

@@ -11,6 +11,7 @@ from zoo.training.config import TrainingConfig
 from zoo.training.fixed_order import ROWS, hidden_one, sum_parts
 from zoo.training.flops import count_flops
 from zoo.training.guard import is_sound, is_spike
+from zoo.training.host import give_back_freed_memory
 from zoo.training.protocol import Apply, Params, Task
 from zoo.training.sharding import shard_batch
 from zoo.training.state import TrainState
@@ -157,6 +158,12 @@ def make_train_step(
     shardings = jax.tree.map(lambda x: x.sharding, target)
     step = train_step if deterministic_parts is None else _on_each_device(same_step)
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def compile_step(step: Callable[..., tuple[TrainState, Metrics]], *args: Any) -> None:
+    """Compile a step for its first call, and hand back what compiling took before the step asks for its own memory."""
+    step.lower(*args).compile()
+    give_back_freed_memory()
 
 
 def step_options(training: TrainingConfig) -> dict[str, Any]:
