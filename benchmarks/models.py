@@ -7,9 +7,9 @@
 
 On CPUs each contender lives in a process of its own, with an empty compilation cache. Within a cell they run in turn,
 in an order drawn anew each round, after their outputs were compared with those of torch in float32; one that is wrong
-is named and left out. With --warm each has its process on any device, and is started once more, to find everything
-compiled. Results go to models-<device>.json and .png. Needs jax, flax, optax, jaxtyping and matplotlib; torch and
-transformers join them.
+is named and left out. Each turn begins with a call that is not timed, but in decoding. With --warm each has its process
+on any device, and is started once more, to find everything compiled. Results go to models-<device>.json and .png. Needs
+jax, flax, optax, jaxtyping and matplotlib; torch and transformers join them.
 """
 
 import argparse

@@ -16,7 +16,7 @@ from zoo.kernels.call import Call
 
 # Beyond this many rows (T * N) arithmetic shows, by measurement on CPUs.
 MAX_ROWS = 64
-MIN_KEYS, MAX_PREFIXES = 128, 4
+MIN_KEYS, MAX_PREFIXES = 256, 3
 """The fewest keys that may be read in the place of twice as many, and how many such programs there may be."""
 
 PLATFORM = None
@@ -31,7 +31,7 @@ def supports(call: Call) -> str | None:
 
 
 def prefixes(num_keys: int) -> tuple[int, ...]:
-    """How many keys may be read, ascending: all of them, or half as many, and so on as long as it saves."""
+    """How many keys may be read, ascending: all of them, or half as many, and so on as long as it saves much."""
     sizes = [num_keys]
     while sizes[-1] >= 2 * MIN_KEYS and len(sizes) < MAX_PREFIXES:
         sizes.append(-(-sizes[-1] // 2))
