@@ -1,6 +1,7 @@
 """The benchmark of whole models as a user runs it: every kind of work, checked before it is timed."""
 
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import os
@@ -81,6 +82,11 @@ def test_what_is_wrong_is_refused():
         expected = expecting(right, nats=lambda tokens, nats=nats: 2 + nats * (tokens[0, -1] == 3))
         with contextlib.nullcontext() if accepted else pytest.raises(Failed, match="WRONG"):
             assert model_report.check(decode, other, expected, exact=False) == pytest.approx(nats)
+    # Of two beams that are worth the same, either may win.
+    beams = dataclasses.replace(decode, num_beams=4)
+    assert model_report.check(beams, other, expecting(right, nats=lambda _: 2.0)) == 0
+    with pytest.raises(Failed, match="WRONG"):
+        model_report.check(beams, other, expecting(right, nats=lambda tokens: 2 + 1e-4 * (tokens[0, -1] == 3)))
 
 
 def expecting(results, nats=None):
