@@ -23,8 +23,8 @@ def plain(x, scale, bias, centred):
 
 def make(scaled: bool, shifted: bool, dtype=jnp.float32):
     rng = np.random.default_rng(0)
-    vector = lambda there: jnp.asarray(rng.normal(size=48), jnp.float32) if there else None  # noqa: E731
-    return jnp.asarray(rng.normal(2, 3, (2, 5, 48)), dtype), vector(scaled), vector(shifted)
+    x, *vectors = (jnp.asarray(rng.normal(2, 3, size), jnp.float32) for size in ((2, 5, 48), 48, 48))
+    return x.astype(dtype), *(v if there else None for v, there in zip(vectors, (scaled, shifted), strict=True))
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

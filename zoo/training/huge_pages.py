@@ -6,16 +6,15 @@ step then waits for hundreds of thousands of page faults; in pages of 2 MiB for 
 
 import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 _VARIABLE, _TUNABLE = "GLIBC_TUNABLES", "glibc.malloc.hugetlb"
 _SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
-def are_asked_for(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether glibc was told, one way or the other, when a process of this environment started."""
-    return _TUNABLE in environment.get(_VARIABLE, "")
+def are_asked_for() -> bool:
+    """Whether glibc was told, one way or the other, when this process started."""
+    return _TUNABLE in os.environ.get(_VARIABLE, "")
 
 
 def are_there() -> bool:
