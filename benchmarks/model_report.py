@@ -1,7 +1,6 @@
 """What models.py keeps and shows: a row a contender, the table, the JSON file."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +11,7 @@ from benchmarks.model_cells import CACHE, DECODE, Cell
 from benchmarks.model_peers import EAGER
 from benchmarks.model_problems import Problem
 from benchmarks.model_workers import Failed, Worker
-from benchmarks.report import environment, file_stem, write_json
+from benchmarks.report import environment, file_stem, read_earlier, write_json
 from benchmarks.timing import quartiles
 
 TOLERANCE = {"float32": 2e-4, "bfloat16": 5e-2}
@@ -74,7 +73,7 @@ class Record:
 
     def __init__(self, folder: Path, resume: bool):
         self.path = folder / f"{file_stem('models')}.json"
-        old = json.loads(self.path.read_text()) if resume and self.path.exists() else {}
+        old = read_earlier(self.path, resume)
         self.ceilings = Ceilings.restore(old["ceilings"]) if old else Ceilings()
         self.results: list[dict[str, Any]] = old.get("results", [])
         self.skipped: list[dict[str, Any]] = old.get("skipped", [])

@@ -44,6 +44,28 @@ def file_stem(benchmark: str = "attention") -> str:
     return f"{benchmark}-" + re.sub(r"[^a-z0-9]+", "-", device_name().lower()).strip("-")
 
 
+def processor() -> str:
+    """The CPU's name and, as clouds give one name to several, its family and model where Linux tells them."""
+    about = Path("/proc/cpuinfo")
+    lines = [line.split(":", 1) for line in about.read_text().splitlines()] if about.exists() else []
+    facts = {name.strip(): value[0].strip() for name, *value in lines if value}
+    if not {"model name", "cpu family", "model"} <= facts.keys():
+        return platform.processor() or platform.machine()
+    return f"{facts['model name']}, family {facts['cpu family']}, model {facts['model']}"
+
+
+def read_earlier(path: Path, resume: bool) -> dict[str, Any]:
+    """What an earlier run left to go on with; nothing where none is asked for. Figures of two machines do not mix."""
+    if not resume or not path.exists():
+        return {}
+    earlier = json.loads(path.read_text())
+    other = earlier["environment"].get("processor", "an unknown one")
+    if other != processor():
+        raise SystemExit(f"--resume: {path} was measured on another processor ({other}; this is {processor()}); "
+                         "go on there, or give another --out")  # fmt: skip
+    return earlier
+
+
 def environment(benchmark: str = "attention") -> dict[str, Any]:
     """Versions, device and command, to stand beside the figures."""
     packages = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "triton", "tokamax")
@@ -53,6 +75,7 @@ def environment(benchmark: str = "attention") -> dict[str, Any]:
         "device": device_name(),
         "platform": jax.default_backend(),
         "machine": platform.machine(),
+        "processor": processor(),
         "python": platform.python_version(),
         "versions": {name: installed[name] for name in packages if name in installed},
         "command": "python " + " ".join(map(shlex.quote, [f"benchmarks/{benchmark}.py", *sys.argv[1:]])),
@@ -69,7 +92,7 @@ class Record:
 
     def __init__(self, path: Path, resume: bool):
         self.path = path
-        old = json.loads(path.read_text()) if resume and path.exists() else {}
+        old = read_earlier(path, resume)
         self.ceilings = Ceilings.restore(old["ceilings"]) if old else Ceilings()
         self.results: list[dict] = old.get("results", [])
         self.skipped: list[dict] = old.get("skipped", [])

@@ -143,6 +143,17 @@ def test_a_resumed_run_leaves_out_what_it_has(tmp_path):
     assert not model_report.Record(tmp_path, resume=False).has(cells[0])
 
 
+def test_figures_of_two_processors_do_not_mix(tmp_path):
+    path = model_report.Record(tmp_path, resume=False).path
+    path.write_text(json.dumps({"environment": {"processor": "Another, family 6"}, "ceilings": {}, "results": []}))
+    with pytest.raises(SystemExit, match=r"another processor \(Another, family 6; this is .+\); go on there, or give"):
+        model_report.Record(tmp_path, resume=True)
+    path.write_text(json.dumps({"environment": {}, "ceilings": {}, "results": []}))
+    with pytest.raises(SystemExit, match="an unknown one"):
+        model_report.Record(tmp_path, resume=True)
+    assert not model_report.Record(tmp_path, resume=False).results
+
+
 def test_suites_have_every_family():
     for name in ("default", "small"):
         types = {Problem(cell).fields["model_type"] for grid in SUITES[name] for cell in grid.cells()}
