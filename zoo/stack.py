@@ -12,12 +12,15 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 from jax import lax
+from jax.tree_util import DictKey
 from jaxtyping import Array, Float, Int
 
 from zoo.config import AlibiConfig, GridBiasConfig, RelativeBiasConfig, Span, StackConfig
 from zoo.embeddings import TokenEmbedding
 from zoo.kernels import ALiBi, Causal, Chunked, Full, Lengths, RelativeBias, Segments, Window
 from zoo.kernels.bias import alibi_slopes
+from zoo.kernels.order import zero_after
+from zoo.kernels.product import layer_kernels
 from zoo.layers import Attention, Convolution, GridBias, KeysValues, Mlp, Norm, Sight, dropout
 from zoo.remat import Remat, name_branch, rematerialise
 from zoo.rotary import Rotation
@@ -40,11 +43,10 @@ class Cache:
     def append(self, fresh: KeysValues, segment_ids: Int[Array, "B T"], last: Float[Array, "B T D"]) -> "Cache":
         """Write the keys and values [L, B, T, K, H] of T new positions, all layers at once; `last` are their states.
 
-        Apart, a layer's are written in place where XLA sees that all who read them are done: the place is a matter of
-        the last states. It is none in truth, as no index of a largest number is below 0.
+        Apart, a layer's are written in place where XLA sees that all who read them are done: after the last states.
         """
         apart = self._is_apart
-        place = self.length + jnp.minimum(jnp.argmax(last), 0) if apart else self.length
+        place = self.length + zero_after(last) if apart else self.length
 
         def write(old, new):
             return lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), place, 1 if apart else 2)
@@ -304,7 +306,8 @@ class Stack(nn.Module):
 
     def _unroll(self, layer, x, parameters, indices, caches, period):
         # `unstack` because its gradient is one concatenation, where indexing's is a padded copy a layer.
-        per_layer, repeats = _layers_of(parameters), self.config.num_layers // self.config.unique_layers
+        per_layer = _layers_of(_cut_kernels(parameters))
+        repeats = self.config.num_layers // self.config.unique_layers
         outputs = []
         nothing = [None] * self.config.num_layers
         cached, memory = (nothing if part is None else _layers_of(part) for part in caches)
@@ -415,12 +418,21 @@ def _apart(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: tuple(jnp.unstack(leaf)), tree)
 
 
+def _cut_kernels(parameters: Any) -> Any:
+    """A stack's parameters with a tuple of kernels, one a layer, in the place of each stack of them that is whole."""
+
+    def cut(path, leaf):
+        return tuple(layer_kernels(leaf)) if path[-1] == DictKey("kernel") and not _is_split(leaf) else leaf
+
+    return jax.tree_util.tree_map_with_path(cut, parameters, is_leaf=_is_split)
+
+
+def _is_split(leaf: Any) -> bool:
+    return isinstance(leaf, tuple)
+
+
 def _layers_of(tree: Any) -> list:
     """One tree a layer from arrays of all layers, split or not."""
-
-    def is_split(leaf):
-        return isinstance(leaf, tuple)
-
-    leaves, structure = jax.tree.flatten(tree, is_leaf=is_split)
-    leaves = [leaf if is_split(leaf) else jnp.unstack(leaf) for leaf in leaves]
+    leaves, structure = jax.tree.flatten(tree, is_leaf=_is_split)
+    leaves = [leaf if _is_split(leaf) else jnp.unstack(leaf) for leaf in leaves]
     return [jax.tree.unflatten(structure, layer) for layer in zip(*leaves, strict=True)]

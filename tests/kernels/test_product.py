@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from zoo.kernels import float8
-from zoo.kernels.product import accumulate, grouped_product, input_sizes, product, table_rows
+from zoo.kernels.product import accumulate, grouped_product, input_sizes, layer_kernels, product, table_rows
 
 RNG = np.random.default_rng(0)
 
@@ -105,6 +105,33 @@ def test_kernels_that_do_not_fit_are_named():
 def rounded(x, dtype):
     unit = np.abs(x).max() / float(ml_dtypes.finfo(dtype).max)
     return (x / unit).astype(dtype).astype(np.float64) * unit
+
+
+def of_a_layer(x, stack):
+    return accumulate(x, layer_kernels(stack)[1], num_contracted=2)
+
+
+def of_a_slice(x, stack):
+    return accumulate(x, stack[1], num_contracted=2)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_layer_of_a_stack_multiplies_as_a_kernel_of_its_own(dtype):
+    x, stack, cotangent = jnp.asarray(drawn(6, 4, 8), dtype), drawn(3, 4, 8, 5), drawn(6, 5)
+    results = [jax.jit(lambda x, stack, f=f: (f(x, stack), jax.vjp(f, x, stack)[1](cotangent)))(x, stack)
+               for f in (of_a_layer, of_a_slice)]  # fmt: skip
+    jax.tree.map(np.testing.assert_array_equal, *results)
+    assert results[0][1][1][1].any() and not results[0][1][1][::2].any()
+
+
+def test_second_derivatives_of_a_layer_of_a_stack():
+    x, stack = drawn(6, 4, 8), drawn(3, 4, 8, 5)
+
+    def steepness(f):
+        return lambda x, stack: jnp.square(jax.grad(lambda x: jnp.sin(f(x, stack)).sum())(x)).sum()
+
+    found, expected = (jax.grad(steepness(f), (0, 1))(x, stack) for f in (of_a_layer, of_a_slice))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, expected)
 
 
 def test_float8_rounds_operands_to_e4m3_and_gradients_to_e5m2():

@@ -14,6 +14,7 @@ from jax import lax
 
 from zoo.kernels import block
 from zoo.kernels.call import LOWEST, Call, guard_nonfinite, narrow, without_nonfinite
+from zoo.kernels.order import zero_after
 from zoo.kernels.schedule import plan
 from zoo.kernels.tiles import At, DropoutTiles, Grid, MaskTiles, bias_tiles, prepare_bias
 
@@ -110,7 +111,8 @@ def _normalise(problem: "Problem", at: At, largest, total, acc):
 def _backward(grid: Grid, residuals, cotangents):
     inputs, rest, out, lse = residuals
     problem = Problem(inputs, rest, grid)
-    q, k, v = (without_nonfinite(x) for x in inputs[:3])
+    later = zero_after(cotangents[0])  # else blocks are laid out in the forward pass already, and kept
+    q, k, v = (without_nonfinite(x + later) for x in inputs[:3])
     grad_out, lse, delta = block.rows_backward(out, lse, *cotangents)
     blocks = (
         *(problem.split_queries(x) for x in (problem.prescale(q), grad_out, lse, delta)),

@@ -62,21 +62,36 @@ def stands_in(fast: Callable[[Call], tuple[jax.Array, jax.Array]]):
 
 def softmax(logits: jax.Array, call: Call):
     """Weights [B, N, T, S] after dropout, and float32 log-sum-exp [B, N, T]; 0 and -inf in rows without keys."""
-    largest = jax.lax.stop_gradient(logits.max(-1))
-    sinks = None if call.sinks is None else call.sinks.astype(logits.dtype)[:, None]
-    largest = largest if sinks is None else jnp.maximum(largest, jax.lax.stop_gradient(sinks))
+    weights, lse = _normalise(logits, None if call.sinks is None else call.sinks.astype(logits.dtype)[:, None])
+    if call.dropout_seeds is not None:
+        rows, columns = jnp.arange(logits.shape[2]), jnp.arange(logits.shape[3])
+        kept = dropout.keep(call.dropout_seeds, rows, columns, call.dropout_rate)
+        weights = jnp.where(kept, weights / (1 - call.dropout_rate), 0)
+    return weights, lse.astype(jnp.float32)
+
+
+@jax.custom_jvp
+def _normalise(logits, sinks):
+    """Weights and log-sum-exp; the backward pass keeps the weights alone, where JAX's own keeps exponentials too."""
+    largest = logits.max(-1)
+    largest = largest if sinks is None else jnp.maximum(largest, sinks)
     # Between this maximum and the exponential stands nothing: a guard there costs a CPU a quarter of the whole.
     weights = jnp.exp(logits - largest[..., None])
     total = weights.sum(-1)
     total = total if sinks is None else total + jnp.exp(sinks - largest)
     empty = largest <= LOWEST
     weights = weights * jnp.where(empty, 0, 1 / total)[..., None]
-    lse = jnp.where(empty, -jnp.inf, largest + jnp.log(total))
-    if call.dropout_seeds is not None:
-        rows, columns = jnp.arange(logits.shape[2]), jnp.arange(logits.shape[3])
-        kept = dropout.keep(call.dropout_seeds, rows, columns, call.dropout_rate)
-        weights = jnp.where(kept, weights / (1 - call.dropout_rate), 0)
-    return weights, lse.astype(jnp.float32)
+    return weights, jnp.where(empty, -jnp.inf, largest + jnp.log(total))
+
+
+@_normalise.defjvp
+def _normalise_jvp(primals, tangents):
+    (_, sinks), (d_logits, d_sinks) = primals, tangents
+    weights, lse = _normalise(*primals)
+    d_lse = (weights * d_logits).sum(-1)
+    if sinks is not None:
+        d_lse += jnp.where(lse == -jnp.inf, 0, jnp.exp(sinks - lse)) * d_sinks
+    return (weights, lse), (weights * (d_logits - d_lse[..., None]), d_lse)
 
 
 def _sees_nonfinite(call: Call) -> jax.Array:

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from zoo.kernels.order import zero_after
+
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def normalise(
@@ -44,6 +46,7 @@ def _forward(x, scale, bias, centred, epsilon):
 def _backward(centred, epsilon, residuals, cotangent):
     x, mean, inverse, scale, bias = residuals
     g, x32 = cotangent.astype(jnp.float32), x.astype(jnp.float32)
+    inverse = inverse + zero_after(cotangent)  # else XLA makes `normal` in the forward pass, and keeps it
     normal = (x32 if mean is None else x32 - mean) * inverse
     rows = tuple(range(x.ndim - 1))
     d_scale = None if scale is None else (g * normal).sum(rows)

@@ -4,10 +4,11 @@ XLA's own gradient of a bfloat16 product multiplies a float32 cotangent by a bfl
 matrix units of every platform (measured on a CPU with AMX: 4 to 6 times slower). Here the cotangent is rounded to
 the operands' dtype first, as mixed-precision training does everywhere, and accumulation stays in float32.
 
-How a product is made is read from its kernel. An array is multiplied in the dtype of `x`; a dict of one stands for a
-kernel of 8 bits, by the name of what is in it: {"float8": array} is rounded to 8-bit floats, both ways, for training
+How a product is made is read from its kernel. An array is multiplied in the dtype of `x`; a dict of some stands for a
+kernel by the names of what is in it: {"float8": …} is rounded to 8-bit floats, both ways, for training
 (`zoo.kernels.float8`); {"int8": …, "scale": …} and {"w8a8": …, "scale": …} hold integers, for inference
-(`zoo.kernels.int8`). So parameters stay a nested dict of arrays, and the modules say nothing of it.
+(`zoo.kernels.int8`); {"layer": …, "stack": …, "index": …} is one of a stack of kernels (`layer_kernels`). So parameters
+stay a nested dict of arrays, and the modules say nothing of it.
 """
 
 import math
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from zoo.kernels import float8, int8
+from zoo.kernels.order import zero_after
 
 Kernel: TypeAlias = jax.Array | Mapping[str, jax.Array]
 
@@ -51,21 +53,33 @@ def accumulate(x: jax.Array, kernel: Kernel, *, num_contracted: int = 1) -> jax.
     if isinstance(kernel, Mapping):
         if "float8" in kernel:
             return float8.multiply(x, kernel["float8"], num_contracted)
-        return int8.multiply(x, kernel, num_contracted)
+        if "layer" not in kernel:
+            return int8.multiply(x, kernel, num_contracted)
+    layer, *origin = (kernel["layer"], kernel["stack"], kernel["index"]) if isinstance(kernel, Mapping) else (kernel,)
     # A product over one axis: before one over two, as the output projection's gradient is, XLA transposes the kernel.
-    outputs = kernel.shape[num_contracted:]
-    x = x.reshape(*x.shape[: x.ndim - num_contracted], math.prod(inputs))
-    kernel = kernel.reshape(math.prod(inputs), math.prod(outputs))
-    sums = _contract(x, kernel.astype(x.dtype)) if x.dtype == jnp.float32 else _low_precision(x, kernel)
+    outputs = layer.shape[num_contracted:]
+    sizes = math.prod(inputs), math.prod(outputs)
+    x = x.reshape(*x.shape[: x.ndim - num_contracted], sizes[0])
+    layer = layer.reshape(sizes)
+    sums = _multiply_layer(x, layer, origin[0].reshape(-1, *sizes), origin[1]) if origin else _multiply(x, layer)
     return sums.reshape(*x.shape[:-1], *outputs)
+
+
+def layer_kernels(stack: jax.Array) -> list[Kernel]:
+    """Each layer's kernel of `stack` [L, *I, *O], cut out for the forward pass and once more for the backward pass.
+
+    XLA for CPUs copies what it slices. Kept from one pass to the other, the copies are all weights once more.
+    """
+    return [{"layer": layer, "stack": stack, "index": jnp.int32(i)} for i, layer in enumerate(jnp.unstack(stack))]
 
 
 def input_sizes(kernel: Kernel, num_contracted: int = 1) -> tuple[int, ...]:
     """Sizes of the axes of a kernel that a product contracts."""
     if not isinstance(kernel, Mapping):
         return kernel.shape[:num_contracted]
-    if "float8" in kernel:
-        return kernel["float8"].shape[:num_contracted]
+    for form in ("float8", "layer"):
+        if form in kernel:
+            return kernel[form].shape[:num_contracted]
     values = kernel[int8.form_of(kernel)]
     return values.shape[values.ndim - num_contracted :]
 
@@ -91,6 +105,33 @@ def output_kernel(table: Kernel) -> Kernel:
 
 def _contract(x, kernel):
     return _dot(x, kernel, (x.ndim - 1,), (0,))
+
+
+def _multiply(x, kernel):
+    return _contract(x, kernel.astype(x.dtype)) if x.dtype == jnp.float32 else _low_precision(x, kernel)
+
+
+@jax.custom_vjp
+def _multiply_layer(x, layer, stack, index):
+    return _multiply(x, _cut(stack, index, x))
+
+
+def _cut(stack, index, x):
+    """The kernel, as a matrix, at an index of a stack: just before it meets `x`, whose last axis is of this kernel."""
+    return lax.dynamic_index_in_dim(stack, index + zero_after(x), keepdims=False)
+
+
+def _multiply_layer_fwd(x, layer, stack, index):
+    return _multiply_layer(x, layer, stack, index), (x, stack, index)
+
+
+def _multiply_layer_bwd(residuals, cotangent):
+    x, stack, index = residuals
+    _, pull = jax.vjp(_multiply, x, _cut(stack, index, cotangent))
+    return *pull(cotangent), None, None  # the gradient goes to the layer, not to what it was cut out of
+
+
+_multiply_layer.defvjp(_multiply_layer_fwd, _multiply_layer_bwd)
 
 
 def _dot(lhs, rhs, lhs_axes, rhs_axes):
