@@ -19,6 +19,12 @@ KNOWN = {"zoo": "#0072b2", "zoo, int8": "#009e73", "zoo, w8a8": "#56b4e9", "torc
 ROW_HEIGHT = 0.34
 
 
+def described(environment: dict[str, str]) -> str:
+    """The device; of a CPU the processor too, where the results know it."""
+    device, processor = environment["device"], environment.get("processor")
+    return f"{device} ({processor})" if environment["platform"] == "cpu" and processor else device
+
+
 def draw(path: Path) -> list[Path]:
     """Draw the plot of a results file beside it; returns its path, or none where nothing was compared."""
     content = json.loads(path.read_text())
@@ -39,7 +45,7 @@ def draw(path: Path) -> list[Path]:
                   markerfacecolor="white" if peer else colour)  # fmt: skip
     axes.axvline(1, color="black", linewidth=1)
     axes.set(xscale="log", xlabel="time as a multiple of torch eager's: left of the line is faster",
-             title=f"Whole models on {content['environment']['device']}")  # fmt: skip
+             title=f"Whole models on {described(content['environment'])}")  # fmt: skip
     axes.set_yticks(range(len(cells)), list(cells))
     axes.invert_yaxis()
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))

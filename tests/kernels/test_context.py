@@ -167,7 +167,7 @@ def temporaries(num, context):
 
 
 def test_memory_of_the_ring_is_one_devices_share():
-    assert temporaries(8, "ring") < 1.1 * temporaries(2, "ring")
+    assert temporaries(8, "ring") < 1.1 * temporaries(4, "ring")
     assert temporaries(8, "gather") > 2 * temporaries(2, "gather")
 
 
