@@ -117,7 +117,7 @@ def _multiply_layer(x, layer, stack, index):
 
 
 def _cut(stack, index, x):
-    """The kernel, as a matrix, at an index of a stack: just before it meets `x`, whose last axis is of this kernel."""
+    """The matrix at an index of `stack` [L, I, O], copied out of it no sooner than `x` is there."""
     return lax.dynamic_index_in_dim(stack, index + zero_after(x), keepdims=False)
 
 
