@@ -167,7 +167,8 @@ def temporaries(num, context):
 
 
 def test_memory_of_the_ring_is_one_devices_share():
-    assert temporaries(8, "ring") < 1.1 * temporaries(4, "ring")
+    # From four on, as two need a tenth less.
+    assert temporaries(8, "ring") < 1.05 * temporaries(4, "ring")
     assert temporaries(8, "gather") > 2 * temporaries(2, "gather")
 
 

@@ -35,30 +35,31 @@ PROGRAMS = {"norm": (norm, normed, 2048, 32), "product": (product, multiplied, 1
 
 
 @pytest.fixture
-def fresh_programs():
-    jax.clear_caches()
+def forgotten_programs():
+    """What a test has compiled is not found by those after it."""
     yield
     jax.clear_caches()
 
 
+# `zero_after` is 0 elsewhere: there is no difference to be seen.
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="other backends order their programs by themselves")
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_memory_of_a_backward_pass(name, monkeypatch, fresh_programs):
+def test_memory_of_a_backward_pass(name, monkeypatch, forgotten_programs):
     module, program, rows, width = PROGRAMS[name]
     rng = np.random.default_rng(0)
     x, kernels = (
         jnp.asarray(rng.normal(0, 0.1, size), jnp.float32) for size in ((rows, width), (LAYERS, width, width))
     )
 
-    def compiled():
+    def gradient():
         jax.clear_caches()
-        gradient = jax.jit(jax.grad(lambda x, kernels: jnp.square(program(x, kernels)).sum()))
-        compiled = gradient.lower(x, kernels).compile()
+        program_of = jax.jit(jax.grad(lambda x, kernels: jnp.square(program(x, kernels)).sum()))
+        compiled = program_of.lower(x, kernels).compile()
         return compiled(x, kernels), compiled.memory_analysis().temp_size_in_bytes
 
-    found, size = compiled()
+    found, size = gradient()
     monkeypatch.setattr(module, "zero_after", lambda x: 0)
-    expected, size_when_kept = compiled()
+    expected, size_when_kept = gradient()
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     one = {"norm": x.nbytes, "product": kernels[0].nbytes, "attention": 3 * x.nbytes}[name]
     assert size < size_when_kept - 0.7 * LAYERS * one, (size, size_when_kept, one)
