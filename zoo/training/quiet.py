@@ -13,7 +13,7 @@ import sys
 def quiet_orbax() -> None:
     """Install the filters; more than once changes nothing."""
     logging.getLogger("absl").addFilter(_is_not_orbax)
-    logging.getLogger("asyncio").addFilter(_is_not_of_orbax_task)
+    logging.getLogger("asyncio").addFilter(_is_not_forgotten_by_orbax)
     if getattr(sys.unraisablehook, "__name__", "") != _skip_closed_loops.__name__:
         _previous_hooks.append(sys.unraisablehook)
         sys.unraisablehook = _skip_closed_loops
@@ -27,9 +27,10 @@ def _is_not_orbax(record: logging.LogRecord) -> bool:
     return _ORBAX not in record.pathname
 
 
-def _is_not_of_orbax_task(record: logging.LogRecord) -> bool:
-    message = record.getMessage()
-    return not (message.startswith("Task exception was never retrieved") and _ORBAX in message)
+def _is_not_forgotten_by_orbax(record: logging.LogRecord) -> bool:
+    """A task names the function it ran, a gathered future nothing: there the error or its traceback does."""
+    forgotten = "exception was never retrieved" in record.getMessage()
+    return not (forgotten and "orbax" in logging.Formatter().format(record))
 
 
 def _skip_closed_loops(unraisable) -> None:
