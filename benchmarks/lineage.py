@@ -31,7 +31,7 @@ from benchmarks.lineage_speed import measure_length
 from benchmarks.lineage_systems import DEFAULT, TITLES, System, Widths, make_system
 from benchmarks.lineage_training import Budget, learn, score_written
 from benchmarks.options import RESULTS, Parser, positive
-from benchmarks.report import environment, file_stem, write_json
+from benchmarks.report import environment, file_stem, read_earlier, write_json
 from benchmarks.timing import clock
 from zoo.data import DataConfig, open_dataset
 from zoo.tasks.pair_baselines import write_baseline
@@ -274,7 +274,7 @@ class Record:
     def __init__(self, path: Path, settings: dict[str, Any], problems: dict[str, Problem], *, resume: bool):
         self.path, self.settings = path, settings
         self.problems = {part: describe(problem) for part, problem in problems.items()}
-        old = json.loads(path.read_text()) if resume and path.exists() else {}
+        old = read_earlier(path, resume)
         if old and (old["settings"], old["problems"]) != (self.settings, self.problems):
             raise ValueError(f"{path} is of another run, with other settings or data: leave --resume out to start anew")
         self.results: list[dict[str, Any]] = old.get("results", [])

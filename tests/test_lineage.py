@@ -230,6 +230,14 @@ def test_a_finished_run_is_not_done_again(whole):
     assert lineage.main([*run["argv"], "--resume"], dataclasses.replace(SETTINGS, tokens=32)) == 2
 
 
+def test_a_run_of_another_processor_is_not_gone_on_with(tmp_path):
+    path = tmp_path / "lineage.json"
+    path.write_text(json.dumps({"environment": {"processor": "Another"}, "settings": {}, "problems": {}}))
+    with pytest.raises(SystemExit, match=r"another processor \(Another; this is .+\)"):
+        lineage.Record(path, {}, {}, resume=True)
+    assert lineage.Record(path, {}, {}, resume=False).done == []
+
+
 def test_what_fails_is_noted_and_the_rest_goes_on(tmp_path):
     def fail():
         raise RuntimeError("no room")
