@@ -60,14 +60,14 @@ def _attend(inputs, rest: Call, grid: Grid):
 def _forward(inputs, rest: Call, grid: Grid):
     problem = Problem(inputs, rest, grid)
     blocks = problem.split_queries(problem.prescale(problem.call.q)), *problem.guarded_keys_values()
-    out, lse = problem.each_head(functools.partial(_forward_head, problem), blocks)
+    (out, lse), _ = problem.each_head(functools.partial(_forward_head, problem), blocks)
     out = problem.join_queries(out).astype(problem.call.v.dtype)
     lse = problem.join_queries(lse).astype(jnp.float32)
     return (out, lse), (inputs, rest, out, lse)
 
 
-def _forward_head(problem: "Problem", head, blocks):
-    """One key head and its group of query heads: blocks of q, k, v -> blocks of output and log-sum-exp."""
+def _forward_head(problem: "Problem", head, blocks, carry):
+    """One key head and its group of query heads: blocks of q, k, v -> blocks of output and log-sum-exp; no carry."""
     q, k, v = blocks
     grid = problem.grid
 
@@ -92,7 +92,7 @@ def _forward_head(problem: "Problem", head, blocks):
         carry = rows + LOWEST, rows, jnp.zeros((grid.block_q, v.shape[-1]), problem.accumulator)
         return _normalise(problem, at, *problem.by_query.fold(at.batch, at.query, visit, carry))
 
-    return lax.map(attend_row, (q, *_product_of_ranges(problem.group, grid.num_query_blocks)))
+    return lax.map(attend_row, (q, *_product_of_ranges(problem.group, grid.num_query_blocks))), carry
 
 
 def _normalise(problem: "Problem", at: At, largest, total, acc):
@@ -121,7 +121,7 @@ def _backward(grid: Grid, residuals, cotangents):
         problem.split_keys(v),
     )
     zeros = None if problem.bias is None else problem.bias.zeros()
-    (dq, dk, dv), dbias = problem.each_head(functools.partial(_backward_head, problem), blocks, carry=(zeros,))
+    (dq, dk, dv), dbias = problem.each_head(functools.partial(_backward_head, problem), blocks, zeros)
     dq = problem.join_queries(dq) * problem.call.scale
     dk, dv = problem.join_keys(dk) * problem.logit_scale, problem.join_keys(dv)
     gradients = (dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype))
@@ -217,17 +217,13 @@ class Problem:
         bias = None if self.bias is None else self.bias(at, transposed)
         return block.logits(products, self.logit_scale, bias, self.call.softcap, self.mask(at, transposed))
 
-    def each_head(self, function, blocks, carry=()):
-        """Map `function(head, blocks, *carry)` over the B * K key heads; with a carry, fold it through them."""
+    def each_head(self, function, blocks, carry=None):
+        """`function(head, blocks, carry) -> results, carry` of the B * K key heads; a carry needs them in sequence."""
         batch, _, _, _, num_kv_heads = self.call.sizes
         heads = _product_of_ranges(batch, num_kv_heads)
         if self.sequential:
-            if not carry:
-                return lax.map(lambda x: function(*x), (heads, blocks))
-            step = lambda carry, x: function(*x, carry)[::-1]  # noqa: E731
-            carry, results = lax.scan(step, *carry, (heads, blocks))
-            return results, carry
-        return jax.vmap(lambda head, blocks: function(head, blocks, *carry))(heads, blocks)
+            return _scan(function, (heads, blocks), carry)
+        return jax.vmap(lambda head, blocks: function(head, blocks, carry))(heads, blocks)
 
     def split_queries(self, x: jax.Array) -> jax.Array:
         """[B, T, N, …] -> [B * K, N / K * I, block_q, …]."""
@@ -262,6 +258,22 @@ class Problem:
         batch, _, num_keys, _, num_kv_heads = self.call.sizes
         x = x.reshape(batch, num_kv_heads, self.grid.num_keys, *x.shape[3:])
         return jnp.moveaxis(x[:, :, :num_keys], 1, 2)
+
+
+def _scan(function, inputs, carry):
+    """`function(*x, carry) -> results, carry` of each x in turn, as `lax.scan` would, but for when room is made."""
+    num = len(jax.tree.leaves(inputs)[0])
+    pick = lambda i: jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, keepdims=False), inputs)  # noqa: E731
+
+    def step(i, state):
+        results, carry = state
+        found, carry = function(*pick(i), carry)
+        return jax.tree.map(lambda room, x: lax.dynamic_update_index_in_dim(room, x, i, 0), results, found), carry
+
+    later = zero_after(jax.tree.leaves(inputs)[-1])  # else that of all layers' backward passes is made at the start
+    shapes, _ = jax.eval_shape(lambda: function(*pick(0), carry))
+    room = jax.tree.map(lambda x: jnp.full((num, *x.shape), later, x.dtype), shapes)
+    return lax.fori_loop(0, num, step, (room, carry))
 
 
 def _product_of_ranges(a: int, b: int) -> tuple[jax.Array, jax.Array]:
