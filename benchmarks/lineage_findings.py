@@ -12,6 +12,7 @@ import numpy as np
 
 from benchmarks.lineage_plots import SCORES, rows_of
 from benchmarks.lineage_systems import TITLES
+from benchmarks.pages import show
 
 POINTS, SHARE = 2.0, 0.05
 """Scores less than so many points apart, and rates and sizes within such a share, count as level."""
@@ -59,11 +60,6 @@ def summarise(comparisons: Iterable[Comparison]) -> Iterator[str]:
         places = list(dict.fromkeys(one.place for one in found))
         names = " and ".join(TITLES[name] for name in best)
         yield f"**{names}**: {topic} {', '.join(places)} ({unit}). At {places[-1]}: {found[-1]}."
-
-
-def show(value: float) -> str:
-    """Three digits, thousands with commas."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def compare(content: dict) -> Iterator[Comparison]:

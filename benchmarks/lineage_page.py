@@ -5,14 +5,15 @@ python benchmarks/lineage_page.py benchmarks/results/lineage-<device>.json     w
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.lineage_findings import POINTS, SHARE, compare, fading, order, show, summarise
+from benchmarks.lineage_findings import POINTS, SHARE, compare, fading, order, summarise
 from benchmarks.lineage_plots import SCORES, draw, rows_of
 from benchmarks.lineage_systems import ABOUT, TITLES
+from benchmarks.pages import bullets, show, table
 
 FIGURES = {
     "length": "Quality against source length. Right of the dashed line rows are longer than any that was learnt from.",
@@ -54,7 +55,7 @@ def sections(content: dict, figures: dict[str, str]) -> Iterator[str]:
         f"    {environment['command']}"
     )
     yield from _problems(content)
-    yield _bullets(f"**{TITLES[name]}**: {ABOUT[name]}" for name in TITLES if name in settings["systems"])
+    yield bullets(f"**{TITLES[name]}**: {ABOUT[name]}" for name in TITLES if name in settings["systems"])
     yield table(*overview(content))
     yield from _verdicts(content)
     for name, text in FIGURES.items():
@@ -64,7 +65,7 @@ def sections(content: dict, figures: dict[str, str]) -> Iterator[str]:
         if extra:
             yield extra
     if content["failures"]:
-        yield "## What failed\n\n" + _bullets(f"{key}: {reason}" for key, reason in content["failures"].items())
+        yield "## What failed\n\n" + bullets(f"{key}: {reason}" for key, reason in content["failures"].items())
     yield f"Settings: `{json.dumps(settings)}`"
 
 
@@ -83,14 +84,14 @@ def _verdicts(content: dict) -> Iterator[str]:
     for verdict, heading in (("older", "Where the older systems win"), ("level", "Where they are level"),
                              ("newest", "Where the newest wins")):  # fmt: skip
         chosen = list(summarise(comparison for comparison in found if comparison.verdict == verdict))
-        yield f"## {heading}\n\n" + (_bullets(chosen) if chosen else "Nowhere in this run.")
+        yield f"## {heading}\n\n" + (bullets(chosen) if chosen else "Nowhere in this run.")
     yield (
         f"Level is what lies within {POINTS:.0f} points of a score, or {SHARE:.0%} of a time, a rate or a size. Every "
         "sentence here follows from the figures of this run."
     )
     lines = list(order(content))
     if lines:
-        yield "## Does each step help at lengths beyond those trained on?\n\n" + _bullets(lines)
+        yield "## Does each step help at lengths beyond those trained on?\n\n" + bullets(lines)
 
 
 def _beside(content: dict, figure: str) -> str:
@@ -101,7 +102,7 @@ def _beside(content: dict, figure: str) -> str:
         case "recall":
             return _tests(content, "recall")
         case "gradients":
-            return _bullets(fading(content))
+            return bullets(fading(content))
         case "speed":
             rows = rows_of(content, "speed")
             lines = [[str(row["length"]), str(row["batch"]), TITLES[row["system"]],
@@ -153,16 +154,6 @@ def overview(content: dict) -> tuple[list[str], list[list[str]]]:
     return ["", *(TITLES[name] for name in systems)], [
         [label, *(values.get(name, "–") for name in systems)] for label, values in columns.items()
     ]
-
-
-def table(head: list[str], lines: list[list[str]]) -> str:
-    """A Markdown table."""
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def _bullets(lines: Iterable[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,7 @@
-"""The plot of models.py: time of each contender in each cell as a multiple of torch eager's.
-
-python benchmarks/model_plots.py benchmarks/results/models-<device>.json     draws it anew
-"""
+"""The plot of models.py: time of each contender in each cell as a multiple of torch eager's."""
 
 import json
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
@@ -56,8 +50,3 @@ def draw(path: Path) -> list[Path]:
     written = path.with_suffix(".png")
     figure.savefig(written, dpi=110)
     return [written]
-
-
-if __name__ == "__main__":
-    for drawn in draw(Path(sys.argv[1])):
-        print(f"wrote {drawn}")

@@ -8,8 +8,9 @@
 On CPUs each contender lives in a process of its own, with an empty compilation cache. Within a cell they run in turn,
 in an order drawn anew each round, after their outputs were compared with those of torch in float32; one that is wrong
 is named and left out. Each turn begins with a call that is not timed, but in decoding. With --warm each has its process
-on any device, and is started once more, to find everything compiled. Results go to models-<device>.json and .png. Needs
-jax, flax, optax, jaxtyping and matplotlib; torch and transformers join them.
+on any device, and is started once more, to find everything compiled. Results go to models-<device>.json; at the end
+models-<device>.md shows them, with a plot. Needs jax, flax, optax, jaxtyping and matplotlib; torch and transformers
+join them.
 """
 
 import argparse
@@ -27,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 # Else JAX takes most of a GPU's memory at once, and torch beside it finds none.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
-from benchmarks import model_peers, model_plots, model_report, model_workers, timing
+from benchmarks import model_page, model_peers, model_report, model_workers, timing
 from benchmarks.contenders import Refused
 from benchmarks.model_cells import CACHE, DECODE, DTYPES, MODELS, SUITES, WORKS, Cell
 from benchmarks.model_problems import Problem
@@ -40,7 +41,7 @@ BUDGETS = {"default": 20.0, "quick": 8.0, "gpu": 6.0, "small": 0.3}
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the cells, print a table a cell, write JSON and a plot."""
+    """Run the cells, print a table a cell, write JSON, a page and its plot."""
     options = parse(argv)
     folder = Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
         run_cell(cell, options, record)
     record.write(finished=True)
     print(f"wrote {record.path}: {len(record.results)} rows in {clock(time.perf_counter() - start)}")
-    for path in model_plots.draw(record.path):
+    for path in model_page.write_page(record.path):
         print(f"wrote {path}")
 
 

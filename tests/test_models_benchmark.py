@@ -17,10 +17,11 @@ from bare import bare_python
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import model_report
+from benchmarks import model_page, model_report
 from benchmarks.model_cells import CACHE, DECODE, FORWARD, SUITES, TRAINING, Cell
 from benchmarks.model_problems import Problem
 from benchmarks.model_workers import Failed, Worker
+from benchmarks.pages import show
 
 ROOT = Path(__file__).parents[1]
 HAS_PEERS = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
@@ -42,7 +43,7 @@ def run(tmp_path_factory) -> dict:
     assert done.returncode == 0, done.stderr[-3000:]
     (path,) = folder.glob("models-*.json")
     assert path.with_suffix(".png").exists() == HAS_PEERS
-    return json.loads(path.read_text())
+    return json.loads(path.read_text()) | {"page": path.with_suffix(".md").read_text()}
 
 
 def test_every_work_is_measured_and_right(run):
@@ -57,6 +58,16 @@ def test_every_work_is_measured_and_right(run):
         assert 0 < share < 2, row
     missing = [entry for entry in run["skipped"] if "is not installed" in entry["reason"]]
     assert bool(missing) != HAS_PEERS
+
+
+def test_the_page_shows_all_that_was_measured(run):
+    for heading in model_page.HEADINGS.values():
+        assert f"## {heading}" in run["page"]
+    lines = [line.split(" | ") for line in run["page"].splitlines() if line.startswith("| ")]
+    shown = [(line[1], line[3].partition(" ")[0]) for line in lines if "(" in line[3] and line[2] != "ratio"]
+    assert sorted(shown) == sorted((row["name"], show(row["milliseconds"])) for row in run["results"])
+    for row in run["skipped"]:
+        assert row["reason"] in run["page"].partition("## What was left out")[2]
 
 
 def test_peers_have_the_same_weights(run):
