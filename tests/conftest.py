@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Hundreds of processes are started: each would compile all modules that it imports, which takes longer than to start.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Scripts keep what they compile where a user's caches are.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="zoo-caches-")
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"

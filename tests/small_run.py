@@ -33,7 +33,7 @@ def write_text(path: Path) -> Path:
 
 def environment(cache: Path) -> dict[str, str]:
     """One device, as a user has, and one compilation, of programs and of modules, for all processes."""
-    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"} | {
+    return os.environ | {
         "XLA_FLAGS": "",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
         "JAX_COMPILATION_CACHE_DIR": str(cache / "programs"),
