@@ -3,6 +3,7 @@
 python benchmarks/model_page.py benchmarks/results/models-<device>.json     writes it anew, and draws the plot
 """
 
+import dataclasses
 import json
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks import model_plots
-from benchmarks.model_cells import CACHE, DECODE, FORWARD, TRAINING
+from benchmarks.model_cells import CACHE, DECODE, FORWARD, TRAINING, Cell
 from benchmarks.pages import bullets, show, table
 from benchmarks.plots import grouped
 
@@ -45,10 +46,11 @@ def sections(content: dict[str, Any], plots: list[str]) -> Iterator[str]:
     yield from (f"![Time of each contender in each cell]({name})" for name in plots)
     by_work = grouped(content["results"], lambda row: row["work"])
     yield from (f"## {heading}\n\n{_table(by_work[work])}" for work, heading in HEADINGS.items() if work in by_work)
-    skipped = [f"{row['model']} {row['work']} {row['dtype']} {row['batch']}x{row['length']}, {row['name']}: "
-               f"{row['reason']}" for row in content["skipped"]]  # fmt: skip
-    if skipped:
-        yield "## What was left out\n\n" + bullets(skipped)
+    if content["skipped"]:
+        names = [field.name for field in dataclasses.fields(Cell)]
+        cells = [Cell(**{name: row[name] for name in names}) for row in content["skipped"]]
+        lines = (f"{cell}, {row['name']}: {row['reason']}" for cell, row in zip(cells, content["skipped"], strict=True))
+        yield "## What was left out\n\n" + bullets(lines)
     yield "## What the columns say\n\n" + bullets(f"`{name}`: {text}" for name, text in content["formulas"].items())
 
 

@@ -263,7 +263,9 @@ class Problem:
 def _scan(function, inputs, carry):
     """`function(*x, carry) -> results, carry` of each x in turn, as `lax.scan` would, but for when room is made."""
     num = len(jax.tree.leaves(inputs)[0])
-    pick = lambda i: jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, keepdims=False), inputs)  # noqa: E731
+
+    def pick(i):
+        return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, keepdims=False), inputs)
 
     def step(i, state):
         results, carry = state
