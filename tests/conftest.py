@@ -1,7 +1,12 @@
-"""Eight fake CPU devices for every test, programs compiled in haste, JAX's strict modes; set before JAX is imported.
+"""Eight fake CPU devices for every test, programs compiled in haste and once, JAX's strict modes.
+
+All of it is set before JAX is imported.
 
 A test compiles much and computes little, so its time goes into XLA's optimisations: without them it takes a third.
 tests/test_scripts.py runs the scripts in processes of their own, with XLA as a user has it.
+
+What is compiled is kept in `.pytest_cache/zoo`, for all workers, all processes that tests start, and the next run.
+ZOO_TEST_CACHE names another folder; ZOO_TEST_CACHE=off keeps nothing after the run.
 """
 
 import gc
@@ -13,11 +18,23 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[1]
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Hundreds of processes are started: each would compile all modules that it imports, which takes longer than to start.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# The first process of a run makes the folder; workers and what tests start inherit its name.
+if "ZOO_TEST_TEMPORARY" not in os.environ:
+    os.environ["ZOO_TEST_TEMPORARY"] = tempfile.mkdtemp(prefix="zoo-tests-")
+TEMPORARY = os.environ["ZOO_TEST_TEMPORARY"]
+if os.environ.setdefault("ZOO_TEST_CACHE", str(ROOT / ".pytest_cache" / "zoo")) == "off":
+    os.environ["ZOO_TEST_CACHE"] = f"{TEMPORARY}/kept"
+CACHE = Path(os.environ["ZOO_TEST_CACHE"])
 # Scripts keep what they compile where a user's caches are.
-os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="zoo-caches-")
+os.environ["XDG_CACHE_HOME"] = f"{TEMPORARY}/user"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE / "programs")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["XLA_FLAGS"] = " ".join(
     [
@@ -29,7 +46,7 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 )
 
-import jax
+import jax  # noqa: E402
 
 # Compiled programs stay alive: collecting among them again and again took a twentieth of the time.
 gc.set_threshold(50_000, 20, 20)
@@ -40,11 +57,39 @@ jax.config.update("jax_numpy_dtype_promotion", "standard")
 MOST_MAPS = 20_000
 
 
-@pytest.fixture(scope="session", autouse=True)
-def caches():
-    """Remove them at the end."""
-    yield
-    shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+MOST_BYTES = 2_000_000_000
+"""Of programs that are kept from run to run."""
+
+
+def pytest_sessionstart(session):
+    """Forget the oldest programs, where there are too many."""
+    if hasattr(session.config, "workerinput"):
+        return
+    files = [(path.stat(), path) for path in (CACHE / "programs").glob("*")] if CACHE.exists() else []
+    excess = sum(stat.st_size for stat, _ in files) - MOST_BYTES
+    for stat, path in sorted(files, key=lambda file: file[0].st_mtime):
+        if excess <= 0:
+            break
+        path.unlink(missing_ok=True)
+        excess -= stat.st_size
+
+
+def pytest_sessionfinish(session):
+    if not hasattr(session.config, "workerinput"):
+        shutil.rmtree(TEMPORARY, ignore_errors=True)
+
+
+SPLIT = ("tests/parity/test_recorded.py", "tests/parity/test_live.py", "tests/parity/test_hidden_states.py")
+"""Files whose tests share nothing: any worker may take any of them, when it has nothing else to do."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Keep the tests of a file on one worker, which makes what they share once (`--dist loadgroup`)."""
+    for item in items:
+        file = item.nodeid.partition("::")[0]
+        if file not in SPLIT and item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(file))
 
 
 @pytest.fixture(scope="module", autouse=True)

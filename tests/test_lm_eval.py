@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 lm_eval = pytest.importorskip("lm_eval")
+pytestmark = pytest.mark.peers
 pytestmark = pytest.mark.filterwarnings("default")
 
 from checkpoints import write_checkpoint

@@ -585,7 +585,14 @@ def export_params(
             for position, (name, shape) in enumerate(zip(item.names, _their_shapes(item, shapes), strict=True)):
 
                 def make(item=item, position=position) -> np.ndarray:
-                    own = [np.asarray(jax.device_get(leaves[path][item.index])) for path in item.rule.ours]
+                    own = [_on_host(leaves[path], item.index) for path in item.rule.ours]
                     return np.ascontiguousarray(item.rule.transform.to_theirs(own)[position])
 
                 yield name, shape, dtype, make
+
+
+def _on_host(leaf: Any, index: tuple[int, ...]) -> np.ndarray:
+    """Bring a slice of a parameter to the host; what lies there already is viewed, for a slice by JAX is compiled."""
+    if isinstance(leaf, jax.Array) and [device.platform for device in leaf.devices()] == ["cpu"]:
+        leaf = np.asarray(leaf)
+    return np.asarray(jax.device_get(leaf[index]))

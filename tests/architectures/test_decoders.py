@@ -144,6 +144,7 @@ def test_quantised_weights_are_refused(make, method):
         zoo.load(make("llama-causal_lm", {"quantization_config": {"quant_method": method, "bits": 4}}))
 
 
+@pytest.mark.peers
 def test_gpt_oss_in_mxfp4(make, tmp_path):
     rng = np.random.default_rng(0)
 
@@ -196,22 +197,34 @@ def test_gemma_3_that_sees_is_loaded_without_its_eyes(make, tmp_path, old, visio
     assert zoo.load(zoo.save(bundle, tmp_path / "saved")).config == text.config
 
 
+LONG = {"max_new_tokens": 10, "eos_token_id": None}
+
+
+def make_long(length: int) -> np.ndarray:
+    """Prompts from whose continuation on LongRoPE takes other factors."""
+    return np.random.default_rng(0).integers(5, 67, (2, length)).astype(np.int32)
+
+
 @pytest.mark.parametrize("length", [25, 30, 31])
 def test_longrope_reads_all_again_where_it_changes_its_factors(length, make):
-    folder = make("phi3-causal_lm")
-    bundle = zoo.load(folder)
-    ids = np.random.default_rng(0).integers(5, 67, (2, length)).astype(np.int32)
+    bundle, ids = zoo.load(make("phi3-causal_lm")), make_long(length)
     with jax.default_matmul_precision("highest"):
         whole = ids
         for _ in range(10):
             whole = np.concatenate([whole, np.asarray(bundle(input_ids=whole).logits[:, -1:].argmax(-1))], 1)
-        options = {"max_new_tokens": 10, "eos_token_id": None}
-        greedy = np.asarray(bundle.generate(ids, **options).sequences)
+        greedy = np.asarray(bundle.generate(ids, **LONG).sequences)
         assert np.array_equal(greedy, whole)
-        assert np.array_equal(np.stack(list(bundle.stream(ids, **options)), 1), greedy[:, length:])
-        beams = np.asarray(bundle.generate(ids, **options, num_beams=3).sequences)
+        assert np.array_equal(np.stack(list(bundle.stream(ids, **LONG)), 1), greedy[:, length:])
 
+
+@pytest.mark.peers
+@pytest.mark.parametrize("length", [25, 30, 31])
+def test_longrope_writes_what_the_reference_does(length, make):
     transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+    folder, ids = make("phi3-causal_lm"), make_long(length)
+    bundle = zoo.load(folder)
+    with jax.default_matmul_precision("highest"):
+        greedy, beams = (np.asarray(bundle.generate(ids, **LONG, num_beams=beams).sequences) for beams in (1, 3))
     model = transformers.Phi3ForCausalLM.from_pretrained(folder, attn_implementation="eager")
     model.generation_config.eos_token_id = None
     for wanted, num_beams in ((greedy, 1), (beams, 3)):

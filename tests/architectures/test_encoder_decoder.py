@@ -37,6 +37,7 @@ PAIRS = {
 }
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("pair", PAIRS)
 def test_pairs_equal_the_reference(pair, tmp_path):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")

@@ -53,6 +53,7 @@ def translate(fields: dict):
     return rotary_from_hf(Fields(fields, "config.json"), HEAD_SIZE, max_length=MAX_LENGTH)
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("length", [32, 128, 512])
 def test_frequencies_are_the_references(name, length):

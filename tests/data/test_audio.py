@@ -12,6 +12,7 @@ def tone(hertz: float, seconds: float) -> np.ndarray:
     return (0.3 * np.sin(2 * np.pi * hertz * np.arange(int(16_000 * seconds)) / 16_000)).astype(np.float32)
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("num_mels", [80, 128])
 def test_equals_the_reference(num_mels):
     pytest.importorskip("torch")

@@ -35,6 +35,8 @@ def measure(model, head: str, inputs: dict, folder: Path) -> dict[str, np.ndarra
     """The counterpart of `small.measure`."""
     found = {}
     for name, batch in inputs.items():
+        if name == "prompt":
+            continue
         with torch.no_grad():
             output = model(**tensors(batch))
         for key in small.OUTPUTS:
@@ -42,12 +44,9 @@ def measure(model, head: str, inputs: dict, folder: Path) -> dict[str, np.ndarra
             if value is not None:
                 found[f"{name}/{key}"] = value.numpy()
     found |= {f"gradient/{name}": value for name, value in gradients(model, head, inputs["plain"], folder).items()}
-    if head in small.GENERATING:
-        batch = {name: value for name, value in inputs["padded"].items() if not name.startswith("decoder_")}
-        if not model.config.is_encoder_decoder:
-            batch = {name: np.ascontiguousarray(value[:, ::-1]) for name, value in batch.items()}
+    if "prompt" in inputs:
         for name, options in small.GENERATION.items():
-            sequences = model.generate(**tensors(batch), **options, do_sample=False)
+            sequences = model.generate(**tensors(inputs["prompt"]), **options, do_sample=False)
             # The reference's own loop for speech leaves the start token out.
             bare = model.config.model_type == "whisper"
             start = torch.full_like(sequences[:, :1], model.config.decoder_start_token_id) if bare else sequences[:, :0]

@@ -8,13 +8,14 @@ import functools
 import json
 import re
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoo.architectures import Fields, find_architecture, list_architectures
+from zoo.architectures import FAMILIES, Fields, find_architecture, list_architectures
 from zoo.formats.safetensors import SafetensorsFile, write_file
 from zoo.weights import export_params
 
@@ -22,6 +23,26 @@ RECORDED = Path(__file__).parent / "recorded"
 CASES = [(name, head) for name in list_architectures() for head in find_architecture(name).classes]
 """Every architecture with every head."""
 GENERATING = ("causal_lm", "seq2seq_lm")
+BUSIEST = (*GENERATING, "masked_lm", "image_classification", "audio_classification", "embedding", "base", "encoder")
+"""Heads, the one that has most to do first."""
+
+
+def busiest_head(model_type: str) -> str:
+    """Choose the head of a model type that has most to do."""
+    classes = find_architecture(model_type).classes
+    return next(head for head in BUSIEST if head in classes)
+
+
+def first_of_each_family(cases: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Choose a case of each file in `zoo.architectures`."""
+    return list({FAMILIES[model_type]: (model_type, head) for model_type, head in reversed(list(cases))}.values())
+
+
+DEFAULT = sorted(
+    {(name, head) for name, head in CASES if head in ("base", busiest_head(name))}
+    | set({head: (name, head) for name, head in reversed(CASES)}.values())
+)
+"""Cases of the default tier: the base model and the busiest head of each model type, and every head once."""
 
 
 def config_fields(model_type: str, head: str) -> dict:
@@ -90,38 +111,52 @@ def unread(architecture, names) -> set[str]:
 
 
 def make_inputs(bundle) -> dict[str, dict[str, np.ndarray]]:
-    """Batches by name: plain, padded on the right, and long: past every window and bucket of the small models."""
-    config = bundle.config
+    """Make batches by name.
+
+    `plain` has no masks. `padded` has rows of several lengths, the longest past every window and bucket of the small
+    models. `shifted` is `padded` where zoo makes the decoder's inputs. `prompt` is what is generated from.
+    """
+    config, head = bundle.config, bundle.origin.head
     if hasattr(config, "text"):
         text, image = make_text(config.text, 2, 9), make_pixels(config.image)
-        return {"plain": text | image, "padded": pad(text) | image}
+        return {"plain": text | image, "padded": pad(text, (9, 4)) | image}
     encoder_decoder = config.encoder is not None and config.decoder is not None
-    batches = {}
-    for name, length in (("plain", 11), ("padded", 14), ("long", 37)):
-        if config.embedding.patches is not None:
-            batch = make_pixels(config)
-        elif getattr(config.embedding, "audio", None) is not None:
-            batch = make_features(config)
-        else:
-            batch = make_text(config, 2, length)
-            batch = pad(batch) if name == "padded" else batch
-        if encoder_decoder and bundle.origin.head == "sequence_classification":
-            # Pooled at the end token of what the decoder reads, which is made from `input_ids`.
-            batch["input_ids"][:, -6] = bundle.origin.fields["eos_token_id"]
-        elif encoder_decoder:
-            target = make_ids(config.target_vocab_size, 2, length - 3, seed=1)
-            batch["decoder_input_ids"] = target
-            if name == "padded":
-                batch["decoder_attention_mask"] = np.ones_like(target)
-                batch["decoder_attention_mask"][1, -4:] = 0
-        batches[name] = batch
-    origin = bundle.origin
-    makes_decoder_inputs = origin.head in origin.architecture.decoder_inputs
-    if makes_decoder_inputs and "decoder_input_ids" in batch and origin.architecture.model_type not in UNSHIFTED:
-        batches["shifted"] = pad(make_text(config, 2, 12))
     if config.embedding.vocab_size is None and not encoder_decoder:
-        return {"plain": batches["plain"]}
+        return {"plain": make_source(bundle, (11, 11))}
+    batches = {"plain": make_source(bundle, (11, 11)), "padded": make_source(bundle, LENGTHS)}
+    if encoder_decoder and head != "sequence_classification":
+        if head in bundle.origin.architecture.decoder_inputs and bundle.origin.architecture.model_type not in UNSHIFTED:
+            batches["shifted"] = batches["padded"]
+        vocab_size = config.target_vocab_size
+        batches["plain"] = batches["plain"] | {"decoder_input_ids": make_ids(vocab_size, 2, 8, seed=1)}
+        target = make_ids(vocab_size, len(LENGTHS), LENGTHS[0], seed=1)
+        mask = (np.arange(LENGTHS[0]) < np.array(TARGET_LENGTHS)[:, None]).astype(np.int32)
+        batches["padded"] = batches["padded"] | {"decoder_input_ids": target, "decoder_attention_mask": mask}
+    if head in GENERATING:
+        batches["prompt"] = make_source(bundle, (14, 9))
+        if not encoder_decoder:  # padded on the left
+            batches["prompt"] = {name: np.ascontiguousarray(x[:, ::-1]) for name, x in batches["prompt"].items()}
     return batches
+
+
+LENGTHS = (37, 32, 14)
+"""Tokens of the padded batch's rows."""
+TARGET_LENGTHS = (37, 33, 9)
+"""Tokens of what the decoder reads with them."""
+
+
+def make_source(bundle, lengths: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """Make what the first stack reads: images, spectrograms, or texts of these lengths, masked where they differ."""
+    config, embedding = bundle.config, bundle.config.embedding
+    if embedding.patches is not None:
+        return make_pixels(config, len(lengths))
+    if getattr(embedding, "audio", None) is not None:
+        return make_features(config, len(lengths))
+    batch = make_text(config, len(lengths), max(lengths))
+    if config.is_encoder_decoder and bundle.origin.head == "sequence_classification":
+        # Pooled at the end token of what the decoder reads, which is made from `input_ids`.
+        batch["input_ids"][np.arange(len(lengths)), np.array(lengths) - 6] = bundle.origin.fields["eos_token_id"]
+    return batch if len({*lengths}) == 1 else pad(batch, lengths)
 
 
 UNSHIFTED = ("marian", "pegasus")
@@ -141,10 +176,9 @@ def make_text(config, batch: int, length: int) -> dict[str, np.ndarray]:
     return inputs
 
 
-def pad(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The second row ends five positions early."""
-    mask = np.ones_like(batch["input_ids"])
-    mask[1, -5:] = 0
+def pad(batch: dict[str, np.ndarray], lengths: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """End each row after so many tokens."""
+    mask = (np.arange(batch["input_ids"].shape[1]) < np.array(lengths)[:, None]).astype(np.int32)
     return batch | {"input_ids": np.where(mask, batch["input_ids"], PAD_ID), "attention_mask": mask}
 
 
@@ -152,17 +186,17 @@ PAD_ID = 1
 """`pad_token_id` of every small model."""
 
 
-def make_pixels(config) -> dict[str, np.ndarray]:
-    """Two images."""
+def make_pixels(config, batch: int = 2) -> dict[str, np.ndarray]:
+    """Images."""
     patches = config.embedding.patches
-    shape = (2, patches.num_channels, patches.image_size, patches.image_size)
+    shape = (batch, patches.num_channels, patches.image_size, patches.image_size)
     return {"pixel_values": np.random.default_rng(2).standard_normal(shape).astype(np.float32)}
 
 
-def make_features(config) -> dict[str, np.ndarray]:
-    """Two log-mel spectrograms."""
+def make_features(config, batch: int) -> dict[str, np.ndarray]:
+    """Log-mel spectrograms."""
     audio = config.embedding.audio
-    shape = (2, audio.num_mels, 2 * audio.max_length)
+    shape = (batch, audio.num_mels, 2 * audio.max_length)
     return {"input_features": np.random.default_rng(2).standard_normal(shape).astype(np.float32)}
 
 
@@ -172,27 +206,35 @@ OUTPUTS = (
 )  # fmt: skip
 
 
-def measure(bundle, inputs: dict[str, dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """What zoo computes, by name: `batch/output`, `gradient/tensor`, `generated/greedy`, ..."""
-    found = {}
-    # One program gives the plain batch's outputs and gradients: compiling is most of a case's time.
+def measure(bundle, inputs: dict[str, dict[str, np.ndarray]], generation=None) -> dict[str, np.ndarray]:
+    """Compute with zoo, by name: `batch/output`, `gradient/tensor`, `generated/greedy`, ...
+
+    Compiling is most of a case's time, so it is two programs, and one for each way to generate: `plain` gives outputs
+    and gradients from scanned layers, the other batches run in one program with layers unrolled. `generation` names
+    some of GENERATION; None is all.
+    """
     plain, grads = outputs_and_gradients(bundle, inputs["plain"])
-    for name, batch in inputs.items():
-        output = plain if name == "plain" else bundle(**batch)
-        for key in OUTPUTS:
-            value = getattr(output, key, None)
-            if value is not None:
-                found[f"{name}/{key}"] = np.asarray(value)
+    outputs = {"plain": plain}
+    if "padded" in inputs:
+        outputs["padded"] = bundle(**inputs["padded"])
+    if "shifted" in inputs:
+        made = bundle.prepare(**inputs["shifted"])
+        outputs["shifted"] = bundle(**{"decoder_attention_mask": np.ones_like(made["decoder_input_ids"])} | made)
+    found = {
+        f"{name}/{key}": np.asarray(value)
+        for name, output in outputs.items()
+        for key in OUTPUTS
+        if (value := getattr(output, key, None)) is not None
+    }
     found |= {f"gradient/{name}": value for name, value in grads.items()}
-    if bundle.origin.head in GENERATING:
-        found |= generate(bundle, inputs["padded"])
+    if "prompt" in inputs:
+        found |= generate(bundle, inputs["prompt"], GENERATION if generation is None else generation)
     return found
 
 
 def outputs_and_gradients(bundle, batch: dict[str, np.ndarray]):
     """The outputs, and the gradients of the main one's sum times `cotangent` by the checkpoint's names."""
 
-    # The other batches run unrolled, so both ways are compared; and this one compiles in half the time.
     model = bundle.model.clone(layers="scanned")
 
     def loss(params):
@@ -200,7 +242,7 @@ def outputs_and_gradients(bundle, batch: dict[str, np.ndarray]):
         value = main_output(output, bundle.origin.head)
         return jnp.sum(value * cotangent(value.shape)), output
 
-    grads, output = jax.jit(jax.grad(loss, has_aux=True))(bundle.params)
+    grads, output = jax.device_get(jax.jit(jax.grad(loss, has_aux=True))(bundle.params))
     origin = bundle.origin
     rows = origin.architecture.weights(bundle.config, origin.head)
     name_in_file = origin.architecture.name_in_file
@@ -221,15 +263,10 @@ def cotangent(shape: tuple[int, ...]) -> np.ndarray:
     return np.random.default_rng(3).standard_normal(shape).astype(np.float32)
 
 
-def generate(bundle, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Greedy and beam sequences, from prompts padded on the left (decoder-only) or right."""
-    batch = {name: value for name, value in batch.items() if not name.startswith("decoder_")}
-    if bundle.config.encoder is None:
-        batch = {name: value[:, ::-1] for name, value in batch.items()}
-    found = {}
-    for name, options in GENERATION.items():
-        found[f"generated/{name}"] = np.asarray(bundle.generate(**batch, **options).sequences)
-    return found
+def generate(bundle, prompt: dict[str, np.ndarray], names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Sequences that continue the prompt, or answer it, each way of `GENERATION` that is named."""
+    sequences = {name: bundle.generate(**prompt, **GENERATION[name]).sequences for name in names}
+    return {f"generated/{name}": np.asarray(value) for name, value in sequences.items()}
 
 
 GENERATION = {

@@ -13,6 +13,7 @@ from flax import struct
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.peers
 
 from transformers.modeling_outputs import CausalLMOutput
 

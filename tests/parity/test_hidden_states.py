@@ -11,6 +11,7 @@ import small
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
+pytestmark = pytest.mark.peers
 
 import reference
 import torch

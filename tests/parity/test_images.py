@@ -10,6 +10,7 @@ import small
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 Image = pytest.importorskip("PIL.Image")
+pytestmark = pytest.mark.peers
 
 import reference
 

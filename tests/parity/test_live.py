@@ -6,6 +6,7 @@ import small
 
 pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.peers
 
 # It imports torch.
 import reference

@@ -6,6 +6,7 @@ import vocabularies
 from zoo.tokenization import load_tokenizer
 
 transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.peers
 
 # The reference treats spaces at the ends of a text otherwise than SentencePiece itself, and zoo, in these.
 OTHER_AT_THE_ENDS = ("MBart50", "Pegasus", "Llama")

@@ -1,22 +1,28 @@
-"""Every architecture and head against what the reference library computed (`record.py`); needs no torch."""
+"""Every architecture and head against what the reference library computed (`record.py`); needs no torch.
+
+Default tier: the base model and the busiest head of each model type, each head once, beams once a family. The slow
+tier has the rest.
+"""
 
 import jax
 import numpy as np
 import pytest
 import small
+from tiers import tiered
 
 import zoo
 
 
-@pytest.mark.parametrize(("model_type", "head"), small.CASES)
+@pytest.mark.parametrize(("model_type", "head"), tiered(small.CASES, small.DEFAULT))
 def test_equals_the_recorded_reference(model_type, head, tmp_path):
     fields, shapes, recorded = small.read_recorded(model_type, head)
+    recorded.pop("generated/beam", None)
     bundle = zoo.load(small.write_folder(tmp_path / "checkpoint", fields, shapes))
     assert bundle.origin.head == head
     assert not bundle.origin.left_out
     inputs = small.make_inputs(bundle)
     with jax.default_matmul_precision("highest"):
-        ours = small.measure(bundle, inputs)
+        ours = small.measure(bundle, inputs, ["greedy"])
     small.compare(f"{model_type}-{head}", ours, recorded, small.padding_masks(inputs, bundle))
     check_saving(bundle, tmp_path)
 
@@ -33,3 +39,15 @@ def check_saving(bundle, tmp_path):
     again = zoo.load(tmp_path / "saved")
     assert again.config == bundle.config
     assert all(map(np.array_equal, jax.tree.leaves(again.params), jax.tree.leaves(bundle.params)))
+
+
+GENERATING = [case for case in small.CASES if case[1] in small.GENERATING]
+
+
+@pytest.mark.parametrize(("model_type", "head"), tiered(GENERATING, small.first_of_each_family(GENERATING)))
+def test_beams_equal_the_recorded_reference(model_type, head, tmp_path):
+    fields, shapes, recorded = small.read_recorded(model_type, head)
+    bundle = zoo.load(small.write_folder(tmp_path, fields, shapes))
+    with jax.default_matmul_precision("highest"):
+        ours = small.generate(bundle, small.make_inputs(bundle)["prompt"], ["beam"])
+    small.compare(f"{model_type}-{head}", ours, {"generated/beam": recorded["generated/beam"]}, {})

@@ -38,6 +38,7 @@ def test_layers_equal_what_torch_computed(cell, direction):
         compare(cell, direction, dict(file))
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize(("cell", "direction"), CASES)
 def test_layers_equal_torch_live(cell, direction):
     pytest.importorskip("torch")

@@ -13,6 +13,7 @@ from zoo.layers import Sight
 from zoo.stack import Block, Surroundings
 
 torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.peers
 
 WIDTH, HEADS, HIDDEN = 16, 4, 24
 

@@ -1,6 +1,7 @@
 """Models that came from no checkpoint, saved as the architecture of the reference that they are."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -38,13 +39,23 @@ def made(config) -> Bundle:
 
 @pytest.mark.parametrize("name", FITTING)
 def test_the_architecture_that_a_model_is(name, tmp_path):
-    model, params = build(name)
-    bundle, batch = Bundle(model=model, params=params, config=CONFIGS[name]), inputs(CONFIGS[name])
-    again = zoo.load(zoo.save(bundle, tmp_path))
+    bundle, again, batch = saved(name, tmp_path)
     assert again.origin.architecture.model_type == FITTING[name]
-    logits = bundle(**batch).logits
-    assert np.array_equal(again(**batch).logits, logits)
+    assert np.array_equal(again(**batch).logits, bundle(**batch).logits)
 
+
+def saved(name: str, folder: Path) -> tuple[Bundle, Bundle, dict]:
+    """A model of zoo's own, the same saved and loaded again, and inputs for both."""
+    model, params = build(name)
+    bundle = Bundle(model=model, params=params, config=CONFIGS[name])
+    return bundle, zoo.load(zoo.save(bundle, folder)), inputs(CONFIGS[name])
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("name", FITTING)
+def test_the_reference_opens_a_model_of_zoo_s_own(name, tmp_path):
+    bundle, again, batch = saved(name, tmp_path)
+    logits = bundle(**batch).logits
     transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
     cls = getattr(transformers, again.origin.fields["architectures"][0])
     theirs, info = cls.from_pretrained(tmp_path, output_loading_info=True, attn_implementation="eager")
@@ -54,9 +65,10 @@ def test_the_architecture_that_a_model_is(name, tmp_path):
     assert np.abs(wanted - logits).max() <= 1e-4 * max(1, np.abs(wanted).max() / 10)
 
 
-def test_a_recipe_with_its_tokenizer(tmp_path):
+def written_by_a_recipe_s_model(folder: Path) -> tuple[Bundle, np.ndarray, np.ndarray]:
+    """A saved model, a prompt, and what it writes after it, as after loading."""
     bundle = made(gpt_tiny().model)
-    again = zoo.load(zoo.save(bundle, tmp_path))
+    again = zoo.load(zoo.save(bundle, folder))
     ids = bundle.tokenizer.encode(TEXTS[1])
     assert again.tokenizer.encode(TEXTS[1]) == [Tokenizer.bos_id, *ids]
     assert again.tokenizer.decode(ids) == TEXTS[1]
@@ -64,8 +76,18 @@ def test_a_recipe_with_its_tokenizer(tmp_path):
     with jax.default_matmul_precision("highest"):
         written = bundle.generate(prompt, max_new_tokens=8).sequences
         assert np.array_equal(again.generate(prompt, max_new_tokens=8).sequences, written)
+    return bundle, prompt, np.asarray(written)
 
+
+def test_a_recipe_with_its_tokenizer(tmp_path):
+    written_by_a_recipe_s_model(tmp_path)
+
+
+@pytest.mark.peers
+def test_the_reference_opens_a_recipe_with_its_tokenizer(tmp_path):
     transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+    bundle, prompt, written = written_by_a_recipe_s_model(tmp_path)
+    ids = bundle.tokenizer.encode(TEXTS[1])
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert tokenizer(TEXTS[1])["input_ids"] == [Tokenizer.bos_id, *ids]
     assert tokenizer.decode(ids) == TEXTS[1] and tokenizer.pad_token_id == Tokenizer.pad_id

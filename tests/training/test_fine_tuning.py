@@ -179,20 +179,28 @@ def test_eight_devices_do_what_one_does(runs, bert, words, compile_cache, tmp_pa
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
+BATCH = {"input_ids": np.array([[5, 9, 11, 8]]), "attention_mask": np.array([[1, 1, 1, 0]])}
+
+
 def test_a_run_exports_as_its_architecture(runs, tmp_path):
-    batch = {"input_ids": np.array([[5, 9, 11, 8]]), "attention_mask": np.array([[1, 1, 1, 0]])}
     for tune, (folder, _) in runs.items():
         run = zoo.load(folder)
         cli.evaluate([str(folder), "--export", str(tmp_path / tune)])
         again = zoo.load(tmp_path / tune)
-        np.testing.assert_array_equal(again(**batch).logits, run(**batch).logits)
+        np.testing.assert_array_equal(again(**BATCH).logits, run(**BATCH).logits)
         assert again.tokenizer.encode("good thing") == run.tokenizer.encode("good thing")
+
+
+@pytest.mark.peers
+def test_the_reference_opens_what_a_run_exports(runs, tmp_path):
     transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+    folder, _ = runs["lora"]
+    cli.evaluate([str(folder), "--export", str(tmp_path / "lora")])
     model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "lora")
     assert model.config.id2label == {0: "no", 1: "yes"}
     with torch.no_grad():
-        theirs = model.eval()(**{name: torch.tensor(value) for name, value in batch.items()}).logits.numpy()
-    np.testing.assert_allclose(theirs, again(**batch).logits if tune == "lora" else theirs, atol=1e-5)
+        theirs = model.eval()(**{name: torch.tensor(value) for name, value in BATCH.items()}).logits.numpy()
+    np.testing.assert_allclose(theirs, zoo.load(tmp_path / "lora")(**BATCH).logits, atol=1e-5)
 
 
 def test_a_run_of_zoo_s_own_is_a_checkpoint_too(words, compile_cache, tmp_path):

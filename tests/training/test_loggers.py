@@ -67,6 +67,7 @@ def read_records(path):
             yield wandb_internal_pb2.Record.FromString(whole)
 
 
+@pytest.mark.peers
 def test_wandb(tmp_path):
     pytest.importorskip("wandb")
     identity = train_twice("wandb", tmp_path)
@@ -81,6 +82,7 @@ def test_wandb(tmp_path):
     assert_rows(logged, tmp_path / "run")
 
 
+@pytest.mark.peers
 def test_trackio(tmp_path):
     pytest.importorskip("trackio")
     identity = train_twice("trackio", tmp_path)

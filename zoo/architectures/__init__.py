@@ -8,7 +8,7 @@ import importlib
 
 from zoo.architectures.architecture import Architecture, Fields
 
-_HOME = {
+FAMILIES = {
     "albert": "albert",
     "arcee": "llama",
     "beit": "beit",
@@ -62,19 +62,19 @@ _HOME = {
     "whisper": "whisper",
     "xlm-roberta": "roberta",
 }
-"""The file of each model_type."""
+"""The file of each model type: a family."""
 
 
 def list_architectures() -> list[str]:
     """The model types that `zoo.load` knows."""
-    return sorted(_HOME)
+    return sorted(FAMILIES)
 
 
 def find_architecture(model_type: str) -> Architecture | None:
     """The architecture of a model type; None for one that zoo does not know."""
-    if model_type not in _HOME:
+    if model_type not in FAMILIES:
         return None
-    module = importlib.import_module(f"zoo.architectures.{_HOME[model_type]}")
+    module = importlib.import_module(f"zoo.architectures.{FAMILIES[model_type]}")
     return {found.model_type: found for found in module.ARCHITECTURES}[model_type]
 
 
