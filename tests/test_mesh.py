@@ -1,6 +1,7 @@
 """Every architecture on eight devices, as on one: the losses of a few training steps, and what it writes.
 
-No device holds anything of the whole batch meanwhile, says the compiled program.
+No device holds anything of the whole batch meanwhile, says the compiled program. Default tier: a model for each module
+that splits its work in a way of its own, and every axis once.
 """
 
 import functools
@@ -14,6 +15,7 @@ import optax
 import pytest
 from compiled import results
 from models import CONFIGS, RECURRENT, draw_parameters, inputs
+from tiers import tiered
 
 from zoo.architectures import Fields, find_architecture, list_architectures
 from zoo.config import DualConfig, ImageTokenizerConfig
@@ -66,6 +68,8 @@ ARCHITECTURES = {config: name for name in reversed(list_architectures()) for con
 WALKED: dict = {name: config for config, name in sorted(ARCHITECTURES.items(), key=lambda item: item[1])}
 WALKED |= {f"recurrent-{name}": RECURRENT[name] for name in ("lstm", "attention")}
 WALKED |= {"image-tokenizer": ImageTokenizerConfig(image_size=12, patch_size=4, width=16, num_blocks=1, levels=(5, 4))}
+MECHANISMS = ("bert", "clip", "deberta-v2", "llama", "mixtral", "t5", "vit", "recurrent-attention", "image-tokenizer")
+"""Names of WALKED that are in the default tier."""
 WRITING = [name for name, config in WALKED.items() if getattr(config, "decoder", None) or name.startswith("recurrent")]
 
 
@@ -144,30 +148,39 @@ def assert_as_one(name: str, mesh: MeshConfig, accumulate: int = 1) -> None:
         assert whole == []
 
 
-@pytest.mark.parametrize("name", WALKED)
+@pytest.mark.parametrize("name", tiered(WALKED, MECHANISMS))
 def test_every_architecture_trains_on_a_mixed_mesh_as_on_one_device(name):
     assert_as_one(name, MIXED)
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-@pytest.mark.parametrize("name", ["llama", "t5"])
+AXES = [(name, mesh) for name in ("llama", "t5") for mesh in MESHES]
+
+
+@pytest.mark.parametrize(("name", "mesh"), tiered(AXES, lambda name, mesh: name == "llama" or mesh == "context"))
 def test_every_axis_trains_as_one_device(name, mesh):
     assert_as_one(name, MESHES[mesh])
 
 
 @pytest.mark.parametrize(
     ("name", "mesh"),
-    [*(("mixtral", mesh) for mesh in EXPERTS), ("gpt_oss", "expert, mixed")],  # which has biases
+    # The last one has biases.
+    tiered(
+        [*(("mixtral", mesh) for mesh in EXPERTS), ("gpt_oss", "expert, mixed")],
+        [("mixtral", "expert, mixed"), ("mixtral", "expert, context")],
+    ),
 )
 def test_experts_on_several_devices_train_as_on_one(name, mesh):
     assert_as_one(name, EXPERTS[mesh])
 
 
-@pytest.mark.parametrize("mesh", [MeshConfig(data=2, fsdp=2), EXPERTS["expert, mixed"]], ids=["fsdp", "expert"])
+SUMMED = {"fsdp": MeshConfig(data=2, fsdp=2), "expert": EXPERTS["expert, mixed"]}
+
+
+@pytest.mark.parametrize("mesh", tiered(SUMMED, ["expert"]))
 def test_gradients_of_experts_are_summed_in_float32(mesh):
     """Where products are in bfloat16: a sum in that, inside `shard_map`, makes XLA's CPU compiler end the process."""
     model, given, params = build("mixtral")
-    model, mesh = model.clone(dtype=jnp.bfloat16), make_mesh(mesh)
+    model, mesh = model.clone(dtype=jnp.bfloat16), make_mesh(SUMMED[mesh])
 
     def loss(params):
         output = model.apply({"params": params}, **given)
@@ -182,13 +195,17 @@ def test_gradients_of_experts_are_summed_in_float32(mesh):
         np.testing.assert_allclose(gradient_norm(split), one, rtol=0.01)
 
 
-SPLIT_TWICE = [("llama", MIXED), ("t5", MESHES["context"]), ("mixtral", EXPERTS["expert, mixed"])]
+SPLIT_TWICE = {
+    "mixed": ("llama", MIXED),
+    "context": ("t5", MESHES["context"]),
+    "expert": ("mixtral", EXPERTS["expert, mixed"]),
+}
 
 
-@pytest.mark.parametrize(("name", "mesh"), SPLIT_TWICE, ids=["mixed", "context", "expert"])
-def test_micro_batches_train_as_the_whole_batch(name, mesh):
+@pytest.mark.parametrize("case", tiered(SPLIT_TWICE, ["mixed"]))
+def test_micro_batches_train_as_the_whole_batch(case):
     """Of rows that end early, so that the micro-batches score different numbers of tokens."""
-    assert_as_one(name, mesh, accumulate=2)
+    assert_as_one(*SPLIT_TWICE[case], accumulate=2)
 
 
 @functools.cache
@@ -206,13 +223,14 @@ def write(name: str, mesh_config: MeshConfig) -> np.ndarray:
     return np.asarray(found.sequences)
 
 
-@pytest.mark.parametrize("name", WRITING)
+@pytest.mark.parametrize("name", tiered(WRITING, ["llama", "t5", "recurrent-attention"]))
 def test_every_decoder_writes_on_a_mixed_mesh_as_on_one_device(name):
     one = write(name, ONE)
     assert len(np.unique(one[:, -8:])) >= 8  # no token comes twice, so that each step has to choose
     np.testing.assert_array_equal(write(name, MIXED), one)
 
 
-@pytest.mark.parametrize(("name", "mesh"), SPLIT_TWICE[1:], ids=["context", "expert"])
-def test_decoders_write_from_split_caches_and_experts_as_on_one_device(name, mesh):
+@pytest.mark.parametrize("case", ["context", "expert"])
+def test_decoders_write_from_split_caches_and_experts_as_on_one_device(case):
+    name, mesh = SPLIT_TWICE[case]
     np.testing.assert_array_equal(write(name, mesh), write(name, ONE))
