@@ -83,13 +83,11 @@ SPLIT = ("tests/parity/test_recorded.py", "tests/parity/test_live.py", "tests/pa
 """Files whose tests share nothing: any worker may take any of them, when it has nothing else to do."""
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
+def pytest_itemcollected(item):
     """Keep the tests of a file on one worker, which makes what they share once (`--dist loadgroup`)."""
-    for item in items:
-        file = item.nodeid.partition("::")[0]
-        if file not in SPLIT and item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(file))
+    file = item.nodeid.partition("::")[0]
+    if file not in SPLIT and item.get_closest_marker("xdist_group") is None:
+        item.add_marker(pytest.mark.xdist_group(file))
 
 
 @pytest.fixture(scope="module", autouse=True)

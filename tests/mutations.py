@@ -127,9 +127,7 @@ def is_caught(fault: Fault, copy: Path, whole: bool) -> bool:
 def main() -> int:
     """Plant them all; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--all", action="store_true", help="run the whole default tier, till its first failure"
-    )
+    parser.add_argument("--all", action="store_true", help="run the whole default tier, till its first failure")
     parser.add_argument("-k", default="", help="only faults whose name has this in it")
     options = parser.parse_args()
     missed = []

@@ -11,6 +11,11 @@ from zoo.kernels import attention
 from zoo.kernels.cases import CASES, SMALL_CASES
 
 ALL = CASES | SMALL_CASES
+VARIED = (
+    "causal", "window", "padding", "packed", "prefix_or_window", "relative_causal", "dense_bias", "positions",
+    "offset_array", "sinks_dropout",
+)  # fmt: skip
+"""Cases that between them have every kind of mask, bias and option: those of the default tier, where there are many."""
 FORWARD = ("out", "lse")
 EPSILON = 2.0**-23  # a few roundings are no error, however lucky the reference was
 

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparison import ALL, compare
+from comparison import ALL, VARIED, compare
+from tiers import tiered
 
 from zoo.kernels import Causal, Lengths, Window, attention, decode, online, paged, paged_attention, split_k
 from zoo.kernels.cases import Sizes, fits
@@ -28,7 +29,7 @@ def small_chunks(monkeypatch):
     module._run.clear_cache()
 
 
-@pytest.mark.parametrize("case", ALL)
+@pytest.mark.parametrize("case", tiered(ALL, VARIED))
 def test_first_keys_alone_float32(case, monkeypatch):
     """Where all that is seen is in the first half or quarter of the keys."""
     monkeypatch.setattr(decode, "MIN_KEYS", 8)
@@ -55,7 +56,7 @@ def test_room_that_is_not_filled_is_not_read():
         assert jnp.isnan(decode._attend(call)[0]).any()  # within, hidden keys are read; `attend` sees to those
 
 
-@pytest.mark.parametrize("case", ALL)
+@pytest.mark.parametrize("case", tiered(ALL, VARIED))
 def test_split_k_float32(case, small_chunks):
     """Output and log-sum-exp; the gradient is the dense backend's."""
     sizes, rng = SEVERAL if fits(case, SEVERAL) else Sizes(T=14, S=14), np.random.default_rng(7)

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparison import ALL, compare
+from comparison import ALL, VARIED, compare
 from jax.extend.core import jaxprs_in_params
+from tiers import tiered
 
 from zoo.kernels import ALiBi, Causal, Chunked, Lengths, RelativeBias, Segments, Window, attention, mosaic_tpu, splash
 from zoo.kernels.attention import BACKENDS
@@ -60,7 +61,7 @@ def backends():
         del BACKENDS[name]
 
 
-@pytest.mark.parametrize("case", ALL)
+@pytest.mark.parametrize("case", tiered(ALL, VARIED))
 def test_float32(case):
     """Grouped heads, ragged lengths, T != S and V != H, where the case allows it."""
     if case in REFUSED:
@@ -221,7 +222,7 @@ def gradient_trace(backend, arguments, sizes, dtype=jnp.bfloat16):
 LOWERED = {name: ALL[name] for name in (*CASES, "dense_mask", "dense_bias", "key_bias", "positions", "offset_array")}
 
 
-@pytest.mark.parametrize("case", LOWERED)
+@pytest.mark.parametrize("case", tiered(LOWERED, lambda case: case in VARIED))
 def test_lowers_for_a_tpu(case):
     """Forward and gradient become kernels for a TPU at real sizes, for heads of half a register's width and a whole."""
     size = 64 if len(case) % 2 else 128

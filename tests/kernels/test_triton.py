@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparison import ALL, compare
+from comparison import ALL, VARIED, compare
 from jax.extend.core import jaxprs_in_params
+from tiers import tiered
 
 from zoo.kernels import Causal, DenseBias, Lengths, RelativeBias, attention, triton
 from zoo.kernels.attention import BACKENDS
@@ -37,7 +38,7 @@ def lowered():
     del BACKENDS["lowered"]
 
 
-@pytest.mark.parametrize("case", ALL)
+@pytest.mark.parametrize("case", tiered(ALL, VARIED))
 def test_float32(case):
     sizes = TEST_SIZES["grouped" if fits(case, TEST_SIZES["grouped"]) else "square"]
     compare(case, sizes, jnp.float32, ["interpreted"], 1e-6)
@@ -154,8 +155,11 @@ def largest_array(jaxpr) -> int:
 @pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 @pytest.mark.parametrize(
     ("case", "head_size", "dtype"),
-    [(case, 64, jnp.bfloat16) for case in LOWERED]
-    + [("relative", 128, jnp.bfloat16), ("packed", 80, jnp.float16), ("sinks_dropout", 256, jnp.float32)],
+    tiered(
+        [(case, 64, jnp.bfloat16) for case in LOWERED]
+        + [("relative", 128, jnp.bfloat16), ("packed", 80, jnp.float16), ("sinks_dropout", 256, jnp.float32)],
+        lambda case, head_size, dtype: case in VARIED or head_size != 64,
+    ),
 )
 def test_lowers_for_a_gpu_in_linear_memory(case, head_size, dtype, lowered):
     """What Triton cannot express is found here, and any array outside the kernels that has the size of the logits."""
