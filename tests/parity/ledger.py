@@ -24,12 +24,12 @@ TOP = """# Parity with the reference
 
 Small random models of every architecture that zoo loads, each with every head, against transformers on torch. Made by
 `python tests/parity/ledger.py` from the recorded outputs in `tests/parity/recorded`; `tests/parity/test_recorded.py`
-asserts all of it on every run; where torch is installed `tests/parity/test_live.py` remakes the recordings and asserts
+asserts all of it in CI; where torch is installed `tests/parity/test_live.py` remakes the recordings and asserts
 that they are what the library computes.
 
 - **outputs**: the largest absolute error of logits, hidden states and pooled vectors in float32, divided by a tenth of
-  the largest value where that is above 10; over a plain, a padded and a long batch, at positions that are not padding.
-  At most 1e-4, and the argmax of logits is equal everywhere.
+  the largest value where that is above 10; over a plain batch and a padded one, whose longest row is past every window
+  of the small models, at positions that are not padding. At most 1e-4, and the argmax of logits is equal everywhere.
 - **states after each layer** of base models: compared where torch is, by `tests/parity/test_hidden_states.py`, to 1e-4.
 - **gradient**: of a random combination of the main output, by every tensor of the checkpoint, as norm and two random
   projections, relative to the largest. At most 1e-3.

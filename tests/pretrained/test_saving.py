@@ -32,7 +32,7 @@ def made(config) -> Bundle:
     tables = {name: getattr(config, name) for name in ("embedding", "decoder_embedding")}
     tables = {name: table and dataclasses.replace(table, vocab_size=320) for name, table in tables.items()}
     model = Transformer(dataclasses.replace(config, **tables))
-    params = model.init(jax.random.key(0), **example_inputs(config))["params"]
+    params = jax.jit(model.init)(jax.random.key(0), **example_inputs(config))["params"]
     tokenizer = train_tokenizer(TEXTS, TokenizerConfig(vocab_size=320))
     return Bundle(model=model, params=params, config=model.config, tokenizer=tokenizer)
 
@@ -111,7 +111,7 @@ def test_attention_s_scale_moves_into_the_queries_of_a_t5(tmp_path):
     np.testing.assert_allclose(again(**batch).logits, bundle(**batch).logits, atol=1e-5)
 
     vit = Transformer(vit_tiny().model)
-    params = vit.init(jax.random.key(0), **example_inputs(vit.config))["params"]
+    params = jax.jit(vit.init)(jax.random.key(0), **example_inputs(vit.config))["params"]
     saved = zoo.save(Bundle(model=vit, params=params, config=vit.config), tmp_path / "vit", labels=list("0123456789"))
     again = zoo.load(saved)
     assert again.origin.architecture.model_type == "vit" and again.origin.fields["id2label"]["9"] == "9"

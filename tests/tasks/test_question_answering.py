@@ -251,7 +251,7 @@ def test_eight_devices_have_one_devices_loss(tokenizer):
     batch = {name: np.concatenate([value, np.roll(value, 1, 0)]) for name, value in batch.items()}
     model = small_model(tokenizer.vocab_size)
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
-    params = model.init(jax.random.key(0), **inputs)["params"]
+    params = jax.jit(model.init)(jax.random.key(0), **inputs)["params"]
     losses = []
     for config in (MeshConfig(data=1), MeshConfig(data=2, fsdp=2, tensor=2)):
         mesh = make_mesh(config)

@@ -31,7 +31,7 @@ def model():
     """A small BERT that embeds, and its parameters."""
     embedding = dataclasses.replace(BERT.embedding, vocab_size=320)
     module = Transformer(dataclasses.replace(BERT, embedding=embedding, head=EmbeddingHead()))
-    params = module.init(jax.random.key(0), input_ids=jnp.ones((1, 4), jnp.int32))["params"]
+    params = jax.jit(module.init)(jax.random.key(0), input_ids=jnp.ones((1, 4), jnp.int32))["params"]
     # Larger than they begin, so that texts differ.
     return module, jax.tree.map(lambda leaf: 3 * leaf, params)
 
@@ -49,11 +49,11 @@ def make(tokenizer, *, train=PAIRS, held_out=PAIRS[:20], **options):
 
 def vectors_of(task, module, params, batch):
     """As sentence-transformers makes them: the mean of the last states over tokens, of length one."""
-    base = Transformer(dataclasses.replace(module.config, head=None))
+    forward = jax.jit(Transformer(dataclasses.replace(module.config, head=None)).apply)
     params = {name: part for name, part in params.items() if name != "head"}
     for side in ("source", "target"):
         ids, mask = batch[f"{side}_input_ids"], batch[f"{side}_attention_mask"]
-        hidden = np.asarray(base.apply({"params": params}, input_ids=ids, attention_mask=mask).last_hidden_state)
+        hidden = np.asarray(forward({"params": params}, input_ids=ids, attention_mask=mask).last_hidden_state)
         mean = (hidden * mask[..., None]).sum(1) / np.maximum(mask.sum(1, keepdims=True), 1)
         yield mean / np.maximum(np.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)
 
@@ -65,7 +65,7 @@ def test_loss_from_its_definition(model, tokenizer, symmetric):
              {"source": "cats", "target": PAIRS[30]["target"]}, *PAIRS[40:46]]  # fmt: skip
     task = make(tokenizer, held_out=twice, symmetric=symmetric, temperature=0.3)
     (batch,) = task.batches("validation")
-    loss, metrics = task.loss(bind_apply(module), params, batch)
+    loss, metrics = jax.jit(task.loss, static_argnums=0)(bind_apply(module), params, batch)
     source, target = vectors_of(task, module, params, batch)
     texts, losses, right = [{pair["source"], pair["target"]} for pair in twice], [], 0
     for i in range(10):
@@ -83,15 +83,16 @@ def test_negatives_are_the_whole_batchs_on_eight_devices(model, tokenizer):
     task, apply = make(tokenizer, temperature=0.5), bind_apply(module)
     batch = next(task.batches("train"))
 
+    @jax.jit
     def learn(params, batch):
         return jax.value_and_grad(lambda p: task.loss(apply, p, batch, jax.random.key(1))[0])(params)
 
-    loss, gradients = jax.jit(learn)(params, batch)
+    loss, gradients = learn(params, batch)
     mesh = make_mesh(MeshConfig(data=8))
     with jax.set_mesh(mesh):
         placed = place_batch(batch, mesh)
         assert placed["source_input_ids"].addressable_shards[0].data.shape == (2, 24)
-        shared, shared_gradients = jax.jit(learn)(params, placed)
+        shared, shared_gradients = learn(params, placed)
     assert float(shared) == pytest.approx(float(loss), rel=1e-5)
     one, eight = (np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(g)]) for g in (gradients, shared_gradients))
     assert np.linalg.norm(one - eight) < 1e-4 * np.linalg.norm(one)

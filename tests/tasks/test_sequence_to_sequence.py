@@ -30,24 +30,32 @@ def bound():
     task = chosen.bind(dataset, tokenizer, seed=0, data=DataConfig(name="pairs"))
     model = Transformer(config)
     ids = jnp.ones((1, 4), jnp.int32)
-    params = model.init(jax.random.key(0), input_ids=ids, decoder_input_ids=ids)["params"]
+    params = jax.jit(model.init)(jax.random.key(0), input_ids=ids, decoder_input_ids=ids)["params"]
     return task, bind_apply(model), params
+
+
+def compiled_loss(task):
+    """`task.loss`, compiled: run op by op, it takes ten times as long."""
+    return jax.jit(task.loss, static_argnums=0)
 
 
 def test_packed_pairs_cost_what_they_cost_alone(bound):
     task, apply, params = bound
     packed = next(task.batches("train"))
     assert packed["inputs_segment_ids"].max() > 1
-    loss, metrics = task.loss(apply, params, packed)
+    cost = compiled_loss(task)
+    loss, metrics = cost(apply, params, packed)
     total = count = 0.0
     for row in range(4):
         for segment in range(1, packed["inputs_segment_ids"][row].max() + 1):
             alone = {}
             for name in ("inputs", "targets"):
-                tokens = packed[name][row][packed[f"{name}_segment_ids"][row] == segment][None]
-                alone |= {name: tokens, f"{name}_segment_ids": np.ones_like(tokens)}
-                alone[f"{name}_positions"] = np.arange(tokens.shape[1], dtype=np.int32)[None]
-            nats, found = task.loss(apply, params, alone)
+                tokens = packed[name][row][packed[f"{name}_segment_ids"][row] == segment]
+                places = np.arange(packed[name].shape[1], dtype=np.int32)  # rows as long as before: one program
+                alone[name] = np.pad(tokens, (0, len(places) - len(tokens)))[None]
+                alone[f"{name}_segment_ids"] = (places < len(tokens)).astype(np.int32)[None]
+                alone[f"{name}_positions"] = places[None]
+            nats, found = cost(apply, params, alone)
             total, count = total + float(nats) * float(found["weight"]), count + float(found["weight"])
     assert count == float(metrics["weight"])
     assert float(loss) == pytest.approx(total / count, rel=1e-5)
@@ -118,12 +126,12 @@ def test_rows_of_their_own_cost_what_shared_rows_cost(bound):
     task, apply, params = bound
     alone = dataclasses.replace(task, config=dataclasses.replace(task.config, packed=False))
     batches, seen = alone.batches("train"), []
+    costs = compiled_loss(alone), compiled_loss(task)
     for _ in range(10):
         batch = next(batches)
         assert batch["inputs_segment_ids"].max() == 1 and batch["targets_segment_ids"].max() == 1
         seen += [alone.tokenizer.decode(row) for row in batch["targets"]]
-        nats, found = alone.loss(apply, params, batch)
-        again, expected = task.loss(apply, params, batch)
+        (nats, found), (again, expected) = (cost(apply, params, batch) for cost in costs)
         assert float(nats) == pytest.approx(float(again), rel=1e-5) and found["weight"] == expected["weight"]
     assert sorted(seen) == sorted(pair["target"] for pair in PAIRS)  # 40 pairs in 10 batches of 4
 
@@ -132,8 +140,8 @@ def test_smoothed_targets_are_their_definition(bound):
     task, apply, params = bound
     smooth = dataclasses.replace(task, config=dataclasses.replace(task.config, label_smoothing=0.3))
     batch = next(iter(task.batches("validation")))
-    plain, _ = task.loss(apply, params, batch, jax.random.key(0))
-    loss, _ = smooth.loss(apply, params, batch, jax.random.key(0))
+    plain, _ = compiled_loss(task)(apply, params, batch, jax.random.key(0))
+    loss, _ = compiled_loss(smooth)(apply, params, batch, jax.random.key(0))
     ids = {"input_ids": batch["inputs"], "attention_mask": batch["inputs_segment_ids"]}
     logits = apply(params, **ids, decoder_input_ids=batch["targets"][:, :-1]).logits
     flat = -np.asarray(jax.nn.log_softmax(logits)).mean(-1)
