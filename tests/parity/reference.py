@@ -60,15 +60,16 @@ def tensors(batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
 
 
 def gradients(model, head: str, batch: dict[str, np.ndarray], folder: Path) -> dict[str, np.ndarray]:
-    """By the names in the checkpoint; those that the library splits or fuses on loading are left out."""
+    """By the names in the checkpoint; those that the library splits or fuses on loading are left out, and constants."""
     model.zero_grad()
     value = small.main_output(model(**tensors(batch)), head)
     (value * torch.tensor(small.cotangent(tuple(value.shape)))).sum().backward()
     names = small.tensor_shapes(folder)
+    fixed = small.constants(json.loads((folder / "config.json").read_text()))  # some versions call them trainable
     return {
         name: parameter.grad.numpy().copy()
         for name, parameter in model.named_parameters()
-        if name in names and parameter.grad is not None and tuple(parameter.shape) == names[name]
+        if name in names and name not in fixed and parameter.grad is not None and tuple(parameter.shape) == names[name]
     }
 
 

@@ -326,15 +326,15 @@ def compare(case: str, ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray
 
 
 def padding_masks(inputs: dict[str, dict[str, np.ndarray]], bundle) -> dict[tuple[str, str], np.ndarray]:
-    """Where each output of the padded batch means something: [B, T] for outputs with a row a position."""
-    batch = inputs.get("padded", {})
+    """Where each output means something: [B, T] for outputs with a row a position, of batches with padding."""
     found = {}
-    source, target = batch.get("attention_mask"), batch.get("decoder_attention_mask")
-    last = source if target is None else target
-    for key in ("logits", "last_hidden_state", "start_logits", "end_logits"):
-        if last is not None and not (key == "logits" and bundle.origin.head.endswith("classification") and
-                                     bundle.origin.head != "token_classification"):  # fmt: skip
-            found["padded", key] = last == 1
-    if source is not None:
-        found["padded", "encoder_last_hidden_state"] = source == 1
+    for name in inputs.keys() & {"padded", "shifted"}:
+        source, target = inputs[name].get("attention_mask"), inputs[name].get("decoder_attention_mask")
+        last = source if target is None else target
+        of_sequences = bundle.origin.head.endswith("classification") and bundle.origin.head != "token_classification"
+        for key in ("logits", "last_hidden_state", "start_logits", "end_logits"):
+            if last is not None and not (key == "logits" and of_sequences):
+                found[name, key] = last == 1
+        if source is not None:
+            found[name, "encoder_last_hidden_state"] = source == 1
     return found
