@@ -1,8 +1,14 @@
-"""A run of the default recipe that is over in seconds, and what its processes need: options, a text, an environment."""
+"""A run of the default recipe that is over in seconds: its options, text and environment, and one that is finished."""
 
 import json
 import os
 from pathlib import Path
+
+import processes
+import pytest
+import shared
+
+NUM_STEPS, EVALUATE_EVERY, CHECKPOINT_EVERY, KEEP = 20, 5, 3, 2
 
 OPTIONS = tuple(
     word
@@ -22,23 +28,38 @@ OPTIONS = tuple(
     )
     for word in option.split()
 )
+SMALL = (
+    *OPTIONS,
+    *("--model.decoder.num-layers", "1"),
+    *("--training.num-steps", str(NUM_STEPS)),
+    *("--training.evaluate-every", str(EVALUATE_EVERY)),
+    *("--training.checkpoint-every", str(CHECKPOINT_EVERY)),
+    *("--training.keep", str(KEEP)),
+)
+"""Those of a run that is over in a second, start aside."""
 
 
-def write_text(path: Path) -> Path:
-    """Write eighty short documents: Python's own docstrings, so nothing is copied in."""
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a file of eighty short documents: Python's own docstrings, so nothing is copied in."""
     documents = [f"{name}: {getattr(str, name).__doc__}\n" for name in sorted(dir(str))]
-    path.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
-    return path
+    lines = "".join(json.dumps({"text": document}) + "\n" for document in documents)
+    return shared.once(tmp_path_factory, "text.jsonl", lambda path: path.write_text(lines))
 
 
-def environment(cache: Path) -> dict[str, str]:
-    """One device, as a user has, and one compilation, of programs and of modules, for all processes."""
-    return os.environ | {
-        "XLA_FLAGS": "",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
-        "JAX_COMPILATION_CACHE_DIR": str(cache / "programs"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        "PYTHONPYCACHEPREFIX": str(cache / "modules"),
-        "COLUMNS": "200",
-    }
+def environment() -> dict[str, str]:
+    """Return XLA's settings as a user has them, with one device."""
+    return os.environ | {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "COLUMNS": "200"}
+
+
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Return the folder of a run with `SMALL` that was never interrupted, and what it printed; do not write there."""
+
+    def train(path: Path) -> None:
+        path.mkdir()
+        command = ["train.py", "--folder", str(path / "run"), "--data.path", str(text(tmp_path_factory)), *SMALL]
+        done = processes.run(command, environment=environment())
+        assert done.returncode == 0, done.stderr[-3000:]
+        (path / "printed").write_text(done.stdout)
+
+    folder = shared.once(tmp_path_factory, "whole", train)
+    return folder / "run", (folder / "printed").read_text()

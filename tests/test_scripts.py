@@ -1,11 +1,10 @@
 """The two scripts as a user meets them: train, kill, go on, score, sample; and every mistake in one line."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 import small_run
 
@@ -15,40 +14,23 @@ from zoo.recipes import DEFAULT, RECIPES
 from zoo.recipes.run import Run
 from zoo.serialization import as_dict, from_dict
 
-ROOT = Path(__file__).parent.parent
-SMALL = (
-    *small_run.OPTIONS,
-    *("--model.decoder.num-layers", "2"),
-    *("--training.num-steps", "12"),
-    *("--training.evaluate-every", "5"),
-    *("--training.checkpoint-every", "2"),
-)
-
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory) -> Path:
-    return small_run.write_text(tmp_path_factory.mktemp("data") / "text.jsonl")
-
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory) -> dict[str, str]:
-    return small_run.environment(tmp_path_factory.mktemp("caches"))
+def environment() -> dict[str, str]:
+    return small_run.environment()
 
 
 def script(name: str, *arguments: str, env: dict[str, str], code: int = 0) -> str:
     """Run a script to its end; return what it printed."""
-    command = [sys.executable, str(ROOT / name), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
+    done = processes.run([name, *arguments], environment=env)
     assert done.returncode == code, f"exit {done.returncode}: {done.stdout[-2000:]}{done.stderr[-3000:]}"
     return done.stdout if code == 0 else done.stderr
 
 
 @pytest.fixture(scope="module")
-def trained(text, environment, tmp_path_factory) -> tuple[Path, str]:
+def trained(tmp_path_factory) -> tuple[Path, str]:
     """A finished small run of the default recipe, and what training printed."""
-    folder = tmp_path_factory.mktemp("runs") / "whole"
-    said = script("train.py", "--data.path", str(text), "--folder", str(folder), *SMALL, env=environment)
-    return folder, said
+    return small_run.whole(tmp_path_factory)
 
 
 def test_training_reports_and_leaves_everything(trained):
@@ -65,7 +47,7 @@ def test_training_reports_and_leaves_everything(trained):
         "tensorboard",
     ):
         assert (folder / name).exists(), name
-    assert Run.load(folder).training.num_steps == 12
+    assert Run.load(folder).training.num_steps == small_run.NUM_STEPS
 
 
 def test_evaluate_scores_and_samples(trained, environment):
@@ -104,19 +86,11 @@ def test_zoo_load_opens_a_run(trained):
         bundle.generate(np.array([[3, -1]]))
 
 
-def test_another_configuration_is_refused(text, trained, environment):
+def test_another_configuration_is_refused(trained, environment, tmp_path_factory):
     folder, _ = trained
     before = sorted(path.name for path in (folder / "checkpoints").iterdir())
-    arguments = (
-        "--data.path",
-        str(text),
-        "--folder",
-        str(folder),
-        *SMALL,
-        "--optimizer.learning-rate",
-        "0.5",
-    )
-    said = script("train.py", *arguments, env=environment, code=1)
+    given = ("--data.path", str(small_run.text(tmp_path_factory)), "--folder", str(folder), *small_run.SMALL)
+    said = script("train.py", *given, "--optimizer.learning-rate", "0.5", env=environment, code=1)
     assert "optimizer.learning_rate" in said and "0.5" in said
     assert len(said.strip().splitlines()) == 1
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == before

@@ -3,9 +3,8 @@
 Moments are chosen by what the process says and writes, never by the clock alone: machines differ tenfold in speed.
 """
 
+import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,34 +13,27 @@ from typing import Any
 
 import numpy as np
 import orbax.checkpoint as ocp
-import small_run
-
-ROOT = Path(__file__).parents[2]
-NUM_STEPS, EVALUATE_EVERY, CHECKPOINT_EVERY, KEEP = 20, 5, 3, 2
-SMALL = (
-    *small_run.OPTIONS,
-    *("--model.decoder.num-layers", "1"),
-    *("--training.num-steps", str(NUM_STEPS)),
-    *("--training.evaluate-every", str(EVALUATE_EVERY)),
-    *("--training.checkpoint-every", str(CHECKPOINT_EVERY)),
-    *("--training.keep", str(KEEP)),
-)
-"""A run of the default recipe that is over in a second, start aside."""
-PATIENCE = 300.0
-"""Seconds after which a test gives up; a machine under load may take most of them."""
+from processes import PATIENCE, start, start_fresh
+from small_run import KEEP, NUM_STEPS
 
 
 class Training:
-    """One process of train.py. Use as a context manager: what still runs at its end is killed."""
+    """One process of train.py, forked unless `fresh`.
 
-    def __init__(self, folder: Path, arguments: Sequence[str], environment: dict[str, str], **options: Any):
+    Use it as a context manager: what still runs at its end is killed.
+    """
+
+    def __init__(self, folder: Path, arguments: Sequence[str], environment: dict[str, str], *, fresh: bool = False):
         self.folder, self.begun = folder, time.monotonic()
-        command = [sys.executable, "-u", str(ROOT / "train.py"), "--folder", str(folder), *arguments]
-        self.process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
-        )
+        begin = start_fresh if fresh else start
+        printed, out = os.pipe()
+        try:
+            command = ["train.py", "--folder", str(folder), *arguments]
+            self.process = begin(command, environment=environment, out=out, err=out, unbuffered=True)
+        finally:
+            os.close(out)
         self.lines: list[str] = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader = threading.Thread(target=self._read, args=(printed,), daemon=True)
         self._reader.start()
 
     def __enter__(self) -> "Training":
@@ -52,10 +44,10 @@ class Training:
             self.process.kill()
         self.finish()
 
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.append(line.rstrip("\n"))
+    def _read(self, printed: int) -> None:
+        with open(printed) as stream:
+            for line in stream:
+                self.lines.append(line.rstrip("\n"))
 
     @property
     def said(self) -> str:
@@ -85,8 +77,6 @@ class Training:
         finally:
             self.process.kill()
             self._reader.join(PATIENCE)
-        if self.process.stdout is not None:
-            self.process.stdout.close()
         return code
 
 

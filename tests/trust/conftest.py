@@ -2,30 +2,26 @@
 
 from pathlib import Path
 
-import attacks
 import pytest
 import small_run
 
 
 @pytest.fixture(scope="session")
 def text(tmp_path_factory) -> Path:
-    return small_run.write_text(tmp_path_factory.mktemp("data") / "text.jsonl")
+    return small_run.text(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
-def environment(tmp_path_factory) -> dict[str, str]:
-    return small_run.environment(tmp_path_factory.mktemp("caches"))
+def environment() -> dict[str, str]:
+    return small_run.environment()
 
 
 @pytest.fixture(scope="session")
 def arguments(text) -> tuple[str, ...]:
-    return ("--data.path", str(text), *attacks.SMALL)
+    return ("--data.path", str(text), *small_run.SMALL)
 
 
 @pytest.fixture(scope="session")
-def whole(arguments, environment, tmp_path_factory) -> Path:
-    """The folder of a run that was never interrupted; whatever it compiles, the others find compiled."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    with attacks.Training(folder, arguments, environment) as training:
-        assert training.finish() == 0, training.said
-    return folder
+def whole(tmp_path_factory) -> Path:
+    """The folder of a run that was never interrupted."""
+    return small_run.whole(tmp_path_factory)[0]

@@ -2,14 +2,14 @@
 
 import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import attacks
 import orbax.checkpoint as ocp
+import processes
 import pytest
-from attacks import NUM_STEPS, ROOT, Training, steps
+from attacks import Training, steps
+from small_run import NUM_STEPS
 
 import zoo
 from zoo import cli
@@ -121,11 +121,9 @@ def test_evaluation_verifies_what_it_reads(run, environment):
     with pytest.raises(DamagedError, match=rf"step {NUM_STEPS} .* damaged \(.*{target.name} has changed\)"):
         zoo.load(run)
     assert zoo.load(run, step=BEFORE).step == BEFORE
-    command = [sys.executable, str(ROOT / "evaluate.py"), str(run)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=attacks.PATIENCE)
+    done = processes.run(["evaluate.py", str(run)], environment=environment)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and f"step {BEFORE} is whole" in done.stderr
-    command.append("--verify")
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=attacks.PATIENCE)
+    done = processes.run(["evaluate.py", str(run), "--verify"], environment=environment)
     assert done.returncode == 1 and f"step {NUM_STEPS}  damaged" in done.stdout
 
 

@@ -8,7 +8,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from attacks import PATIENCE, Training, steps
+from attacks import Training, steps
+from processes import PATIENCE
 
 from zoo.training.manifest import find_damage
 

@@ -1,7 +1,7 @@
 """train.py goes on from a checkpoint on another mesh, again and again, as if it had been on one device all along."""
 
-import attacks
 import numpy as np
+import small_run
 from attacks import Training, arrays
 
 from zoo.training.metrics import read_metrics
@@ -35,6 +35,6 @@ def test_train_goes_on_on_any_other_mesh(arguments, environment, tmp_path):
     assert [row["step"] for row in ours] == [row["step"] for row in one]
     assert [row["tokens"] for row in ours] == [row["tokens"] for row in one]
     np.testing.assert_allclose([float(row["loss"]) for row in ours], [float(row["loss"]) for row in one], rtol=1e-4)
-    ours, one = (arrays(path, attacks.NUM_STEPS) for path in (folder, whole))
+    ours, one = (arrays(path, small_run.NUM_STEPS) for path in (folder, whole))
     for name, value in one.items():
         np.testing.assert_allclose(ours[name], value, atol=1e-3, err_msg=name)

@@ -14,7 +14,8 @@ import attacks
 import jax
 import numpy as np
 import pytest
-from attacks import CHECKPOINT_EVERY, NUM_STEPS, Training, arrays, steps
+from attacks import Training, arrays, steps
+from small_run import CHECKPOINT_EVERY, NUM_STEPS
 
 import zoo
 from zoo.recipes.preparation import prepare

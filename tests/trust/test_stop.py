@@ -3,6 +3,7 @@
 The phases are met one after the other in one folder; then the run is finished, and compared with one that met none.
 """
 
+import itertools
 import random
 import signal
 import time
@@ -42,7 +43,7 @@ def stop(folder: Path, phase: str, number: int, chance: random.Random, arguments
     """Ask a run to stop in a phase; return whether it heard it before its end."""
     event, window = PHASES[phase]
     before = rows(folder)
-    with Training(folder, arguments, environment) as training:
+    with Training(folder, arguments, environment, fresh=phase == "import") as training:
         training.rows_before = before
         if not training.wait_for(event):
             assert training.finish() == 0, training.said[-3000:]
@@ -59,12 +60,18 @@ def stop(folder: Path, phase: str, number: int, chance: random.Random, arguments
     return stopped
 
 
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+IN_TURN = dict(zip(PHASES, itertools.cycle(SIGNALS), strict=False))
+"""A signal for each phase."""
+EACH = [pytest.param(dict.fromkeys(PHASES, number), id=number.name, marks=pytest.mark.slow) for number in SIGNALS]
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="tells by /proc when a process listens")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT], ids=lambda x: x.name)
-def test_a_signal_in_any_phase(whole, arguments, environment, tmp_path, number):
-    chance, runs = random.Random(int(number)), 0
+@pytest.mark.parametrize("signals", [pytest.param(IN_TURN, id="in turn"), *EACH])
+def test_a_signal_in_any_phase(whole, arguments, environment, tmp_path, signals):
+    chance, runs = random.Random(0), 0
     folder = tmp_path / "0"
-    for phase in PHASES:
+    for phase, number in signals.items():
         for _ in range(10):
             if stop(folder, phase, number, chance, arguments, environment):
                 break
