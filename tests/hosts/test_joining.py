@@ -2,11 +2,9 @@
 
 import os
 import re
-import subprocess
-import sys
 
 import pytest
-from together import OPTIONS, ROOT, by_hand, open_mpi, slurm
+from together import OPTIONS, Together, by_hand, open_mpi, slurm
 
 from zoo.training.hosts import Cluster, find_cluster, local_devices
 
@@ -101,49 +99,45 @@ def test_gpus_are_shared_among_the_processes_of_a_machine(visible, tasks, node, 
     assert local_devices(environment | {"JAX_LOCAL_DEVICE_IDS": "1,2"}) == (1, 2)
 
 
-def train(place, environment, *options):
-    command = [sys.executable, str(ROOT / "train.py"), *options]
-    env = environment | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""} | place
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
 def test_a_coordinator_that_is_not_there_is_one_line(environment, tmp_path):
-    process = train(by_hand(2)[1] | {"ZOO_JOIN_SECONDS": "2"}, environment, "--folder", str(tmp_path / "run"))
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 1 and out == ""
-    (line,) = err.splitlines()
+    place = by_hand(2)[1] | {"ZOO_JOIN_SECONDS": "2"}
+    with Together(["--folder", str(tmp_path / "run")], tmp_path / "logs", environment, 1, [place]) as run:
+        assert run.codes() == [1] and run.output(0) == ""
+        (line,) = run.errors(0).splitlines()
     assert line.startswith("error: process 1 of 2 cannot reach process 0 at localhost:")
     assert "within 2 s (Connection refused)" in line and "ZOO_JOIN_SECONDS" in line
     assert not (tmp_path / "run").exists()
 
 
 def test_a_process_that_does_not_come_is_named(environment, tmp_path):
-    places = [place | {"ZOO_JOIN_SECONDS": "30"} for place in by_hand(3)[:2]]
-    processes = [train(place, environment, "--folder", str(tmp_path / "run")) for place in places]
-    said = [process.communicate(timeout=300)[1] for process in processes]
-    assert [process.returncode for process in processes] == [1, 1]
+    places = [place | {"ZOO_JOIN_SECONDS": "10"} for place in by_hand(3)[:2]]
+    with Together(["--folder", str(tmp_path / "run")], tmp_path / "logs", environment, 1, places) as run:
+        assert run.codes() == [1, 1]
+        said = [run.errors(index) for index in range(2)]
     # A machine may be too slow for the second to come in time too.
-    assert re.fullmatch(r"error: process (1, )?2 of 3 did not come to localhost:\d+ within 30 s; .*\n", said[0])
+    assert re.fullmatch(r"error: process (1, )?2 of 3 did not come to localhost:\d+ within 10 s; .*\n", said[0])
     assert len(said[1].splitlines()) == 1
 
 
 def test_processes_that_contradict_each_other_are_named(environment, tmp_path):
     first, second = by_hand(2)
     second["JAX_NUM_PROCESSES"] = "3"
-    processes = [train(place, environment, "--folder", str(tmp_path / "run")) for place in (first, second)]
-    for process in processes:
-        _, err = process.communicate(timeout=300)
-        assert process.returncode == 1
-        (line,) = err.splitlines()
-        assert line.startswith("error: process 1 was told of 3 processes and process 0 of 2")
+    with Together(["--folder", str(tmp_path / "run")], tmp_path / "logs", environment, 1, [first, second]) as run:
+        assert run.codes() == [1, 1]
+        for index in range(2):
+            (line,) = run.errors(index).splitlines()
+            assert line.startswith("error: process 1 was told of 3 processes and process 0 of 2")
 
 
 def test_different_commands_are_refused(environment, text, tmp_path):
     """They would wait for each other in collectives that do not match."""
     options = [*OPTIONS, "--data.path", str(text), "--folder", str(tmp_path)]
-    seeds = [["--training.seed", seed] for seed in "01"]
-    processes = [train(place, environment, *options, *seed) for place, seed in zip(by_hand(2), seeds, strict=True)]
-    said = [process.communicate(timeout=600)[1] for process in processes]
-    assert [process.returncode for process in processes] == [1, 1]
+    first, second = (
+        Together([*options, "--training.seed", seed], tmp_path / seed, environment, 1, [place])
+        for seed, place in zip("01", by_hand(2), strict=True)
+    )
+    with first, second:
+        assert [*first.codes(), *second.codes()] == [1, 1]
+        said = [first.errors(0), second.errors(0)]
     assert any("error: the processes were given different runs" in err for err in said), said
     assert not (tmp_path / "metrics.csv").exists()

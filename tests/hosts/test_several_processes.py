@@ -52,7 +52,7 @@ def test_two_processes_under_slurm_stop_as_one_and_four_under_open_mpi_go_on(sta
     assert_same_run(tmp_path, alone)
 
 
-@pytest.mark.parametrize(("victim", "heirs"), [(0, 2), (1, 1)])
+@pytest.mark.parametrize(("victim", "heirs"), [(0, 2), pytest.param(1, 1, marks=pytest.mark.slow)])
 def test_when_one_process_dies_the_other_ends_and_others_go_on(start, alone, tmp_path, victim, heirs):
     with start(tmp_path, 2, 4, *SAME_BITS) as run:
         run.wait_for_step(tmp_path, 9)

@@ -3,40 +3,24 @@
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from processes import PATIENCE, start
+from small_run import OPTIONS as SMALL
+
 from zoo.training.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 600
-"""Seconds until a process counts as hung; CI's machines may be slow, and no test depends on how slow."""
 _CLUSTER = ("SLURM_", "OMPI_", "JAX_COORDINATOR", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "ZOO_", "KUBERNETES_")
 
 OPTIONS = [
-    word
-    for option in (
-        "--model.embedding.width 32",
-        "--model.embedding.vocab-size 400",
-        "--data.tokenizer.vocab-size 400",
-        "--model.decoder.width 32",
-        "--model.decoder.num-layers 2",
-        "--model.decoder.mlp.hidden-size 48",
-        "--model.decoder.attention.num-heads 2",
-        "--model.decoder.attention.head-size 16",
-        "--task.sequence-length 32",
-        "--task.batch-size 8",
-        "--task.stride 32",
-        "--schedule.warmup-steps 2",
-        "--training.num-steps 60",
-        "--training.evaluate-every 20",
-        "--training.checkpoint-every 4",
-        "--compute-dtype float32",
-    )
-    for word in option.split()
+    *SMALL,
+    *("--model.decoder.num-layers", "1"),
+    *("--training.num-steps", "60"),
+    *("--training.evaluate-every", "20"),
+    *("--training.checkpoint-every", "4"),
 ]
 SAME_BITS = ["--training.deterministic-parts", "8"]
 
@@ -104,8 +88,8 @@ class Together:
         for index, place in enumerate(places):
             files = logs / f"{index}.out", logs / f"{index}.err"
             with open(files[0], "w") as out, open(files[1], "w") as err:
-                command = [sys.executable, str(ROOT / "train.py"), *arguments]
-                self.processes.append(subprocess.Popen(command, stdout=out, stderr=err, env=base | place))
+                process = start(["train.py", *arguments], environment=base | place, out=out.fileno(), err=err.fileno())
+            self.processes.append(process)
             self._logs.append(files)
 
     def __enter__(self) -> "Together":
