@@ -37,6 +37,7 @@ def test_slurm_starts_one_run_on_two_processes(environment, text, tmp_path):
         "SLURM_SUBMIT_DIR": str(ROOT),
         "PYTHON": sys.executable,
         "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
     }
     folder = tmp_path / "run"

@@ -83,8 +83,12 @@ def largest(run: Path, item: str) -> Path:
     return max(files(last(run) / item), key=lambda path: path.stat().st_size)
 
 
+MORE = [("optimizer", truncate), ("position", flip), ("run", flip)]
+
+
 @pytest.mark.parametrize(
-    ("item", "damage"), [("params", flip), ("optimizer", truncate), ("position", flip), ("run", flip), ("", delete)]
+    ("item", "damage"),
+    [("", delete), ("params", flip), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in MORE)],
 )
 def test_training_goes_on_from_the_step_before(run, whole, arguments, environment, item, damage):
     target = largest(run, item) if item else last(run) / "manifest.sha256"

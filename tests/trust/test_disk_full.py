@@ -38,7 +38,13 @@ def check_resumes(folder: Path, arguments, environment) -> None:
 
 
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="limits of another process can be set on Linux alone")
-@pytest.mark.parametrize("size", [1, 8192], ids=["nothing can be written", "no large file can be written"])
+@pytest.mark.parametrize(
+    "size",
+    [
+        pytest.param(1, id="nothing can be written"),
+        pytest.param(8192, id="no large file can be written", marks=pytest.mark.slow),
+    ],
+)
 def test_a_limit_on_files(arguments, environment, tmp_path, size):
     """As a quota does."""
     folder = tmp_path / "run"

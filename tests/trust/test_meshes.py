@@ -1,6 +1,7 @@
 """train.py goes on from a checkpoint on another mesh, again and again, as if it had been on one device all along."""
 
 import numpy as np
+import pytest
 import small_run
 from attacks import Training, arrays
 
@@ -14,18 +15,20 @@ MESHES = {
     20: {"data": 1},
 }
 """The mesh on which the run is, up to a step."""
+FEWER = {step: MESHES[step] for step in (4, 8, 20)}
 
 
-def test_train_goes_on_on_any_other_mesh(arguments, environment, tmp_path):
-    constant = (*arguments, "--schedule.name", "constant", "--training.evaluate-every", "100")
-    whole, folder = tmp_path / "whole", tmp_path / "run"
-    with Training(whole, (*constant, "--mesh.data", "1"), environment) as training:
-        assert training.finish() == 0, training.said[-3000:]
+@pytest.mark.parametrize("meshes", [FEWER, pytest.param(MESHES, marks=pytest.mark.slow)], ids=["three", "five"])
+def test_train_goes_on_on_any_other_mesh(arguments, environment, tmp_path, meshes):
     # Programs compiled in haste: each mesh has its own.
     eight = {**environment, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     eight["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+    constant = (*arguments, "--schedule.name", "constant", "--training.evaluate-every", "100")
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    with Training(whole, (*constant, "--mesh.data", "1"), eight) as training:
+        assert training.finish() == 0, training.said[-3000:]
     before = None
-    for step, sizes in MESHES.items():
+    for step, sizes in meshes.items():
         mesh = [word for axis, size in sizes.items() for word in (f"--mesh.{axis}", str(size))]
         with Training(folder, (*constant, *mesh, "--training.num-steps", str(step)), eight) as training:
             assert training.finish() == 0, training.said[-3000:]

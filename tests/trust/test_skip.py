@@ -26,6 +26,12 @@ MODEL_OPTIONS = ("--model.", "--data.tokenizer.")
 
 
 @pytest.fixture(scope="module")
+def environment(environment) -> dict[str, str]:
+    """Programs compiled in haste: each model and schedule here has its own, and is compared with itself alone."""
+    return environment | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+
+
+@pytest.fixture(scope="module")
 def model(arguments, environment, tmp_path_factory):
     """A model after one step, in which an embedding harms what reads it, through to the logits, and nothing else."""
     folder = tmp_path_factory.mktemp("model") / "run"
