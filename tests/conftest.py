@@ -35,6 +35,9 @@ os.environ["XDG_CACHE_HOME"] = f"{TEMPORARY}/user"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE / "programs")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+# Neither dtypes nor ranks are promoted implicitly, here and in the processes that tests start.
+os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["XLA_FLAGS"] = " ".join(
     [
@@ -50,8 +53,6 @@ import jax  # noqa: E402
 
 # Compiled programs stay alive: collecting among them again and again took a twentieth of the time.
 gc.set_threshold(50_000, 20, 20)
-
-jax.config.update("jax_numpy_dtype_promotion", "standard")
 
 # Each compiled program keeps a few maps of memory, of which Linux gives a process 65,530; XLA ends it at one more.
 MOST_MAPS = 20_000

@@ -102,7 +102,7 @@ def advance(
     tokens = _take(beams.tokens, origin).at[:, :, end].set(token)
     ends = jnp.isin(token, np.array(config.eos_token_id, np.int32)) | (count + 1 >= limit)
 
-    scores, chosen = lax.top_k(totals + ends * IMPOSSIBLE, num_beams)
+    scores, chosen = lax.top_k(totals + _penalty(ends), num_beams)
     finished = _set_aside(beams, tokens, totals, ends, config, count)
     beams = beams.replace(tokens=_take(tokens, chosen), scores=scores, origin=_take(origin, chosen), **finished)
     beams = beams.replace(may_improve=beams.may_improve & _may_improve(beams, config, count + 1, limit))
@@ -113,10 +113,10 @@ def advance(
 def _set_aside(beams: Beams, tokens, totals, ends, config: GenerationConfig, count) -> dict[str, Array]:
     """Merge continuations that end, and are among the best num_beams, with those that ended before."""
     num_beams, kept = beams.scores.shape[1], totals.shape[1]
-    ended = ends & (jnp.arange(kept) < num_beams)
+    ended = ends & (jnp.arange(kept) < num_beams)[None]
     full = beams.is_finished.all(-1, keepdims=True) & (config.early_stopping is True)
     scores = totals / _powers(tokens, config)[count + 1]
-    scores = scores + full * IMPOSSIBLE + ~beams.may_improve[:, None] * IMPOSSIBLE + ~ended * IMPOSSIBLE
+    scores = scores + _penalty(full) + _penalty(~beams.may_improve[:, None]) + _penalty(~ended)
     lengths = jnp.full(scores.shape, count + 1, jnp.int32)
     best, place = lax.top_k(jnp.concatenate([beams.finished_scores, scores], 1), num_beams)
     merge = lambda old, new: _take(jnp.concatenate([old, new], 1), place)  # noqa: E731
@@ -134,6 +134,11 @@ def _may_improve(beams: Beams, config: GenerationConfig, count, limit) -> Bool[A
     best = beams.scores[:, :1] / _powers(beams.tokens, config)[hopeful]
     worst = jnp.where(beams.is_finished, beams.finished_scores.min(-1, keepdims=True), IMPOSSIBLE)
     return (best > worst).any(-1)
+
+
+def _penalty(ruled_out: Bool[Array, "B n"]) -> Float[Array, "B n"]:
+    """`IMPOSSIBLE` where a continuation may not be chosen, else 0."""
+    return ruled_out.astype(jnp.float32) * IMPOSSIBLE
 
 
 def _powers(tokens: Int[Array, "B N T"], config: GenerationConfig) -> Float[Array, " T"]:

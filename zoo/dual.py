@@ -75,5 +75,6 @@ class DualEncoder(nn.Module):
 
     def score(self, text: Float[Array, "B E"], image: Float[Array, "C E"]) -> Float[Array, "B C"]:
         """Scores of vectors of length one, float32."""
-        scores = jnp.einsum("be,ce->bc", text, image) * jnp.exp(self.logit_scale)
-        return scores + self.logit_bias if self.config.bias else scores
+        scores = jnp.einsum("be,ce->bc", text, image)
+        scores = scores * jnp.exp(self.logit_scale).astype(scores.dtype)
+        return scores + self.logit_bias.astype(scores.dtype) if self.config.bias else scores

@@ -109,9 +109,8 @@ def sinusoids(config: SinusoidalPositions, positions: Int[Array, "B T"], width: 
     steps = width / 2 if config.longest == "past_last" else width // 2 - 1
     turns = 10_000.0 ** (-np.arange(pairs) / steps) / (2 * np.pi)
     # In 2**-32 turns the product drops whole turns by itself, where float32 would lose digits to them.
-    fractions = jnp.asarray(np.round(turns * 2.0**32).astype(np.uint32)) * (positions + config.offset)[
-        ..., None
-    ].astype(jnp.uint32)
+    units = jnp.asarray(np.round(turns * 2.0**32).astype(np.uint32))
+    fractions = units[None, None] * (positions + config.offset)[..., None].astype(jnp.uint32)
     angles = lax.bitcast_convert_type(fractions, jnp.int32).astype(jnp.float32) * (2 * math.pi / 2**32)
     waves = [jnp.sin(angles), jnp.cos(angles)]
     if config.layout == "halves":
@@ -155,7 +154,7 @@ def _positions_of_grid(table: Float[Array, "P D"], patches: PatchConfig, grid: t
         return table
     tokens, places = jnp.split(table[: patches.sequence_length], [patches.num_tokens])
     places = resample_grid(places.reshape(*learned, -1), grid, "cubic")
-    return jnp.concatenate([tokens, places.reshape(-1, table.shape[-1])])
+    return jnp.concatenate([tokens.astype(places.dtype), places.reshape(-1, table.shape[-1])])
 
 
 class Embedder(nn.Module):
@@ -217,14 +216,20 @@ class Embedder(nn.Module):
         if projects and config.projected == "tokens":
             x = self.projection(x)
         if isinstance(config.positions, LearnedPositions):
-            x = x + self.position(positions, config.patches, grid)
+            x = _sum(x, self.position(positions, config.patches, grid))
         elif isinstance(config.positions, SinusoidalPositions):
-            x = x + sinusoids(config.positions, positions, config.width)
+            x = _sum(x, sinusoids(config.positions, positions, config.width))
         if config.num_token_types:
-            x = x + self.token_type(jnp.zeros_like(positions) if token_type_ids is None else token_type_ids)
+            x = _sum(x, self.token_type(jnp.zeros_like(positions) if token_type_ids is None else token_type_ids))
         elif token_type_ids is not None:
             raise ValueError("token_type_ids were given, and this model has no token types; leave them out")
         if config.norm is not None:
             x = self.norm(x)
         x = dropout(x, config.dropout, dropout_rng).astype(self.dtype)
         return self.projection(x) if projects and config.projected == "sum" else x
+
+
+def _sum(x: Float[Array, "B T D"], y: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    """Add in the dtype of both, or in float32: activations may have fewer bits than parameters, and more."""
+    dtype = x.dtype if x.dtype == y.dtype else jnp.float32
+    return x.astype(dtype) + y.astype(dtype)

@@ -410,7 +410,7 @@ def _write(start: Start, logits, state: Written, rng, config: GenerationConfig) 
         tokens=lax.dynamic_update_slice_in_dim(state.tokens, token[:, None], state.end, 1),
         end=end,
         token=token,
-        lengths=state.lengths + ~state.ended,
+        lengths=state.lengths + (~state.ended).astype(jnp.int32),
         ended=ended,
         goes_on=(end < start.limit) & ~ended.all(),
     )

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from zoo.config import (
     AttentionPoolConfig,
@@ -45,7 +45,8 @@ class LanguageModelLogits(nn.Module):
             kernel = kernel_of(self, start, (x.shape[-1], self.vocab_size))
         logits = accumulate(x, kernel)
         if config.bias:
-            logits = logits + self.param("bias", nn.initializers.zeros, (self.vocab_size,))
+            bias = self.param("bias", nn.initializers.zeros, (self.vocab_size,))
+            logits = logits + lax.broadcast_to_rank(bias.astype(logits.dtype), logits.ndim)
         return logits if config.softcap is None else config.softcap * jnp.tanh(logits / config.softcap)
 
 
@@ -78,7 +79,10 @@ class PooledHead(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T D"], mask: Int[Array, "B T"] | None, ids: Int[Array, "B T"] | None = None
+        self,
+        x: Float[Array, "B T D"],
+        mask: Int[Array, "B T"] | Bool[Array, "B T"] | None,
+        ids: Int[Array, "B T"] | None = None,
     ) -> Float[Array, "B O"]:
         """Pool over the positions where `mask` is not zero and project, in float32 at the end."""
         config = self.config
@@ -137,7 +141,9 @@ class AttentionPool(nn.Module):
         return found + Mlp(config.mlp, self.dtype, name="mlp")(Norm(config.norm, name="norm")(found))[0]
 
 
-def pool(x: Float[Array, "B T D"], mask: Int[Array, "B T"] | None, how: Pooling) -> Float[Array, "B D"]:
+def pool(
+    x: Float[Array, "B T D"], mask: Int[Array, "B T"] | Bool[Array, "B T"] | None, how: Pooling
+) -> Float[Array, "B D"]:
     """One vector a sequence, as the config's `Pooling` says."""
     match how:
         case "first":
@@ -150,15 +156,15 @@ def pool(x: Float[Array, "B T D"], mask: Int[Array, "B T"] | None, how: Pooling)
             return x[:, 1:].astype(jnp.float32).mean(1).astype(x.dtype)
         case "first_and_patch_mean":
             return jnp.concatenate([x[:, 0], pool(x, mask, "patch_mean")], -1)
-    mask = jnp.ones(x.shape[:2], jnp.int32) if mask is None else (mask != 0).astype(jnp.int32)
+    mask = jnp.ones(x.shape[:2], jnp.int32) if mask is None else mask.astype(bool).astype(jnp.int32)
     if how == "last":
-        last = jnp.max(mask * jnp.arange(x.shape[1]), axis=1)
+        last = jnp.max(mask * jnp.arange(x.shape[1])[None], axis=1)
         return jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
     if how == "max":
         return jnp.where(mask[..., None] != 0, x, -1e9).max(1).astype(x.dtype)
     weights = mask[..., None].astype(jnp.float32)
     if how == "weighted_mean":
-        weights = weights * jnp.arange(1, x.shape[1] + 1, dtype=jnp.float32)[:, None]
+        weights = weights * jnp.arange(1, x.shape[1] + 1, dtype=jnp.float32)[None, :, None]
     length = jnp.maximum(weights.sum(1), 1e-9)
-    mean = (x * weights).sum(1) / (jnp.sqrt(length) if how == "mean_root_length" else length)
+    mean = (x.astype(jnp.float32) * weights).sum(1) / (jnp.sqrt(length) if how == "mean_root_length" else length)
     return mean.astype(x.dtype)

@@ -43,22 +43,24 @@ def quantize(x: Float[Array, "... d"], levels: tuple[int, ...]) -> tuple[Float[A
     Returns:
         The rounded numbers, from -1 to 1, and the code of each combination, below the product of the levels.
     """
-    highest = jnp.array(levels, jnp.float32) - 1
+    highest = lax.broadcast_to_rank(jnp.array(levels, jnp.float32) - 1, x.ndim)
     squashed = jax.nn.sigmoid(x.astype(jnp.float32)) * highest
     rounded = jnp.round(squashed)
     straight = squashed + lax.stop_gradient(rounded - squashed)
-    return 2 * straight / highest - 1, (rounded.astype(jnp.int32) * _places(levels)).sum(-1)
+    return 2 * straight / highest - 1, (rounded.astype(jnp.int32) * _places(levels, x.ndim)).sum(-1)
 
 
 def dequantize(ids: Int[Array, "..."], levels: tuple[int, ...]) -> Float[Array, "... d"]:
     """The rounded numbers of codes, from -1 to 1."""
-    sizes = np.array(levels, np.int32)
-    return 2 * (ids[..., None] // _places(levels) % sizes) / (sizes - 1.0).astype(np.float32) - 1
+    ids = ids[..., None]
+    sizes = lax.broadcast_to_rank(np.array(levels, np.int32), ids.ndim)
+    digits = ids // _places(levels, ids.ndim) % sizes
+    return (2 * digits).astype(jnp.float32) / (sizes - 1).astype(jnp.float32) - 1
 
 
-def _places(levels: tuple[int, ...]) -> np.ndarray:
-    """What a step of each level adds to the code: its digits have different bases."""
-    return np.cumprod([1, *levels[:-1]]).astype(np.int32)
+def _places(levels: tuple[int, ...], rank: int) -> Int[Array, "... d"]:
+    """What a step of each level adds to the code, whose digits have different bases; with `rank` axes."""
+    return lax.broadcast_to_rank(np.cumprod([1, *levels[:-1]]).astype(np.int32), rank)
 
 
 class Residual(nn.Module):
@@ -86,7 +88,7 @@ def mix(x: Float[Array, "B rows columns D"], scale: Float[Array, "9 D"]) -> Floa
     _, rows, columns, _ = x.shape
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     shifted = [padded[:, i : i + rows, j : j + columns] for i in range(3) for j in range(3)]
-    mixed = (place * scale[index].astype(x.dtype) for index, place in enumerate(shifted))
+    mixed = (place * scale[index].astype(x.dtype)[None, None, None] for index, place in enumerate(shifted))
     return sum(mixed, start=jnp.zeros_like(x))
 
 
@@ -215,7 +217,7 @@ class PaletteTokens:
     def encode(self, pixels: Pixels) -> Int[Array, "B T"]:
         """Colours in reading order."""
         flat = pixels.reshape(len(pixels), 3, -1).swapaxes(1, 2)
-        distances = jnp.square(self.colours).sum(-1) - 2 * flat @ jnp.asarray(self.colours).T
+        distances = jnp.square(self.colours).sum(-1)[None, None] - 2 * flat @ jnp.asarray(self.colours).T
         return distances.argmin(-1).astype(jnp.int32)
 
     def decode(self, ids: Int[Array, "B T"]) -> Pixels:

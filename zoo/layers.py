@@ -89,7 +89,8 @@ class Projection(nn.Module):
         kernel = kernel_of(self, init, (*inputs, *self.features))
         y = accumulate(x.astype(self.dtype), kernel, num_contracted=self.num_contracted)
         if self.bias:  # before rounding, so that its gradient is a sum in float32
-            y = y + self.param("bias", nn.initializers.zeros, self.features)
+            bias = self.param("bias", nn.initializers.zeros, self.features)
+            y = y + lax.broadcast_to_rank(bias.astype(y.dtype), y.ndim)
         return y.astype(self.dtype)
 
 
@@ -116,7 +117,7 @@ class Mlp(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T D"]) -> tuple[Float[Array, "B T D"], Float[Array, ""]]:
+    def __call__(self, x: Float[Array, "... D"]) -> tuple[Float[Array, "... D"], Float[Array, ""]]:
         """Return the branch's output and the experts' balance loss, zero without experts."""
         config = self.config
         if config.experts is not None:
@@ -294,7 +295,7 @@ class Attention(nn.Module):
         """The attention op on what the heads compare; a method, so that `zoo.inspection` can see what passes."""
         return attention(query, keys_values.key, keys_values.value, **options)
 
-    def _bias(self, query: Float[Array, "B T N H"], key: Float[Array, "B S N H"], sight: Sight) -> Any:
+    def _bias(self, query: Float[Array, "B T N H"], key: Float[Array, "B S K H"], sight: Sight) -> Any:
         """The stack's bias, or the layer's own where it depends on content."""
         config = self.config.disentangled
         if config is None:
@@ -329,6 +330,7 @@ def resample_grid(
 ) -> Float[Array, "rows columns D"]:
     """Interpolate a grid of vectors at the centres of another: no smoothing, borders repeated, as vision models do."""
     down, across = (_resampling(old, new, method) for old, new in zip(grid.shape[:2], size, strict=True))
+    grid = grid.astype(jnp.float32)
     return jnp.einsum("yr,xc,rcd->yxd", down, across, grid, precision=lax.Precision.HIGHEST)
 
 
@@ -363,7 +365,7 @@ class GridBias(nn.Module):
         distances, ends = table[:-3].reshape(*sides, -1), table[-3:]
         if grid != (config.rows, config.columns):
             distances = resample_grid(distances, (2 * rows - 1, 2 * columns - 1), "linear")
-        table = jnp.concatenate([distances.reshape(-1, self.num_heads), ends])
+        table = jnp.concatenate([distances.reshape(-1, self.num_heads), ends.astype(distances.dtype)])
         return DenseBias(jnp.moveaxis(table[grid_distances(rows, columns)], -1, 0)[None])
 
 

@@ -74,7 +74,7 @@ def process(scores: Scores, history: History, config: GenerationConfig) -> Score
     if config.begin_suppress_tokens:
         suppressed = scores.at[:, _ids(config.begin_suppress_tokens, scores)].set(-jnp.inf)
         forced = (history.prompt_end - history.begin == 1) & (config.forced_bos_token_id is not None)
-        scores = jnp.where(history.end == history.prompt_end + forced, suppressed, scores)
+        scores = jnp.where(history.end == history.prompt_end + forced.astype(jnp.int32), suppressed, scores)
     if config.do_sample:
         kept = len(config.eos_token_id) + 1 if config.num_beams > 1 and config.eos_token_id else 1
         kept = max(kept, 2 if config.num_beams > 1 else 1)
@@ -128,7 +128,7 @@ def narrow(
 
 def penalise_repetition(scores: Scores, history: History, penalty: float) -> Scores:
     """Make tokens that are there already less likely, or more where the penalty is below one."""
-    places = jnp.arange(history.tokens.shape[1])
+    places = jnp.arange(history.tokens.shape[1])[None]
     there = (places >= history.first[:, None]) & (places < history.end)
     seen = mark(scores, history.tokens, there)
     return jnp.where(seen, jnp.where(scores < 0, scores * penalty, scores / penalty), scores)
@@ -163,7 +163,7 @@ def bias_sequences(scores: Scores, history: History, biases) -> Scores:
         sequences = np.array([sequence for sequence, _ in group], np.int32)
         matches = jnp.broadcast_to(history.end - history.begin >= size - 1, (scores.shape[0], len(group)))
         if size > 1:
-            matches &= (history.last(size - 1)[:, None] == sequences[:, :-1]).all(-1)
+            matches &= (history.last(size - 1)[:, None] == sequences[None, :, :-1]).all(-1)
         values = np.array([bias for _, bias in group], np.float32)
         total = total.at[:, sequences[:, -1]].add(jnp.where(matches, values, 0.0))
     return scores + total

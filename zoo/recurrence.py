@@ -80,7 +80,9 @@ class Weights:
     def __call__(self, x: Float[Array, "... I"], dtype: Any) -> Float[Array, "... G D"]:
         """Float32, from a product in `dtype`."""
         gates = accumulate(x.astype(dtype), self.kernel)
-        return gates if self.bias is None else gates + self.bias
+        if self.bias is None:
+            return gates
+        return gates + jax.lax.broadcast_to_rank(self.bias.astype(gates.dtype), gates.ndim)
 
 
 class Gates(nn.Module):
@@ -136,9 +138,9 @@ class Alignment:
         """The mean of the memory's values that fits each row's state, and its weights, which are 0 on padding."""
         batch = len(memory.keys)
         query = accumulate(hidden.astype(dtype), self.query).reshape(batch, -1, 1, self.query.shape[-1])
-        scores = jnp.tanh(query + memory.keys[:, None]) @ self.score
+        scores = jnp.tanh(query + memory.keys[:, None]) @ self.score.astype(jnp.float32)
         seen = memory.seen[:, None]
-        weights = jax.nn.softmax(jnp.where(seen, scores, _UNSEEN), axis=-1) * seen
+        weights = jax.nn.softmax(jnp.where(seen, scores, _UNSEEN), axis=-1) * seen.astype(jnp.float32)
         context = jnp.einsum(
             "bns,bsm->bnm", weights.astype(dtype), memory.values, preferred_element_type=jnp.float32
         ).astype(dtype)

@@ -29,7 +29,7 @@ def rotary_frequencies(
         case LinearScaling(factor=factor):
             return frequencies / factor, 1.0
         case DynamicScaling(factor=factor, original_length=original):
-            growth = factor * jnp.maximum(length, original) / original - (factor - 1)
+            growth = factor * jnp.maximum(length, original).astype(jnp.float32) / original - (factor - 1)
             return (config.base * growth ** (size / (size - 2))) ** -exponents, 1.0
         case Llama3Scaling() as scaling:
             return _llama3(frequencies, scaling), 1.0
@@ -79,7 +79,7 @@ class Rotation:
     def at(cls, config: RotaryConfig, head_size: int, positions: Int[Array, "B T"]) -> "Rotation":
         """Angles of `positions`, in float32: bfloat16 cannot tell positions above 256 apart."""
         frequencies, factor = rotary_frequencies(config, head_size, positions.max() + 1)
-        angles = positions[..., None].astype(jnp.float32) * frequencies
+        angles = positions[..., None].astype(jnp.float32) * frequencies[None, None]
         # The barrier keeps XLA from fusing, that is recomputing, them in every layer and head that reads them.
         cosine, sine = lax.optimization_barrier((jnp.cos(angles) * factor, jnp.sin(angles) * factor))
         return cls(cosine, sine, config.pairing == "interleaved")

@@ -174,7 +174,8 @@ class Block(nn.Module):
         y = self._normed(name_branch(y), name, "output")
         if self.config.layer_scale is not None:
             start = nn.initializers.constant(self.config.layer_scale)
-            y = y * self.param(f"{name}_scale", start, (self.config.width,)).astype(y.dtype)
+            scale = self.param(f"{name}_scale", start, (self.config.width,)).astype(y.dtype)
+            y = y * scale[None, None]
         return dropout(y, self.config.dropout, rng)
 
     def _normed(self, x: Array, name: str, slot: Literal["input", "output", "residual"]) -> Array:
@@ -202,7 +203,7 @@ class Stack(nn.Module):
         positions: Int[Array, "B T"],
         segment_ids: tuple[Int[Array, "B T"], Int[Array, "B T"]] | None,
         *,
-        memory: Float[Array, "B S D"] | None = None,
+        memory: Float[Array, "B S M"] | None = None,
         memory_segment_ids: tuple[Int[Array, "B T"], Int[Array, "B S"]] | None = None,
         cache: Cache | None = None,
         grid: tuple[int, int] | None = None,

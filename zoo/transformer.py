@@ -122,11 +122,11 @@ class Transformer(nn.Module):
 
     def __call__(
         self,
-        input_ids: Int[Array, "B T"] | None = None,
-        attention_mask: Int[Array, "B T"] | None = None,
-        token_type_ids: Int[Array, "B T"] | None = None,
-        position_ids: Int[Array, "B T"] | None = None,
-        segment_ids: Int[Array, "B T"] | None = None,
+        input_ids: Int[Array, "B S"] | None = None,
+        attention_mask: Int[Array, "B S"] | None = None,
+        token_type_ids: Int[Array, "B S"] | None = None,
+        position_ids: Int[Array, "B S"] | None = None,
+        segment_ids: Int[Array, "B S"] | None = None,
         pixel_values: Float[Array, "B C height width"] | None = None,
         bool_masked_pos: Bool[Array, "B patches"] | None = None,
         input_features: Float[Array, "B mels frames"] | None = None,
@@ -417,7 +417,8 @@ def _positions(
     if given is not None:
         return jnp.asarray(given)
     if counted is not None:
-        return jnp.where(counted != 0, start + jnp.cumsum(counted != 0, -1) - 1, -1)
+        counted = jnp.asarray(counted).astype(bool)
+        return jnp.where(counted, start + jnp.cumsum(counted, -1) - 1, -1)
     return jnp.broadcast_to(start + jnp.arange(length, dtype=jnp.int32), (batch, length))
 
 

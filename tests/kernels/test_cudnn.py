@@ -36,7 +36,7 @@ def stand_in(q, k, v, bias, mask, q_lengths, kv_lengths, *, scale, mask_type, sl
         key_value_seq_lengths=kv_lengths, implementation="xla", return_residual=return_residual,
     )  # fmt: skip
     if q_lengths is not None:
-        outside = jnp.arange(q.shape[1]) >= q_lengths[:, None]
+        outside = jnp.arange(q.shape[1])[None] >= q_lengths[:, None]
         out = jnp.where(outside[..., None, None], GARBAGE, out)
         lse = jnp.where(outside[..., None], GARBAGE, lse)
     return out.astype(q.dtype), lse.swapaxes(1, 2)

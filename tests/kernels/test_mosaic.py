@@ -27,11 +27,11 @@ def stand_in(q, k, v, bias, *, is_causal, first, end, scale, softcap):
     logits = jnp.einsum("btnh,bsnh->bnts", q.astype(jnp.float32), k) * scale
     logits = logits if bias is None else logits + bias.astype(jnp.float32)
     logits = logits if softcap is None else softcap * jnp.tanh(logits / softcap)
-    columns = jnp.arange(num_keys)
+    columns = jnp.arange(num_keys)[None, None, None]
     lowest = jnp.finfo(jnp.float32).min
     logits = logits if first is None else jnp.where(first[..., None] <= columns, logits, lowest)
     logits = logits if end is None else jnp.where(columns < end[..., None], logits, lowest)
-    logits = jnp.where(columns <= jnp.arange(num_queries)[:, None], logits, lowest) if is_causal else logits
+    logits = jnp.where(columns <= jnp.arange(num_queries)[None, None, :, None], logits, lowest) if is_causal else logits
     largest = jax.lax.stop_gradient(logits.max(-1))
     exponentials = jnp.exp(logits - largest[..., None])
     total = exponentials.sum(-1)

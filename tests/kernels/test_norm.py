@@ -17,6 +17,7 @@ def plain(x, scale, bias, centred):
     y = x.astype(jnp.float32)
     y = y - y.mean(-1, keepdims=True) if centred else y
     y = y * lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + EPSILON)
+    scale, bias = (x if x is None else lax.broadcast_to_rank(x, y.ndim) for x in (scale, bias))
     y = y if scale is None else y * scale
     return (y if bias is None else y + bias).astype(x.dtype)
 

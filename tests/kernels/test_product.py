@@ -54,7 +54,7 @@ def test_w8a8_products_are_integer_products_of_rounded_rows(shape):
     rows = tuple(range(len(leading), x.ndim))
     unit = np.abs(x).max(rows, keepdims=True) / 127
     sums = exact(np.round(x / unit), np.asarray(kernel["w8a8"]), len(inputs))
-    expected = sums * unit.reshape(*leading, *(1,) * len(outputs)) * kernel["scale"]
+    expected = sums * unit.reshape(*leading, *(1,) * len(outputs)) * np.asarray(kernel["scale"])
     out = jax.jit(lambda x: accumulate(x, kernel, num_contracted=len(inputs)))(x)
     np.testing.assert_allclose(out, expected, rtol=2e-6)
 

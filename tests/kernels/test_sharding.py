@@ -18,7 +18,7 @@ def losses(backend, arguments):
 
     def loss(q, k, v, trained):
         out = attention(q, k, v, **trained, **fixed, backend=backend)
-        return (out * jnp.arange(out.size).reshape(out.shape) / out.size).sum()
+        return (out * jnp.arange(out.size, dtype=out.dtype).reshape(out.shape) / out.size).sum()
 
     return jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3))), trained
 

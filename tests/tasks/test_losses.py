@@ -26,7 +26,7 @@ WEIGHTS = {
 
 def logits_of(head, states):
     """A head with a soft cap, whose gradient is not its input's."""
-    return 5 * jnp.tanh((accumulate(states, head["kernel"]) + head["bias"]) / 5)
+    return 5 * jnp.tanh((accumulate(states, head["kernel"]) + head["bias"][None, None]) / 5)
 
 
 def whole(head, states, weights, smoothing=0.0):

@@ -85,7 +85,7 @@ def knows(task):
     ids, starts, ends = (jnp.array([row[name] for row in rows]) for name in ("input_ids", "starts", "ends"))
 
     def apply(params, input_ids, attention_mask, token_type_ids, dropout_rng=None):
-        row = (input_ids[:, None] == ids).all(-1).argmax(-1)
+        row = (input_ids[:, None] == ids[None]).all(-1).argmax(-1)
         length = input_ids.shape[1]
         # A window that holds the answer is surer than one that says that it does not.
         height = jnp.where(starts[row] > 0, 9.0, 4.0)[:, None]

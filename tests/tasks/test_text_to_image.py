@@ -147,7 +147,7 @@ def test_training_leaves_captions_out_at_the_rate_asked_for(tmp_path):
     task.loss(apply, {}, batch, None)
     (ids, mask), (whole, whole_mask) = seen
     nothing = task.tokenizer.encode_row([""], 32)
-    left_out = np.asarray((ids == nothing["input_ids"]).all(1) & (mask == nothing["attention_mask"]).all(1))
+    left_out = np.asarray((ids == nothing["input_ids"][None]).all(1) & (mask == nothing["attention_mask"][None]).all(1))
     assert 0.2 < left_out.mean() < 0.3
     assert (np.asarray(ids)[~left_out] == batch["input_ids"][~left_out]).all()
     assert (whole == batch["input_ids"]).all() and (whole_mask == batch["attention_mask"]).all()

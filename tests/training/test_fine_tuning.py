@@ -130,7 +130,7 @@ def test_lora_starts_at_the_checkpoint_and_adds_a_product(bert, targets):
     assert {path.split("/")[-2] for path in adapters} == (every if targets == ("all",) else set(targets))
 
     # x (W + s A B) = x W + s (x A) B, layer by layer, whichever axes the kernel contracts.
-    moved = unflatten({path: leaf + path.endswith("lora_b") for path, leaf in flatten(trained).items()})
+    moved = unflatten({path: leaf + float(path.endswith("lora_b")) for path, leaf in flatten(trained).items()})
     kernels, merged = flatten(frozen), flatten(merge(moved, frozen))
     for module in {path.rpartition("/")[0] for path in adapters}:
         kernel, found = kernels[f"{module}/kernel"][1], merged[f"{module}/kernel"][1]

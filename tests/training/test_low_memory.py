@@ -73,7 +73,8 @@ def follow(second: float, spread: float, change: float):
     zeros = jnp.zeros((8, 300))
 
     def step(states, gradient):
-        wanted, one = exact.update(gradient, states[0])
+        with jax.numpy_dtype_promotion("standard"):  # optax raises Python floats to an int32 count
+            wanted, one = exact.update(gradient, states[0])
         found, two = ours.update(gradient, states[1])
         return (one, two), (wanted, found)
 

@@ -51,7 +51,7 @@ def own_loss(bundle: Bundle, *, mask_id: int | None = None, **inputs: Any) -> tu
 def _pseudo_loss(apply: Callable[..., Any], given: dict[str, Array], mask_id: int) -> Loss:
     ids = given["input_ids"][0]
     places = jnp.arange(len(ids))
-    masked = jnp.where(places[:, None] == places, mask_id, ids)
+    masked = jnp.where(places[:, None] == places[None], mask_id, ids)
     rows = {name: jnp.repeat(value[:1], len(ids), 0) for name, value in given.items()} | {"input_ids": masked}
     return lambda params: _nats(apply(params, **rows).logits[places, places], ids)
 

@@ -47,7 +47,7 @@ class ALiBi:
     def evaluate(self, relative) -> jax.Array:
         """The bias at each key position - query position: int [...] -> float32 [N, ...]."""
         slopes = jnp.asarray(self.slopes).astype(jnp.float32)
-        return -slopes.reshape((-1,) + (1,) * jnp.ndim(relative)) * jnp.abs(relative).astype(jnp.float32)
+        return -jnp.expand_dims(slopes, range(1, 1 + jnp.ndim(relative))) * jnp.abs(relative).astype(jnp.float32)[None]
 
 
 @jax.tree_util.register_dataclass

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from zoo.kernels.call import LOWEST
+from zoo.kernels.call import LOWEST, accumulator_of
 
 
 def logits(
@@ -47,7 +47,7 @@ def rows_backward(
     alive = jnp.isfinite(lse)
     grad_out = jnp.where(alive[..., None], grad_out, jnp.zeros_like(grad_out))
     # As a sum of products this very reduction takes 20 times as long in float32 on CPUs.
-    accumulator = jnp.promote_types(out.dtype, jnp.float32)
+    accumulator = accumulator_of(out.dtype)
     delta = jnp.einsum("btnh,btnh->btn", grad_out, out, preferred_element_type=accumulator)
     return grad_out, jnp.where(alive, lse, -LOWEST), jnp.where(alive, delta - grad_lse, 0)
 
@@ -56,4 +56,4 @@ def sinks_gradient(sinks: jax.Array | None, lse: jax.Array, delta: jax.Array) ->
     """The gradient of the sinks [N], from what `rows_backward` gives; None without sinks."""
     if sinks is None:
         return None
-    return -(jnp.exp(sinks.astype(lse.dtype) - lse) * delta).sum((0, 1)).astype(sinks.dtype)
+    return -(jnp.exp(sinks.astype(lse.dtype)[None, None] - lse) * delta).sum((0, 1)).astype(sinks.dtype)

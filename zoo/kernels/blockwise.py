@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from zoo.kernels import block
-from zoo.kernels.call import LOWEST, Call, guard_nonfinite, narrow, without_nonfinite
+from zoo.kernels.call import LOWEST, Call, accumulator_of, guard_nonfinite, narrow, without_nonfinite
 from zoo.kernels.order import zero_after
 from zoo.kernels.schedule import plan
 from zoo.kernels.tiles import At, DropoutTiles, Grid, MaskTiles, bias_tiles, prepare_bias
@@ -112,7 +112,7 @@ def _backward(grid: Grid, residuals, cotangents):
     inputs, rest, out, lse = residuals
     problem = Problem(inputs, rest, grid)
     later = zero_after(cotangents[0])  # else blocks are laid out in the forward pass already, and kept
-    q, k, v = (without_nonfinite(x + later) for x in inputs[:3])
+    q, k, v = (without_nonfinite(x + jnp.asarray(later, x.dtype)) for x in inputs[:3])
     grad_out, lse, delta = block.rows_backward(out, lse, *cotangents)
     blocks = (
         *(problem.split_queries(x) for x in (problem.prescale(q), grad_out, lse, delta)),
@@ -180,8 +180,7 @@ def _dot(a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> jax.Array:
 
     The first operand's columns are always contracted, and never a `.T`: other forms leave a CPU's bfloat16 units.
     """
-    accumulator = jnp.promote_types(a.dtype, jnp.float32)
-    return lax.dot_general(a, b, (((a_axis,), (b_axis,)), ((), ())), preferred_element_type=accumulator)
+    return lax.dot_general(a, b, (((a_axis,), (b_axis,)), ((), ())), preferred_element_type=accumulator_of(a.dtype))
 
 
 class Problem:

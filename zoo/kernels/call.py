@@ -56,7 +56,7 @@ class Call:
     @property
     def accumulator(self) -> jnp.dtype:
         """The dtype of logits, softmax and sums: float32, or float64 for float64 inputs."""
-        return jnp.promote_types(self.q.dtype, jnp.float32)
+        return accumulator_of(self.q.dtype)
 
     @property
     def scales(self) -> tuple[float, float]:
@@ -77,6 +77,11 @@ class Call:
     def clauses(self) -> tuple[Clause, ...]:
         """The mask's normal form for this call."""
         return normalise(self.mask, self.frame())
+
+
+def accumulator_of(dtype) -> np.dtype:
+    """The dtype in which products of `dtype` are summed: float64 for float64, float32 for everything narrower."""
+    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
 
 
 def is_finite(x: jax.Array) -> jax.Array:

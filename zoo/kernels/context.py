@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from zoo.kernels.bias import DenseBias
-from zoo.kernels.call import Call
+from zoo.kernels.call import Call, accumulator_of
 from zoo.kernels.masks import And, Causal, Chunked, Clause, Dense, Full, Lengths, Mask, Or, PrefixLM, Segments, Window
 from zoo.kernels.merging import add_sinks, merge, merge_devices
 from zoo.kernels.schedule import live_pairs, pad_clause
@@ -283,7 +283,8 @@ def _ring(ring: Ring, inputs, rest: Call) -> tuple[jax.Array, jax.Array]:
 
 def _ring_forward(ring: Ring, inputs, rest: Call):
     q, k, v, bias = inputs
-    state = jnp.zeros((*q.shape[:-1], v.shape[-1]), _accumulator(q)), jnp.full(q.shape[:-1], -jnp.inf, jnp.float32)
+    sums = jnp.zeros((*q.shape[:-1], v.shape[-1]), accumulator_of(q.dtype))
+    state = sums, jnp.full(q.shape[:-1], -jnp.inf, jnp.float32)
 
     def visit(state, row, key, start, piece):
         merged = merge(tuple(x[row] for x in state), ring.attend(piece))
@@ -330,7 +331,7 @@ def _ring_backward(ring: Ring, residuals, cotangents):
         return (ring.forward((k, v)), ring.step(visit, step, gradients, (q, k, v, bias), rest)), None
 
     # The last transfer of keys is for nothing; a last step apart, to save it, would double the time to compile.
-    gradients = jax.tree.map(lambda x: jnp.zeros(x.shape, _accumulator(x)), inputs)
+    gradients = jax.tree.map(lambda x: jnp.zeros(x.shape, accumulator_of(x.dtype)), inputs)
     (_, gradients), _ = lax.scan(step, ((k, v), gradients), jnp.arange(ring.split.num_shards))
     dq, *travelling, dbias = gradients
     gradients = (dq, *ring.forward(travelling), dbias)
@@ -338,10 +339,6 @@ def _ring_backward(ring: Ring, residuals, cotangents):
 
 
 _ring.defvjp(_ring_forward, _ring_backward)
-
-
-def _accumulator(x: jax.Array) -> jnp.dtype:
-    return jnp.promote_types(x.dtype, jnp.float32)
 
 
 def _add_bias(total, gradient, start):
@@ -377,7 +374,7 @@ def crop(call: Call, q: jax.Array, k: jax.Array, v: jax.Array, row_start, key_st
     offset = call.static_offset if call.q_offset is None else call.q_offset
     seeds = call.dropout_seeds
     if seeds is not None:
-        seeds = seeds + jnp.stack([jnp.asarray(x, jnp.uint32) for x in (row_start, key_start)])
+        seeds = seeds + jnp.stack([jnp.asarray(x, jnp.uint32) for x in (row_start, key_start)])[None, None]
     piece = dataclasses.replace(
         call,
         q=q,

@@ -57,7 +57,8 @@ def _attend_first(num_keys: int, call: Call, bias: jax.Array | None, allowed: ja
     """The same, over the first keys alone."""
     batch, num_queries, _, num_heads, num_kv_heads = call.sizes
     own = jnp.repeat(jnp.eye(num_kv_heads, dtype=call.q.dtype), num_heads // num_kv_heads, axis=0)  # [N, K]
-    q = (call.q[:, :, :, None, :] * own[:, :, None]).reshape(batch, num_queries * num_heads, -1)
+    own = own[None, None, :, :, None]
+    q = (call.q[:, :, :, None, :] * own).reshape(batch, num_queries * num_heads, -1)
     k, v = (x[:, :num_keys].reshape(batch, num_keys, -1) for x in (call.k, call.v))
     bias, allowed = (None if x is None else x[..., :num_keys] for x in (bias, allowed))
     products = jnp.einsum("brd,bsd->brs", q, k, preferred_element_type=call.accumulator)
@@ -66,7 +67,7 @@ def _attend_first(num_keys: int, call: Call, bias: jax.Array | None, allowed: ja
     weights = weights.astype(v.dtype).swapaxes(1, 2).reshape(batch, num_queries * num_heads, num_keys)
     out = jnp.einsum("brs,bsd->brd", weights, v, preferred_element_type=call.accumulator)
     out = out.reshape(batch, num_queries, num_heads, num_kv_heads, -1)
-    out = jnp.where(own[:, :, None] > 0, out, 0).sum(3)
+    out = jnp.where(own > 0, out, 0).sum(3)
     return out.astype(call.v.dtype), lse.swapaxes(1, 2)
 
 

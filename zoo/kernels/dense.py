@@ -62,7 +62,7 @@ def stands_in(fast: Callable[[Call], tuple[jax.Array, jax.Array]]):
 
 def softmax(logits: jax.Array, call: Call):
     """Weights [B, N, T, S] after dropout, and float32 log-sum-exp [B, N, T]; 0 and -inf in rows without keys."""
-    weights, lse = _normalise(logits, None if call.sinks is None else call.sinks.astype(logits.dtype)[:, None])
+    weights, lse = _normalise(logits, None if call.sinks is None else call.sinks.astype(logits.dtype)[None, :, None])
     if call.dropout_seeds is not None:
         rows, columns = jnp.arange(logits.shape[2]), jnp.arange(logits.shape[3])
         kept = dropout.keep(call.dropout_seeds, rows, columns, call.dropout_rate)

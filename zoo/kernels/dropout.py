@@ -17,7 +17,9 @@ def seeds(key: jax.Array, batch: int, num_heads: int) -> jax.Array:
 
 def keep(seed: jax.Array, rows: jax.Array, columns: jax.Array, rate: float) -> jax.Array:
     """Which weights survive, bool [..., R, C], from seed [..., 2] and array indices: rows [R], columns [C]."""
-    return survive(seed[..., 0, None, None], seed[..., 1, None, None], rows[:, None], columns[None, :], rate)
+    row_seed, column_seed = seed[..., 0, None, None], seed[..., 1, None, None]
+    rows, columns = (jax.lax.broadcast_to_rank(x, row_seed.ndim) for x in (rows[:, None], columns[None, :]))
+    return survive(row_seed, column_seed, rows, columns, rate)
 
 
 def survive(row_seed: jax.Array, column_seed: jax.Array, rows: jax.Array, columns: jax.Array, rate: float) -> jax.Array:

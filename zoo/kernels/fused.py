@@ -54,7 +54,7 @@ class Ranges:
     @property
     def num_keys(self) -> Any:
         """The end of the last range that is not empty, int32 [B or 1]."""
-        return (self.end * self.alive).max(-1)
+        return (self.end * self.alive.astype(np.int32)).max(-1)
 
 
 def range_refusal(call: Call) -> str | None:
@@ -79,7 +79,7 @@ def attend(kernel: Callable, call: Call) -> tuple[jax.Array, jax.Array]:
       call: what was asked for; `range_refusal(call)` is None.
     """
     ranges = Ranges.of(call)
-    columns = np.arange(call.sizes[2], dtype=np.int32)
+    columns = np.arange(call.sizes[2], dtype=np.int32)[None]
     seen = (ranges.first.min(-1, keepdims=True) <= columns) & (columns < ranges.end.max(-1, keepdims=True))
     clean = lambda x, keep: jnp.where(keep[:, :, None, None], without_nonfinite(x), jnp.zeros_like(x))  # noqa: E731
     cleaned = dataclasses.replace(call, q=clean(call.q, ranges.alive), k=clean(call.k, seen), v=clean(call.v, seen))
@@ -119,7 +119,7 @@ def _alive(call: Call, ranges: Ranges) -> jax.Array:
     if not isinstance(call.bias, DenseBias) or call.softcap is not None:
         return jnp.asarray(ranges.alive)[..., None]
     array = call.bias.array.reshape((1,) * (4 - call.bias.array.ndim) + call.bias.array.shape)
-    columns = jnp.arange(call.sizes[2], dtype=jnp.int32)
+    columns = jnp.arange(call.sizes[2], dtype=jnp.int32)[None, None, None]
     within = (ranges.first[:, None, :, None] <= columns) & (columns < ranges.end[:, None, :, None])
     return (within & ~jnp.isneginf(array)).any(-1).swapaxes(1, 2)
 

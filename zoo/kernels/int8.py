@@ -58,8 +58,10 @@ def _multiply(x, values, scale, form, num_contracted):
         upper, lower = _integer_sums(halves, values, num_contracted).astype(jnp.float32)
         sums = _HALF * upper + lower
     else:
-        return _dot(x, values.astype(x.dtype), num_contracted, jnp.float32) * scale
-    return sums * unit.reshape(*x.shape[: x.ndim - num_contracted], *(1,) * scale.ndim) * scale
+        sums = _dot(x, values.astype(x.dtype), num_contracted, jnp.float32)
+        return sums * lax.broadcast_to_rank(scale, sums.ndim)
+    unit = unit.reshape(*x.shape[: x.ndim - num_contracted], *(1,) * scale.ndim)
+    return sums * unit * lax.broadcast_to_rank(scale, sums.ndim)
 
 
 def _multiply_fwd(x, values, scale, form, num_contracted):
@@ -71,7 +73,7 @@ def _multiply_bwd(form, num_contracted, residuals, cotangent):
     values, scale, like = residuals
     outputs = tuple(range(scale.ndim))
     ours = tuple(range(cotangent.ndim - scale.ndim, cotangent.ndim))
-    rows = (cotangent * scale).astype(like.dtype)
+    rows = (cotangent * lax.broadcast_to_rank(scale, cotangent.ndim)).astype(like.dtype)
     dims = ((ours, outputs), ((), ()))
     dx = lax.dot_general(rows, values.astype(like.dtype), dims, preferred_element_type=jnp.float32)
     return dx.astype(like.dtype), None, None
@@ -112,14 +114,15 @@ def multiply_groups(x: jax.Array, kernel: Mapping[str, jax.Array], sizes: jax.Ar
     form = form_of(kernel)
     values, scale = kernel[form].swapaxes(1, 2), kernel["scale"]
     if form == "int8":
-        whole = (values * scale[:, None]).astype(x.dtype)
+        whole = (values.astype(scale.dtype) * scale[:, None]).astype(x.dtype)
         return lax.ragged_dot(x, whole, sizes, preferred_element_type=jnp.float32)
     integers, unit = _to_integers(x, (1,), _LARGEST)
     sums = lax.ragged_dot(integers.astype(jnp.int8), values, sizes, preferred_element_type=jnp.int32)
-    return sums * unit * jnp.repeat(scale, sizes, axis=0, total_repeat_length=x.shape[0])
+    return sums.astype(jnp.float32) * unit * jnp.repeat(scale, sizes, axis=0, total_repeat_length=x.shape[0])
 
 
 def read_rows(table: Mapping[str, jax.Array], ids: jax.Array) -> jax.Array:
     """Rows of a quantised table, values [V, D] and scale [V]: float32 [..., D], NaN for an id outside it."""
     values = table[form_of(table)].at[ids].get(mode="fill", fill_value=0)
-    return values * table["scale"].at[ids].get(mode="fill", fill_value=jnp.nan)[..., None]
+    scale = table["scale"].at[ids].get(mode="fill", fill_value=jnp.nan)[..., None]
+    return values.astype(scale.dtype) * scale

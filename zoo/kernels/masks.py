@@ -143,6 +143,7 @@ class Clause:
             segments=tuple((rows(q_ids), columns(kv_ids)) for q_ids, kv_ids in self.segments),
             dense=tuple(array.swapaxes(-1, -2) if transposed else array for array in self.dense),
         )
+        indices = jax.lax.broadcast_to_rank(indices, positions.ndim)
         return spread.holds(columns(positions), columns(indices))
 
     def holds(self, positions, indices):

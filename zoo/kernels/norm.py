@@ -38,23 +38,29 @@ def _forward(x, scale, bias, centred, epsilon):
     y = y if mean is None else y - mean
     inverse = lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + epsilon)
     y = y * inverse
-    y = y if scale is None else y * scale
-    y = y if bias is None else y + bias
+    y = y if scale is None else y * _over_rows(scale, y)
+    y = y if bias is None else y + _over_rows(bias, y)
     return y.astype(x.dtype), (x, mean, inverse, scale, bias)
 
 
 def _backward(centred, epsilon, residuals, cotangent):
     x, mean, inverse, scale, bias = residuals
     g, x32 = cotangent.astype(jnp.float32), x.astype(jnp.float32)
-    inverse = inverse + zero_after(cotangent)  # else XLA makes `normal` in the forward pass, and keeps it
+    # Else XLA makes `normal` in the forward pass, and keeps it.
+    inverse = inverse + jnp.asarray(zero_after(cotangent), jnp.float32)
     normal = (x32 if mean is None else x32 - mean) * inverse
     rows = tuple(range(x.ndim - 1))
     d_scale = None if scale is None else (g * normal).sum(rows)
     d_bias = None if bias is None else g.sum(rows)
-    g = g if scale is None else g * scale
+    g = g if scale is None else g * _over_rows(scale, g)
     d_x = g - normal * (g * normal).mean(-1, keepdims=True)
     d_x = d_x if mean is None else d_x - g.mean(-1, keepdims=True)
     return (d_x * inverse).astype(x.dtype), d_scale, d_bias
+
+
+def _over_rows(vector, rows):
+    """`vector` [D] as a factor or summand of float32 `rows` [..., D]."""
+    return lax.broadcast_to_rank(vector.astype(jnp.float32), rows.ndim)
 
 
 normalise.defvjp(_forward, _backward)

@@ -9,7 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from zoo.kernels.call import LOWEST
+from zoo.kernels.call import LOWEST, accumulator_of
 
 CHUNK = 256
 """Keys of one product."""
@@ -42,7 +42,7 @@ class State:
         """Output [B, T, N, V] in `dtype`, and float32 log-sum-exp [B, T, N]; rows without keys give 0 and -inf."""
         largest, total, acc = self.largest, self.total, self.acc
         if sinks is not None:
-            sinks = sinks.astype(total.dtype)[:, None]
+            sinks = sinks.astype(total.dtype)[None, :, None]
             largest = jnp.maximum(self.largest, sinks)
             decay = jnp.exp(self.largest - largest)
             total, acc = total * decay + jnp.exp(sinks - largest), acc * decay[..., None]
@@ -67,5 +67,5 @@ def _weighted_sum(weights: jax.Array, v: jax.Array) -> jax.Array:
     chunk = CHUNK if num_keys % CHUNK == 0 else num_keys
     weights = weights.astype(v.dtype).reshape(batch, num_kv_heads, -1, num_keys // chunk, chunk)
     v = v.reshape(batch, num_keys // chunk, chunk, num_kv_heads, -1)
-    parts = jnp.einsum("bkrcs,bcskv->bckrv", weights, v, preferred_element_type=jnp.promote_types(v.dtype, jnp.float32))
+    parts = jnp.einsum("bkrcs,bcskv->bckrv", weights, v, preferred_element_type=accumulator_of(v.dtype))
     return parts.sum(1).reshape(batch, num_heads, num_queries, -1)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zoo.kernels import dense, online
-from zoo.kernels.call import guard_nonfinite
+from zoo.kernels.call import accumulator_of, guard_nonfinite
 
 BLOCK_KEYS = 2048
 """Keys of one sequence gathered at once, about: enough chunks that few sequences occupy an accelerator."""
@@ -68,16 +68,16 @@ def _attend(q, k_pages, v_pages, page_table, lengths, sinks, settings):
     (batch, num_queries, num_heads, _), (num_pages, page_size, num_kv_heads, _) = q.shape, k_pages.shape
     # More pages than the table has are never gathered; behind its end the table is read again, and hidden.
     pages = min(max(BLOCK_KEYS // page_size, 1), page_table.shape[1])
-    positions = (lengths[:, None] - num_queries + jnp.arange(num_queries, dtype=jnp.int32))[:, None, :, None]
+    positions = (lengths[:, None] - num_queries + jnp.arange(num_queries, dtype=jnp.int32)[None])[:, None, :, None]
     first = jnp.zeros_like(positions) if window is None else jnp.maximum(positions - window, 0)
-    accumulator = jnp.promote_types(q.dtype, jnp.float32)
+    accumulator = accumulator_of(q.dtype)
 
     def visit(block, state: online.State) -> online.State:
         start = jnp.minimum(block * pages, page_table.shape[1] - pages)
         table = jnp.clip(jax.lax.dynamic_slice_in_dim(page_table, start, pages, axis=1), 0, num_pages - 1)
         k, v = (x[table].reshape(batch, pages * page_size, num_kv_heads, -1) for x in (k_pages, v_pages))
         k, v = guard_nonfinite(k, v)
-        columns = start * page_size + jnp.arange(pages * page_size, dtype=jnp.int32)
+        columns = (start * page_size + jnp.arange(pages * page_size, dtype=jnp.int32))[None, None, None]
         allowed = (first <= columns) & (columns <= positions) & (columns >= block * pages * page_size)
         logits = dense.combine(online.products(q, k, accumulator), None, allowed, scale, softcap)
         return state.add(logits, v)

@@ -134,7 +134,7 @@ def _cut(ids: jax.Array, length, own) -> jax.Array:
     """Ids [B or 1, length] where those at index `length` and beyond are `own`."""
     if length is None:
         return ids
-    return jnp.where(jnp.arange(ids.shape[1]) < jnp.asarray(length).reshape(-1, 1), ids, own)
+    return jnp.where(jnp.arange(ids.shape[1])[None] < jnp.asarray(length).reshape(-1, 1), ids, own)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

@@ -51,7 +51,7 @@ def _attend(call: Call) -> tuple[jax.Array, jax.Array]:
         start = jnp.minimum(index * block, num_keys - block)
         columns = start + jnp.arange(block, dtype=jnp.int32)
         k, v = (jax.lax.dynamic_slice_in_dim(x, start, block, axis=1) for x in (call.k, call.v))
-        allowed = columns >= index * block
+        allowed = (columns >= index * block)[None, None, None]
         pairs = _mask(call, start, block)
         allowed = allowed if pairs is None else allowed & pairs
         products = online.products(call.q, k, call.accumulator)

@@ -244,7 +244,7 @@ class DiagonalTiles:
         """Add the gradient of a transposed block of logits, [block_k, block_q]."""
         sums = diagonal_sums(block)[::-1]
         current = lax.dynamic_slice(gradient.vector, self._start(at), (1, 1, sums.shape[0]))
-        return Diagonals(lax.dynamic_update_slice(gradient.vector, current + sums, self._start(at)))
+        return Diagonals(lax.dynamic_update_slice(gradient.vector, current + sums[None, None], self._start(at)))
 
     def _start(self, at: At):
         grid = self.grid

@@ -257,7 +257,8 @@ def _schedule(mask: MaskTiles, by_column: bool):
         live, whole = live.swapaxes(1, 2), whole.swapaxes(1, 2)
     schedule = plan(live)
     namespace = np if is_static(live, whole) else jnp
-    return 2 * schedule.order + namespace.take_along_axis(whole, schedule.order, axis=-1), schedule.num_live
+    whole = namespace.take_along_axis(whole, schedule.order, axis=-1).astype(np.int32)
+    return 2 * schedule.order + whole, schedule.num_live
 
 
 def _arrange_bias(bias: Bias | None, grid: Grid, scale: float) -> DenseBias | ALiBi | Steps | None:

@@ -183,7 +183,8 @@ def loss(
     """
     centre, context, noise = params.centre[pairs[:, 0]], params.context[pairs[:, 1]], params.context[negatives]
     near = jax.nn.softplus(-(centre * context).sum(-1))
-    far = jax.nn.softplus(centre @ noise.T) * (negatives != pairs[:, 1:])
+    counted = (negatives[None] != pairs[:, 1:]).astype(jnp.float32)
+    far = jax.nn.softplus(centre @ noise.T) * counted
     return (near + weight * far.mean(-1)).mean()
 
 
@@ -203,5 +204,6 @@ def _step(
     """One step of Adam: new parameters, new state, loss."""
     negatives = draw_negatives(cumulative, rng, _SHARED_NEGATIVES)
     value, gradient = jax.value_and_grad(loss)(params, pairs, negatives, weight)
-    updates, state = _ADAM.update(gradient, state)
+    with jax.numpy_dtype_promotion("standard"):  # optax raises Python floats to an int32 count
+        updates, state = _ADAM.update(gradient, state)
     return jax.tree.map(lambda old, update: old - rate * update, params, updates), state, value

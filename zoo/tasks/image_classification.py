@@ -139,8 +139,8 @@ class ImageClassification:
         rank = (output.logits > own).sum(-1)
         metrics = {
             "weight": weight,
-            "accuracy": ((rank < 1) * weights).sum() / count,
-            "top5_accuracy": ((rank < 5) * weights).sum() / count,
+            "accuracy": ((rank < 1).astype(jnp.float32) * weights).sum() / count,
+            "top5_accuracy": ((rank < 5).astype(jnp.float32) * weights).sum() / count,
         }
         return (nats * weights).sum() / count + output.aux_loss, metrics
 
@@ -234,7 +234,7 @@ class ImageClassification:
         zoom_rng, shift_rng, flip_rng = jax.random.split(rng, 3)
         if self.config.zoom or self.config.shift:
             zoom = jax.random.uniform(zoom_rng, (batch, 1), minval=-1, maxval=1) * self.config.zoom + 1
-            shift = jax.random.uniform(shift_rng, (batch, 2), minval=-1, maxval=1) * self.config.shift * size
+            shift = jax.random.uniform(shift_rng, (batch, 2), minval=-1, maxval=1) * self.config.shift * size[None]
 
             mean, std = self._normalisation
             black = jnp.asarray(-mean / std)

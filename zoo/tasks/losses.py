@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from zoo.partition import axes_of_rows, axis_of_positions, free_axes
 
@@ -123,7 +123,7 @@ def _sum_pieces(score: Callable, pieces: tuple, parameters: list) -> tuple[Array
         return sums, (to_states, to_parameters)
 
     def backward(gradients, cotangents):
-        scaled = jax.tree.map(lambda x: (cotangents[0] * x).astype(x.dtype), gradients)
+        scaled = jax.tree.map(lambda x: (cotangents[0] * x.astype(jnp.float32)).astype(x.dtype), gradients)
         return (*scaled, None, None)
 
     total.defvjp(forward, backward)
@@ -133,15 +133,17 @@ def _sum_pieces(score: Callable, pieces: tuple, parameters: list) -> tuple[Array
 
 def _score(
     logits: Float[Array, "B T V"], targets: Int[Array, "B T"], smoothing: float
-) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
-    """Nats of each target, and whether it is the likeliest token."""
+) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+    """Nats of each target, and 1 where it is the likeliest token, else 0."""
     logits = logits.astype(jnp.float32)
     # A masked sum, not an indexed read: its gradient fuses with the softmax, where a read's is a scatter.
-    is_target = targets[..., None] == jnp.arange(logits.shape[-1], dtype=targets.dtype)
+    vocabulary = jnp.arange(logits.shape[-1], dtype=targets.dtype)
+    is_target = targets[..., None] == lax.broadcast_to_rank(vocabulary, logits.ndim)
     picked = jnp.sum(jnp.where(is_target, logits, 0.0), -1)
     aim = picked if smoothing == 0 else (1 - smoothing) * picked + smoothing * logits.mean(-1)
     # The target is likeliest where it equals the greatest; cheaper than argmax.
-    return jax.nn.logsumexp(logits, axis=-1) - aim, picked >= logits.max(-1)
+    right = picked >= logits.max(-1)
+    return jax.nn.logsumexp(logits, axis=-1) - aim, right.astype(jnp.float32)
 
 
 def _mean(nats: Array, right: Array, weights: Array) -> tuple[Array, dict[str, Array]]:

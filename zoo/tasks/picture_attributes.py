@@ -95,9 +95,9 @@ class PictureAttributes:
             right.append(logits.argmax(-1) == own[:, 0])
         weight = weights.sum()
         count = jnp.maximum(weight, 1.0)
-        metrics = {"weight": weight, "accuracy": (jnp.stack(right).all(0) * weights).sum() / count}
+        metrics = {"weight": weight, "accuracy": (jnp.stack(right).all(0).astype(jnp.float32) * weights).sum() / count}
         for name, hit in zip(self.classes, right, strict=True):
-            metrics[f"{name}_accuracy"] = (hit * weights).sum() / count
+            metrics[f"{name}_accuracy"] = (hit.astype(jnp.float32) * weights).sum() / count
         return (nats * weights).sum() / count, metrics
 
     def split(self, logits: Float[jax.Array, "B classes"]) -> list[Float[jax.Array, "B C"]]:

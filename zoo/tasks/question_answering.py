@@ -160,7 +160,7 @@ class QuestionAnswering:
         nats, right = _score_ends(*self.logits(apply, params, batch, rng), batch)
         weight = batch["weights"].sum()
         count = jnp.maximum(weight, 1.0)
-        accuracy = (right * batch["weights"]).sum() / count
+        accuracy = (right.astype(jnp.float32) * batch["weights"]).sum() / count
         return (nats * batch["weights"]).sum() / count, {"weight": weight, "accuracy": accuracy}
 
     def evaluate(self, apply, params) -> dict[str, float]:
@@ -328,7 +328,7 @@ def _score_ends(start: Float[Array, "B T"], end: Float[Array, "B T"], batch: Map
 def _read_rows(task: QuestionAnswering, apply, params, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
     """Of each row the best span's "score", "first" and "last" position, "none_score", "nats" and "right"."""
     start, end = task.logits(apply, params, batch, None)
-    inside = (batch["candidates"] > 0) & (jnp.arange(start.shape[-1]) > 0)
+    inside = (batch["candidates"] > 0) & (jnp.arange(start.shape[-1]) > 0)[None]
     ends = (jnp.where(inside, scores, -jnp.inf) for scores in (start, end))
     spans = span_scores(*ends, task.config.answer_length).reshape(len(start), -1)
     first, last = jnp.divmod(spans.argmax(-1), start.shape[-1])

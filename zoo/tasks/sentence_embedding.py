@@ -117,7 +117,7 @@ class SentenceEmbedding:
         weights = batch["weights"]
         weight = weights.sum()
         count = jnp.maximum(weight, 1.0)
-        accuracy = ((own >= scores.max(1)) * weights).sum() / count
+        accuracy = ((own >= scores.max(1)).astype(jnp.float32) * weights).sum() / count
         return (nats * weights).sum() / count, {"weight": weight, "accuracy": accuracy}
 
     def evaluate(self, apply, params) -> dict[str, float]:

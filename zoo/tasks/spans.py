@@ -17,6 +17,6 @@ def window_starts(num_tokens: int, room: int, stride: int) -> list[int]:
 
 def span_scores(start: Float[Array, "B T"], end: Float[Array, "B T"], longest: int) -> Float[Array, "B T T"]:
     """The sum of both ends' scores for each first and last position; -inf for spans over `longest` or backwards."""
-    first, last = jnp.arange(start.shape[-1])[:, None], jnp.arange(end.shape[-1])
+    first, last = jnp.arange(start.shape[-1])[:, None], jnp.arange(end.shape[-1])[None]
     fits = (first <= last) & (last < first + longest)
     return jnp.where(fits, start[..., :, None] + end[..., None, :], -jnp.inf)

@@ -87,7 +87,7 @@ class TextClassification:
         nats = -(targets * jax.nn.log_softmax(logits)).sum(-1)
         weight = batch["weights"].sum()
         count = jnp.maximum(weight, 1.0)
-        right = (logits.argmax(-1) == batch["labels"]) * batch["weights"]
+        right = (logits.argmax(-1) == batch["labels"]).astype(jnp.float32) * batch["weights"]
         return (nats * batch["weights"]).sum() / count, {"weight": weight, "accuracy": right.sum() / count}
 
     def evaluate(self, apply, params) -> dict[str, float]:

@@ -165,7 +165,7 @@ class TextToImage:
             params,
             input_ids=ids,
             # Blank rows that fill the last batch attend to something.
-            attention_mask=jnp.maximum(mask, ~mask.any(-1, keepdims=True)),
+            attention_mask=jnp.maximum(mask, (~mask.any(-1, keepdims=True)).astype(mask.dtype)),
             decoder_input_ids=jnp.concatenate([start, targets[:, :-1]], 1),
             dropout_rng=rng,
         )

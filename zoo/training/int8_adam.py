@@ -71,11 +71,13 @@ def scale_by_int8_adam(first: float, second: float, epsilon: float) -> optax.Gra
         # In 2**-32 parts of one, the product drops whole ones by itself.
         threshold = (count.astype(jnp.uint32) * jnp.uint32(_GOLDEN)).astype(jnp.float32) / 2.0**32
 
+        known_mu, known_nu = (1 - jax.lax.pow(jnp.float32(decay), count) for decay in (first, second))
+
         def leaf(gradient, mu, mu_scale, nu, nu_scale):
             gradient = gradient.astype(jnp.float32)
             mu = first * decode(mu, mu_scale) + (1 - first) * gradient
             nu = second * jnp.square(decode(nu, nu_scale)) + (1 - second) * jnp.square(gradient)
-            direction = mu / (1 - first**count) / (jnp.sqrt(nu / (1 - second**count)) + epsilon)
+            direction = mu / known_mu / (jnp.sqrt(nu / known_nu) + epsilon)
             return direction, encode(mu, threshold, jnp.int8), encode(jnp.sqrt(nu), threshold, jnp.uint8)
 
         moments = state.mu.codes, state.mu.scales, state.nu.codes, state.nu.scales
@@ -97,7 +99,8 @@ def encode(values: jax.Array, threshold: jax.Array, dtype: Any) -> tuple[jax.Arr
     share = jnp.abs(blocks) / jnp.where(scale == 0, 1, scale)[..., None]
     below = jnp.floor(last * jnp.sqrt(jnp.sqrt(share)))
     low, high = (below / last) ** 4, ((below + 1) / last) ** 4
-    code = jnp.minimum(below + (share - low > threshold * (high - low)), last)
+    above = share - low > threshold * (high - low)
+    code = jnp.minimum(below + above.astype(jnp.float32), last)
     code = jnp.maximum(code, 1) if dtype == jnp.uint8 else code * jnp.sign(blocks)
     return _out_of_blocks(code, values.shape[-1]).astype(dtype), scale
 

@@ -110,22 +110,33 @@ def _size(x: Any, axes: tuple[int, ...]) -> int:
     return size
 
 
+def _promoting(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Return optax's `inner`, for users of JAX's strict modes too: it raises Python floats to an int32 count."""
+    inner = optax.with_extra_args_support(inner)
+
+    def update(updates, state, params=None, **others):
+        with jax.numpy_dtype_promotion("standard"):
+            return inner.update(updates, state, params, **others)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
 def _scale_by_adam(first: float, second: float, epsilon: float) -> optax.GradientTransformationExtraArgs:
     """Return `optax.scale_by_adam`, with directions read from the moments as they are kept.
 
     XLA on CPUs updates each array in a loop of its own. One that made a moment again from the old one, for the
     parameter's update, would need that copied first, as it is overwritten in place.
     """
-    adam = optax.scale_by_adam(first, second, epsilon, mu_dtype=jnp.float32)
+    adam = _promoting(optax.scale_by_adam(first, second, epsilon, mu_dtype=jnp.float32))
     if jax.default_backend() != "cpu":
-        return optax.with_extra_args_support(adam)
+        return adam
 
     def update(updates, state, params=None, *, sound=True, **_):
         _, new = adam.update(updates, state, params)
         kept = jax.tree.map(lambda x, y: jnp.where(sound, x, y), (new.mu, new.nu), (state.mu, state.nu))
         mu, nu = jax.lax.optimization_barrier(kept)
-        mu, nu = optax.tree.bias_correction(mu, first, new.count), optax.tree.bias_correction(nu, second, new.count)
-        return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + epsilon), mu, nu), new
+        known_mu, known_nu = (1 - jax.lax.pow(jnp.float32(decay), new.count) for decay in (first, second))
+        return jax.tree.map(lambda m, v: m / known_mu / (jnp.sqrt(v / known_nu) + epsilon), mu, nu), new
 
     return optax.GradientTransformationExtraArgs(adam.init, update)
 
@@ -151,13 +162,13 @@ def _direction(config: OptimizerConfig) -> optax.GradientTransformation:
             consistent_rms=0.2,
         )
         # optax's own split would give the rest Adam with Nesterov momentum.
-        return optax.partition({"matrix": muon, "other": adam}, _matrix_labels)
+        return optax.partition({"matrix": _promoting(muon), "other": adam}, _matrix_labels)
     # As in "Scaling Vision Transformers" (https://arxiv.org/abs/2106.04560): no scaling by the parameter's
     # size, so that AdamW's learning rates carry over, and a first moment.
     parts = [_as_matrices(optax.scale_by_factored_rms()), optax.clip_by_block_rms(1.0)]
     if first > 0:
         parts.append(optax.ema(first, debias=True, accumulator_dtype=jnp.float32))
-    return optax.chain(*parts)
+    return _promoting(optax.chain(*parts))
 
 
 def make_optimizer(config: OptimizerConfig, schedule: Callable[[jax.Array], jax.Array]) -> Any:
