@@ -12,6 +12,7 @@ ALLOWED = {
     "zoo": set(),
     "config": set(),
     "serialization": set(),
+    "compilation": set(),
     "kernels": set(),
     "disentangled": {"config"},
     "remat": set(),
@@ -58,6 +59,7 @@ ALLOWED = {
     "pretrained": {
         "architectures",
         "bundle",
+        "compilation",
         "config",
         "data",
         "dual",
@@ -122,7 +124,7 @@ ALLOWED = {
         "transformer",
     },
     "lm_eval": {"bundle", "config", "pretrained", "recipes", "training"},
-    "cli": {"generation_config", "pretrained", "recipes", "serialization", "training"},
+    "cli": {"compilation", "generation_config", "pretrained", "recipes", "serialization", "training"},
 }
 """What each part of zoo may import, besides itself."""
 FOREIGN = {"torch", "transformers", "tensorflow"}

@@ -21,12 +21,13 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
+from zoo.compilation import keep_compiled_programs
 from zoo.generation_config import SAMPLING, GenerationConfig
 from zoo.recipes import DEFAULT, RECIPES
 from zoo.recipes.run import Run
 from zoo.serialization import as_dict
 from zoo.training.config import DryRunConfig
-from zoo.training.host import keep_compiled_programs, keep_freed_memory
+from zoo.training.host import keep_freed_memory
 from zoo.training.hosts import joined
 from zoo.training.manifest import describe_steps
 

@@ -22,6 +22,7 @@ from zoo.architectures import Architecture, Fields, find_architecture, g2p, list
 from zoo.architectures.architecture import keep_activation_names, label_fields, merge_fields
 from zoo.architectures.fitting import WrittenTensors
 from zoo.bundle import OWN, START, Bundle, Origin
+from zoo.compilation import keep_compiled_programs
 from zoo.config import DualConfig, ModelConfig, RecurrentConfig, TransformerConfig
 from zoo.dual import DualEncoder
 from zoo.formats.folder import open_weights
@@ -87,6 +88,9 @@ def load(
 ) -> Bundle:
     """Load a model, its parameters and its tokenizer.
 
+    This turns on JAX's persistent compilation cache for the process, where nobody has set it: a second process finds
+    what the first compiled. The environment's ZOO_COMPILE_CACHE=off prevents it; `zoo.compilation` has the rules.
+
     Args:
         name: a checkpoint folder in the layout of transformers or sentence-transformers, a GGUF file, g2p_en's .npz, a
             run folder of `train.py`, what `save` wrote, or a name on the hub.
@@ -109,6 +113,7 @@ def load(
         CheckpointError: what is there is not a checkpoint that zoo can load; the message names the file and the mend.
         ValueError: not a run folder, no such checkpoint, or a run of another version of zoo.
     """
+    keep_compiled_programs()
     check_quantization(quantize)
     wanted = _Wanted(
         head=head,

@@ -8,13 +8,6 @@ import pytest
 
 from zoo.training import huge_pages
 
-COMPILE = """
-import jax
-from zoo.training.host import keep_compiled_programs
-keep_compiled_programs()
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-jax.jit(lambda x: x + 1)(1.0)
-"""
 FREE = """
 import numpy as np
 from zoo.training.host import give_back_freed_memory, keep_freed_memory
@@ -46,19 +39,6 @@ def run(program: str, **environment: str) -> str:
     done = subprocess.run([sys.executable, "-c", program], env=others | environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def test_compiled_programs_are_kept_where_a_users_caches_are(tmp_path):
-    run(COMPILE, XDG_CACHE_HOME=str(tmp_path))
-    assert list(tmp_path.glob("zoo/compiled/*/*-cache"))
-
-
-def test_jax_s_own_settings_go_first(tmp_path):
-    given, home = tmp_path / "given", tmp_path / "home"
-    run(COMPILE, XDG_CACHE_HOME=str(home), JAX_COMPILATION_CACHE_DIR=str(given))
-    assert list(given.glob("*-cache")) and not home.exists()
-    run(COMPILE, XDG_CACHE_HOME=str(home), JAX_ENABLE_COMPILATION_CACHE="0")
-    assert not home.exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is asked")

@@ -1,14 +1,8 @@
-"""What the process asks of its host: a place for compiled programs; on Linux, that freed memory stays its own."""
+"""Ask the host that freed memory stays the process's own, on Linux."""
 
 import ctypes
-import hashlib
-import os
-import platform
 import sys
-from pathlib import Path
 from typing import Any
-
-import jax
 
 from zoo.training import huge_pages
 
@@ -30,25 +24,6 @@ def keep_freed_memory() -> None:
     mallopt(_M_MMAP_MAX, 0)
     mallopt(_M_TRIM_THRESHOLD, -1)  # never; a number of bytes could be no more than 2 GiB, which a step may exceed
     mallopt(_M_ARENA_MAX, 1)  # arenas of other threads hold at most 64 MB, and would fall back to mapping
-
-
-def keep_compiled_programs() -> None:
-    """Keep what takes a second to compile, for the next run: in ~/.cache/zoo, a folder for each kind of processor.
-
-    Where the environment names JAX_COMPILATION_CACHE_DIR it is kept there, and with JAX_ENABLE_COMPILATION_CACHE=0
-    nowhere, as JAX itself has it.
-    """
-    if jax.config.jax_compilation_cache_dir is not None or not jax.config.jax_enable_compilation_cache:
-        return
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next(line for line in lines if line.startswith(("flags", "Features")))
-    except (OSError, StopIteration):
-        processor = platform.processor()
-    # Programs for CPUs use what the processor has; a home may be shared by machines of many kinds.
-    kind = f"{platform.machine()}-{hashlib.sha256(processor.encode()).hexdigest()[:8]}"
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    jax.config.update("jax_compilation_cache_dir", str(home / "zoo" / "compiled" / kind))
 
 
 def give_back_freed_memory() -> None:
