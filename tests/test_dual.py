@@ -13,7 +13,7 @@ from zoo.dual import DualEncoder
 from zoo.transformer import parameter_shapes
 
 CONFIG = DualConfig(text=CONFIGS["clip"], image=CONFIGS["siglip"])
-GIVEN = inputs(CONFIG.text) | inputs(CONFIG.image, batch=3)
+GIVEN = jax.tree.map(jnp.asarray, inputs(CONFIG.text) | inputs(CONFIG.image, batch=3))
 
 
 def build(config: DualConfig):

@@ -9,7 +9,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from compiled import collectives, results
 from models import CONFIGS, attention
@@ -17,7 +16,8 @@ from models import CONFIGS, attention
 from zoo import embeddings
 from zoo.config import LearnedPositions
 from zoo.tasks.losses import vocabulary_loss
-from zoo.training.config import MeshConfig
+from zoo.training.config import MeshConfig, OptimizerConfig
+from zoo.training.optimizer import make_optimizer
 from zoo.training.sharding import make_mesh, parameter_spec, path_name, shard_batch, shard_parameters
 from zoo.training.state import abstract_state, bind_apply
 from zoo.training.step import make_train_step
@@ -75,7 +75,7 @@ def train_step(name: str, mesh_config: MeshConfig, accumulate: int = 1, remat: s
     batch = {"input_ids": tokens, "attention_mask": tokens, "targets": tokens}
     if config.is_encoder_decoder:
         batch["decoder_input_ids"] = tokens
-    optimizer = optax.adam(1e-3)
+    optimizer = make_optimizer(OptimizerConfig(clip_norm=None, weight_decay=0.0), lambda _: 1e-3)
     with jax.set_mesh(mesh):
         target = abstract_state(model, task, optimizer, batch, mesh)
         step = make_train_step(

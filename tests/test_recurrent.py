@@ -230,6 +230,7 @@ def test_guidance_selects_both_sides():
 
 
 @pytest.mark.parametrize("name", NAMES)
+@jax.debug_nans(True)
 def test_every_parameter_learns(name):
     model, params = models.build(name)
     given = inputs(RECURRENT[name], batch=3, length=7)

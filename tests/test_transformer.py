@@ -239,7 +239,7 @@ def test_the_last_end_token_stands_for_the_sequence():
     out = apply(model, params, input_ids=ids)
     last = out.last_hidden_state[np.arange(2), [3, 5]]
     head = params["head"]["logits"]
-    np.testing.assert_allclose(out.logits, last @ head["kernel"] + head["bias"], atol=1e-5)
+    np.testing.assert_allclose(out.logits, last @ head["kernel"] + head["bias"][None], atol=1e-5)
 
 
 def test_unrolled_gradient_is_one_concatenation_a_parameter():
@@ -279,7 +279,7 @@ def test_id_outside_the_vocabulary_is_nan():
 def test_wrong_inputs_are_named(name, given, message):
     model, params = build(name)
     with pytest.raises(ValueError, match=message):
-        model.apply({"params": params}, **given)
+        model.apply({"params": params}, **jax.tree.map(jnp.asarray, given))
 
 
 def test_parameter_paths_read_as_english():

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be loaded, or written: the message names the file, the tensor or field, and the mend."""
 
 
+@runtime_checkable
 class Tensors(Protocol):
     """A checkpoint file or folder: what is in it, and a tensor of it at a time."""
 

@@ -113,6 +113,7 @@ def test_split_k_reads_live_blocks_alone(small_chunks):
     assert jnp.isfinite(raw).all()
 
 
+@jax.debug_nans(True)
 def test_split_k_empty_rows_and_gradients(small_chunks):
     q, k, v = SEVERAL.inputs(np.random.default_rng(0), jnp.float32)
     mask = Causal() & Lengths(kv=jnp.asarray([20, 0]))

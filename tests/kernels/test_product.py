@@ -146,6 +146,7 @@ def test_float8_rounds_operands_to_e4m3_and_gradients_to_e5m2():
     assert dk.dtype == jnp.float32 and not np.allclose(out, np.einsum("bnh,nho->bo", x, kernel), rtol=1e-3)
 
 
+@jax.debug_nans(True)
 def test_float8_keeps_its_operands_in_8_bits_for_the_backward_pass():
     x, kernel = jnp.asarray(drawn(6, 8)), jnp.asarray(drawn(8, 5))
     kept = jax.tree.leaves(jax.vjp(lambda x, kernel: float8.multiply(x, kernel, 1), x, kernel)[1])

@@ -163,6 +163,7 @@ def test_nan_behind_the_mask_never_leaks(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@jax.debug_nans(True)
 def test_rows_without_keys_give_zero(backend):
     q, k, v = inputs()
 

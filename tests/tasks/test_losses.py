@@ -39,6 +39,7 @@ def in_pieces(head, states, weights, smoothing=0.0, rows=8):
 
 @pytest.mark.parametrize("rows", [1, 8, 17, 1000])
 @pytest.mark.parametrize("weights", WEIGHTS)
+@jax.debug_nans(True)
 def test_values_and_gradients_are_those_of_all_logits_at_once(weights, rows):
     weights = WEIGHTS[weights]
     grad = lambda loss: jax.jit(jax.value_and_grad(lambda *x: loss(*x)[0] * 3, (0, 1)))  # noqa: E731
@@ -58,7 +59,7 @@ def test_values_and_gradients_are_those_of_all_logits_at_once(weights, rows):
 
 def test_states_that_do_not_count_may_be_anything():
     """Their pieces are left out: NaN there reaches neither the loss nor a gradient that counts."""
-    weights = WEIGHTS["few"]
+    weights = jnp.asarray(WEIGHTS["few"])
     states = jnp.where(weights[..., None] > 0, STATES, jnp.nan)
     loss, gradients = jax.value_and_grad(lambda h, x: in_pieces(h, x, weights, rows=4)[0])(HEAD, states)
     np.testing.assert_allclose(loss, whole(HEAD, STATES, weights)[0], rtol=1e-6)
@@ -132,7 +133,7 @@ def test_rows_on_eight_devices_give_what_one_gives():
 
     with jax.set_mesh(mesh):
         found = jax.jit(jax.value_and_grad(loss, (0, 1)))(head, states)
-    one = jax.tree.map(np.asarray, (head, states, targets, weights))
+    one = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), (head, states, targets, weights))
 
     def reference(head, states):
         return cross_entropy(logits_of(head, states), one[2], one[3])[0]

@@ -93,6 +93,7 @@ def test_updates_stay_close_to_adams(second, spread, bound):
     assert state.mu.codes.dtype == jnp.int8 and state.nu.codes.dtype == jnp.uint8
 
 
+@jax.debug_nans(True)
 def test_blocks_that_no_gradient_reached_stay_where_they_are():
     ours = scale_by_int8_adam(0.9, 0.95, 1e-8)
     gradient = jnp.zeros((2, 512)).at[0, 3].set(1e-3)

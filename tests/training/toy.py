@@ -41,14 +41,14 @@ class Output:
 
 
 def rms_norm(x, scale):
-    return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6) * (1 + scale)
+    return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6) * (1 + scale)[None, None]
 
 
 def attend(x, p):
     q, k, v = (jnp.einsum("btd,dnh->btnh", x, p[name]["kernel"]) for name in ("query", "key", "value"))
     k, v = (jnp.repeat(y, HEADS // y.shape[2], axis=2) for y in (k, v))
     scores = jnp.einsum("btnh,bsnh->bnts", q, k) / math.sqrt(q.shape[-1])
-    causal = jnp.arange(x.shape[1])[:, None] >= jnp.arange(x.shape[1])
+    causal = jnp.arange(x.shape[1])[:, None] >= jnp.arange(x.shape[1])[None]
     weights = jax.nn.softmax(jnp.where(causal, scores, -1e9))
     return jnp.einsum("bnts,bsnh,nhd->btd", weights, v, p["output"]["kernel"])
 
@@ -70,9 +70,9 @@ class Toy:
 
         def layer(x, p):
             x = x + attend(rms_norm(x, p["attention_norm"]["scale"]), p["attention"])
-            hidden = jax.nn.relu(x @ p["mlp"]["up"]["kernel"] + p["mlp"]["up"]["bias"])
+            hidden = jax.nn.relu(x @ p["mlp"]["up"]["kernel"] + p["mlp"]["up"]["bias"][None, None])
             if dropout_rng is not None and self.dropout:
-                hidden = hidden * jax.random.bernoulli(dropout_rng, 1 - self.dropout, hidden.shape)
+                hidden = hidden * jax.random.bernoulli(dropout_rng, 1 - self.dropout, hidden.shape).astype(hidden.dtype)
             return x + hidden @ p["mlp"]["down"]["kernel"], None
 
         x, _ = jax.lax.scan(layer, params["embedder"]["token"]["embedding"][input_ids], params["decoder"])

@@ -10,7 +10,7 @@ import functools
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -24,6 +24,7 @@ MAX_CLASSES = 1000
 _RANDOM_ACCESS = ("array_record", "parquet", "riegeli")
 
 
+@runtime_checkable
 class Source(Protocol):
     """The documents of one split, by index: a list of dicts is one."""
 

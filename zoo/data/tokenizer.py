@@ -15,7 +15,7 @@ import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import sentencepiece
@@ -33,6 +33,7 @@ REWRITTEN = (("\x10", "\x10e"), (_SPACE, "\x10s"), ("\u2424", "\x10n"), ("\x00",
 _SENTENCE = re.compile(r"[^\n]{0,1000}\n+|[^\n]{1,1000}")
 
 
+@runtime_checkable
 class TextTokenizer(Protocol):
     """What tasks ask of a tokenizer: `Tokenizer`, which zoo trains, or a checkpoint's (`zoo.tokenization.tasks`)."""
 

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -45,6 +45,7 @@ class Question:
     """How many are drawn."""
 
 
+@runtime_checkable
 class Reporting(Protocol):
     """What a task has beside what training asks of it (`zoo.training.protocol.Task`).
 
@@ -75,6 +76,7 @@ class Reporting(Protocol):
         ...
 
 
+@runtime_checkable
 class Predicting(Protocol):
     """What a task has whose held-out predictions others score."""
 

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -29,6 +29,7 @@ class Encoding:
     """Which text an id is from; None for special tokens."""
 
 
+@runtime_checkable
 class Coder(Protocol):
     """What turns text into ids; `tokenizers.Tokenizer` behind `FastCoder`, or SentencePiece behind `PieceCoder`."""
 

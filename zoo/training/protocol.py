@@ -5,7 +5,7 @@ transformer, a recurrent baseline, a two-line toy in a test.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import numpy as np
@@ -20,6 +20,7 @@ Apply: TypeAlias = Callable[..., Any]
 """`apply(params, **inputs, dropout_rng=key | None) -> Output`: the model's forward pass as a task sees it."""
 
 
+@runtime_checkable
 class Model(Protocol):
     """A Flax Linen module, or anything that initialises and applies like one."""
 
@@ -32,6 +33,7 @@ class Model(Protocol):
         ...
 
 
+@runtime_checkable
 class BatchIterator(Protocol):
     """An endless iterator of batches that knows its position: a `grain.DatasetIterator` is one.
 
@@ -53,6 +55,7 @@ class BatchIterator(Protocol):
         ...
 
 
+@runtime_checkable
 class Task(Protocol):
     """How batches are made, what the loss is, and how well a model does on held-out data.
 
