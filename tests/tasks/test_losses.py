@@ -16,11 +16,11 @@ STATES = jax.random.normal(KEYS[0], (BATCH, LENGTH, WIDTH))
 HEAD = {"kernel": jax.random.normal(KEYS[1], (WIDTH, VOCAB)), "bias": jax.random.normal(KEYS[2], (VOCAB,))}
 TARGETS = jax.random.randint(KEYS[3], (BATCH, LENGTH), 0, VOCAB)
 WEIGHTS = {
-    "all": np.ones((BATCH, LENGTH), np.float32),
-    "some": np.random.default_rng(0).integers(0, 2, (BATCH, LENGTH)).astype(np.float32),
-    "few": np.eye(BATCH, LENGTH, dtype=np.float32),
-    "unequal": np.random.default_rng(0).random((BATCH, LENGTH)).astype(np.float32),
-    "none": np.zeros((BATCH, LENGTH), np.float32),
+    "all": jnp.ones((BATCH, LENGTH)),
+    "some": jnp.asarray(np.random.default_rng(0).integers(0, 2, (BATCH, LENGTH)), jnp.float32),
+    "few": jnp.eye(BATCH, LENGTH),
+    "unequal": jnp.asarray(np.random.default_rng(0).random((BATCH, LENGTH)), jnp.float32),
+    "none": jnp.zeros((BATCH, LENGTH)),
 }
 
 
@@ -59,7 +59,7 @@ def test_values_and_gradients_are_those_of_all_logits_at_once(weights, rows):
 
 def test_states_that_do_not_count_may_be_anything():
     """Their pieces are left out: NaN there reaches neither the loss nor a gradient that counts."""
-    weights = jnp.asarray(WEIGHTS["few"])
+    weights = WEIGHTS["few"]
     states = jnp.where(weights[..., None] > 0, STATES, jnp.nan)
     loss, gradients = jax.value_and_grad(lambda h, x: in_pieces(h, x, weights, rows=4)[0])(HEAD, states)
     np.testing.assert_allclose(loss, whole(HEAD, STATES, weights)[0], rtol=1e-6)
