@@ -4,6 +4,7 @@ The state is what the next step needs and cannot compute: there is no rng in it 
 the seed) and no data position (the checkpoint holds it beside the state).
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from zoo.training.protocol import Apply, Batch, Model, Params, Task
+from zoo.training.protocol import Apply, Model, Params, Task
 from zoo.training.sharding import check_axes, matrix_axes, path_name, shard_optimizer_state, shard_parameters
 from zoo.training.tuning import merge
 
@@ -83,7 +84,7 @@ def _initial_parameters(model: Model, task: Task, batch: Any, rng: jax.Array) ->
     return found[0]
 
 
-def _make_initialiser(model: Model, task: Task, optimizer: optax.GradientTransformation, batch: Batch):
+def _make_initialiser(model: Model, task: Task, optimizer: optax.GradientTransformation, batch: Mapping[str, Any]):
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
 
     def initialise(rng):
@@ -97,7 +98,7 @@ def abstract_state(
     model: Model,
     task: Task,
     optimizer: optax.GradientTransformation,
-    batch: Batch,
+    batch: Mapping[str, Any],
     mesh: Mesh,
     *,
     trained: Params | None = None,
@@ -126,7 +127,7 @@ def initialise_state(
     model: Model,
     task: Task,
     optimizer: optax.GradientTransformation,
-    batch: Batch,
+    batch: Mapping[str, Any],
     target: TrainState,
     seed: int,
 ) -> TrainState:
