@@ -58,21 +58,12 @@ gc.set_threshold(50_000, 20, 20)
 MOST_MAPS = 20_000
 
 
-MOST_BYTES = 2_000_000_000
-"""Of programs that are kept from run to run."""
-
-
 def pytest_sessionstart(session):
-    """Forget the oldest programs, where there are too many."""
-    if hasattr(session.config, "workerinput"):
-        return
-    files = [(path.stat(), path) for path in (CACHE / "programs").glob("*")] if CACHE.exists() else []
-    excess = sum(stat.st_size for stat, _ in files) - MOST_BYTES
-    for stat, path in sorted(files, key=lambda file: file[0].st_mtime):
-        if excess <= 0:
-            break
-        path.unlink(missing_ok=True)
-        excess -= stat.st_size
+    # Imported here: what checks annotations has to come before zoo.
+    from zoo.compilation import MAX_BYTES, delete_oldest
+
+    if not hasattr(session.config, "workerinput"):
+        delete_oldest(CACHE / "programs", MAX_BYTES)
 
 
 def pytest_sessionfinish(session):

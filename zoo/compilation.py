@@ -48,7 +48,7 @@ def keep_compiled_programs() -> None:
         if wanted:
             raise ValueError(f"{SWITCH} is {wanted!r}, a folder that cannot be written; give another, or off")
         return
-    _delete_oldest(folder, MAX_BYTES)
+    delete_oldest(folder, MAX_BYTES)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     if jax.config.jax_persistent_cache_min_compile_time_secs == _JAX_MIN_SECONDS:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", MIN_SECONDS)
@@ -68,7 +68,7 @@ def _processor_kind() -> str:
     return f"{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:8]}"
 
 
-def _delete_oldest(folder: Path, max_bytes: int) -> None:
+def delete_oldest(folder: Path, max_bytes: int) -> None:
     """Delete the files used longest ago until the rest have `max_bytes` at the most.
 
     JAX can evict by itself, but not where a process was ended while it wrote, nor where the folder cannot be locked.
