@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from tiers import tiered
 
 from zoo.data import packed_batches, pair_batches
 from zoo.data.batches import label_batches, row_batches
@@ -68,7 +69,7 @@ def together(parts):
 
 
 @pytest.mark.parametrize("kind", STREAMS)
-@pytest.mark.parametrize(("count", "workers"), [(1, 3), (2, 0), (4, 2), (8, 0)])
+@pytest.mark.parametrize(("count", "workers"), tiered([(1, 3), (2, 0), (4, 2), (8, 0)], [(4, 2)]))
 def test_batches_do_not_depend_on_who_reads_them(kind, count, workers, tokenizer):
     alone, parts = STREAMS[kind](tokenizer), [STREAMS[kind](tokenizer).part(i, count, workers) for i in range(count)]
     given = []
