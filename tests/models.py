@@ -411,6 +411,8 @@ CONFIGS = {
     "whisper": WHISPER,
     "languages": LANGUAGES,
 }
+MECHANISMS = ("bert", "deberta", "gemma", "gpt2", "mixtral", "t5", "vit", "whisper")
+"""Of CONFIGS those that have between them every kind of layer: where all would take long, these are the default tier."""
 DECODERS = [name for name, config in CONFIGS.items() if config.decoder and isinstance(config.head, LanguageModelHead)]
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models import CONFIGS, DECODERS, GPT2, T5, build, inputs
+from models import CONFIGS, DECODERS, GPT2, MECHANISMS, T5, build, inputs
 from tiers import tiered
 
 from zoo.config import MlpConfig
@@ -218,9 +218,7 @@ def test_packed_equals_separate(name):
     np.testing.assert_allclose(out, np.concatenate(separate, 1), atol=2e-5)
 
 
-@pytest.mark.parametrize(
-    "name", tiered(CONFIGS, ["bert", "deberta", "gemma", "gpt2", "mixtral", "t5", "vit", "whisper"])
-)
+@pytest.mark.parametrize("name", tiered(CONFIGS, MECHANISMS))
 def test_bfloat16_is_near_float32(name):
     model, params = build(name)
     out = result(apply(model.clone(dtype=jnp.bfloat16), params, **inputs(CONFIGS[name])))

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models import CONFIGS, build, inputs
+from models import CONFIGS, MECHANISMS, build, inputs
+from tiers import tiered
 
 from zoo.bundle import Bundle
 from zoo.config import EmbeddingConfig, ImageTokenizerConfig, RecurrentConfig
@@ -55,7 +56,7 @@ def test_weights_times_values_are_the_ops_output(case, sizes):
     np.testing.assert_allclose(weights, exponentials / np.where(total > 0, total, 1), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", tiered(CONFIGS, MECHANISMS))
 def test_inspected_outputs_are_the_models_and_contexts_the_ops(name):
     found, bundle = inspected(name), bundle_of(name)
     np.testing.assert_allclose(

@@ -9,6 +9,7 @@ from checkpoints import write_checkpoint
 from PIL import Image
 from test_ask import checkpoint
 from test_report import Elements
+from tiers import tiered
 
 import zoo
 from zoo import cli
@@ -76,7 +77,7 @@ SEEING_AND_HEARING = {
 """Queries and keys of each map."""
 
 
-@pytest.mark.parametrize("name", SEEING_AND_HEARING)
+@pytest.mark.parametrize("name", tiered(SEEING_AND_HEARING, ["clip-base", "whisper-seq2seq_lm"]))
 def test_pictures_sounds_and_two_towers(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.fromarray(np.arange(30 * 40 * 3, dtype=np.uint8).reshape(30, 40, 3)).save("picture.png")
