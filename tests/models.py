@@ -412,7 +412,7 @@ CONFIGS = {
     "languages": LANGUAGES,
 }
 MECHANISMS = ("bert", "deberta", "gemma", "gpt2", "mixtral", "t5", "vit", "whisper")
-"""Of CONFIGS those that have between them every kind of layer: where all would take long, these are the default tier."""
+"""Of CONFIGS those that have every kind of layer between them: the default tier, where all would take long."""
 DECODERS = [name for name, config in CONFIGS.items() if config.decoder and isinstance(config.head, LanguageModelHead)]
 
 
