@@ -39,10 +39,11 @@ def first_of_each_family(cases: Iterable[tuple[str, str]]) -> list[tuple[str, st
 
 
 DEFAULT = sorted(
-    {(name, head) for name, head in CASES if head in ("base", busiest_head(name))}
+    {(name, busiest_head(name)) for name in list_architectures()}
+    | set(first_of_each_family(case for case in CASES if case[1] == "base"))
     | set({head: (name, head) for name, head in reversed(CASES)}.values())
 )
-"""Cases of the default tier: the base model and the busiest head of each model type, and every head once."""
+"""Cases of the default tier: the busiest head of each model type, the base model of each family, every head once."""
 
 
 def config_fields(model_type: str, head: str) -> dict:

@@ -1,7 +1,7 @@
 """Every architecture and head against what the reference library computed (`record.py`); needs no torch.
 
-Default tier: the base model and the busiest head of each model type, each head once, beams once a family. The slow
-tier has the rest.
+Default tier: the busiest head of each model type, the base model of each family, each head once, beams once a family.
+The slow tier has the rest.
 """
 
 import jax
