@@ -2,9 +2,10 @@
 
 A model takes part through four methods of its `apply`: `encode` (encoder-decoders), `prefill`, `step`, and `for_steps`,
 the parameters as a loop of steps reads them best; what it keeps between steps is its own business, as long as it has
-`select`. Prompts are padded to a bucket, so prompts of many
-lengths share one compilation. What may be asked for is in `zoo.generation_config`, what it does to logits in
-`zoo.logits`, and a step of beam search in `zoo.beam_search`.
+`select`. What runs once, the encoder and the prompt, is compiled with its layers scanned; a step, which runs for every
+token, as the model says. Prompts are padded to a bucket, so prompts of many lengths share one compilation. What may be
+asked for is in `zoo.generation_config`, what it does to logits in `zoo.logits`, and a step of beam search in
+`zoo.beam_search`.
 """
 
 import dataclasses
@@ -104,9 +105,8 @@ def generate(
     start, config = _prepare(inputs, config, max_positions, reread_past)
     rng = jax.random.key(seed) if prng_key is None else prng_key
     loop = _search if config.num_beams > 1 else _generate
-    tokens, lengths, scores = loop(apply, params, start, rng, config)
-    longest = int(start.prompt_end) + int(lengths.max())
-    return Generated(tokens[:, int(start.begin) : longest], lengths, scores)
+    tokens, lengths, scores, end = loop(apply, params, apply(params, method="for_steps"), start, rng, config)
+    return Generated(tokens[:, int(start.begin) : int(end)], lengths, scores)
 
 
 def stream(
@@ -137,10 +137,11 @@ def stream(
 
 
 def _stream(apply, params, start, rng, config):
+    looped = apply(params, method="for_steps")
     state = _begin(apply, params, start, rng, config)
     yield np.asarray(state.token)
     while bool(state.goes_on):
-        state = _next(apply, params, start, state, rng, config)
+        state = _next(apply, looped, start, state, rng, config)
         yield np.asarray(state.token)
 
 
@@ -351,7 +352,7 @@ def _read_prompt(apply, params, start: Start, copies: int, guidance: float) -> t
     """Logits of the first new token and a cache, `copies` rows for each prompt."""
     memory: dict[str, Any] = {}
     if start.encoder:
-        encoded = apply(params, **start.encoder, method="encode")
+        encoded = apply(params, **start.encoder, layers="scanned", method="encode")
         memory["encoder_hidden_states"] = encoded.last_hidden_state
         memory["encoder_attention_mask"] = start.encoder.get("attention_mask")
         if encoded.decoder_states is not None:
@@ -442,20 +443,21 @@ _begin = jax.jit(_first, static_argnums=(0, 4))
 _next = jax.jit(_step, static_argnums=(0, 5), donate_argnums=(3,))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def _generate(apply, params, start: Start, rng, config: GenerationConfig):
-    looped = apply(params, method="for_steps")
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def _generate(apply, params, looped, start: Start, rng, config: GenerationConfig):
+    """Tokens, lengths, no scores, and where the longest row ends; `looped` are the parameters for steps."""
     state = lax.while_loop(
         lambda state: state.goes_on,
         lambda state: _step(apply, looped, start, state, rng, config),
         _first(apply, params, start, rng, config),
     )
-    return state.tokens, state.lengths, None
+    return state.tokens, state.lengths, None, start.prompt_end + state.lengths.max()
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def _search(apply, params, start: Start, rng, config: GenerationConfig):
-    num_beams, looped = config.num_beams, apply(params, method="for_steps")
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def _search(apply, params, looped, start: Start, rng, config: GenerationConfig):
+    """The same by beams, with their scores."""
+    num_beams = config.num_beams
     logits, cache = _read_prompt(apply, params, start, num_beams, config.guidance_scale)
     # The reference fills with the end token where the padding's id is 0 or absent.
     fill = config.pad_token_id or (*config.eos_token_id, 0)[0]
@@ -478,4 +480,5 @@ def _search(apply, params, start: Start, rng, config: GenerationConfig):
     state = (beams, start.prompt_end + 1, cache)
     beams, _, _ = lax.while_loop(lambda state: state[0].goes_on, advance, state)
     best = lambda leaf: leaf[:, : config.num_return_sequences].reshape(-1, *leaf.shape[2:])  # noqa: E731
-    return best(beams.finished), best(beams.finished_lengths), best(beams.finished_scores)
+    lengths = best(beams.finished_lengths)
+    return best(beams.finished), lengths, best(beams.finished_scores), start.prompt_end + lengths.max()

@@ -189,6 +189,8 @@ class Sight:
     """A mask object over the cached keys; read only with a cache."""
     distances: Float[Array, "R D"] | None = None
     """The table of disentangled attention."""
+    hides_zeros: bool = struct.field(pytree_node=False, default=False)
+    """Whether all that the masks hide is padding and room, which a cache holds zeros for."""
 
 
 class Convolution(nn.Module):
@@ -275,7 +277,11 @@ class Attention(nn.Module):
         query = self._positioned(self.query(x), "query", rotation)
         query = query if depth is None else query / jnp.asarray(depth, query.dtype)
         options: dict[str, Any] = dict(
-            bias=self._bias(query, fresh.key, sight), scale=config.scale, softcap=config.softcap, q_offset=sight.offset
+            bias=self._bias(query, fresh.key, sight),
+            scale=config.scale,
+            softcap=config.softcap,
+            q_offset=sight.offset,
+            hidden_is_finite=sight.hides_zeros,
         )
         if dropout_rng is not None and config.dropout > 0:
             options.update(dropout_rng=dropout_rng, dropout_rate=config.dropout)

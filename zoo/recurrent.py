@@ -184,8 +184,10 @@ class Recurrent(nn.Module):
         attention_mask: Int[Array, "B S"] | None = None,
         dropout_rng: Array | None = None,
         output_hidden_states: bool = False,
+        layers: str | None = None,
     ) -> Output:
-        """Run the encoder; the output's `decoder_states` are what the decoder begins with."""
+        """Run the encoder; the output's `decoder_states` are what the decoder begins with; `layers` says nothing."""
+        del layers
         rngs = (None, None) if dropout_rng is None else jax.random.split(dropout_rng)
         x = self.embedder(input_ids, jnp.zeros_like(input_ids), dropout_rng=rngs[0])
         outputs, states = self.encoder(x, attention_mask, rngs[1])

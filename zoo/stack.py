@@ -4,11 +4,12 @@ Parameters are stacked on a leading layer axis (`decoder/attention/query/kernel`
 screen; its parts are in `zoo.layers`.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax import struct
 from jax import lax
@@ -24,6 +25,9 @@ from zoo.kernels.product import layer_kernels
 from zoo.layers import Attention, Convolution, GridBias, KeysValues, Mlp, Norm, Sight, dropout
 from zoo.remat import Remat, name_branch, rematerialise
 from zoo.rotary import Rotation
+
+Layers: TypeAlias = Literal["scanned", "unrolled"]
+"""Scanned layers are compiled once, and each copies its parameters out of those of all; unrolled ones, one by one."""
 
 
 @struct.dataclass
@@ -73,11 +77,19 @@ class Cache:
 
     @classmethod
     def start(cls, fresh: KeysValues, segment_ids: Int[Array, "B T"], capacity: int, **memory: Any) -> "Cache":
-        """A cache of `capacity` positions that begins with a prompt's T."""
+        """A cache of `capacity` positions that begins with a prompt's T; zeros where there is padding."""
         room = capacity - segment_ids.shape[1]
+        fresh = _without_padding(fresh, segment_ids)
+        if memory.get("memory_segment_ids") is not None:
+            memory["memory"] = _without_padding(memory["memory"], memory["memory_segment_ids"])
         layers = jax.tree.map(lambda leaf: jnp.pad(leaf, ((0, 0), (0, 0), (0, room), (0, 0), (0, 0))), fresh)
         length = jnp.int32(segment_ids.shape[1])
         return cls(layers, jnp.pad(segment_ids, ((0, 0), (0, room))), length, **memory)
+
+
+def _without_padding(keys_values: KeysValues, segment_ids: Int[Array, "B T"]) -> KeysValues:
+    """Keys and values [L, B, T, K, H] with zeros where the id is 0."""
+    return jax.tree.map(lambda leaf: jnp.where(segment_ids[:, :, None, None] == 0, 0, leaf), keys_values)
 
 
 @struct.dataclass
@@ -193,7 +205,7 @@ class Stack(nn.Module):
 
     config: StackConfig
     dtype: Any
-    layers: Literal["scanned", "unrolled"]
+    layers: Layers
     remat: Remat
 
     @nn.compact
@@ -209,6 +221,7 @@ class Stack(nn.Module):
         grid: tuple[int, int] | None = None,
         dropout_rng: Array | None = None,
         output_hidden_states: bool = False,
+        layers: Layers | None = None,
     ) -> tuple[Float[Array, "B T D"], "Trace"]:
         """Run all layers.
 
@@ -222,6 +235,7 @@ class Stack(nn.Module):
             grid: rows and columns of patches, where `x` is an image.
             dropout_rng: key, in training; None is evaluation.
             output_hidden_states: whether to keep what each layer returns.
+            layers: how this call runs them; None is as the stack does.
 
         Returns:
             The last states, and what the layers did on the way.
@@ -232,12 +246,17 @@ class Stack(nn.Module):
             sights={span: self._sight(span, segment_ids, bias, distances, cache) for span in ("global", "local")},
             rotations={span: self._rotation(span, positions) for span in ("global", "local")},
             memory=memory,
-            memory_sight=Sight(Segments(*memory_segment_ids) if memory_segment_ids else Full()),
+            memory_sight=Sight(
+                Segments(*memory_segment_ids) if memory_segment_ids else Full(), hides_zeros=cache is not None
+            ),
             grid=grid if own_bias else None,
         )
         parameters = self._parameters(x[:1] if own_bias else x[:1, :1], around)
         mix = self._convolution(x, segment_ids)
-        last, (fresh, balance, states) = self._run(parameters, x, around, mix, cache, dropout_rng, output_hidden_states)
+        run = self._scan if (layers or self.layers) == "scanned" else self._unroll
+        last, (fresh, balance, states) = self._run(
+            run, parameters, x, around, mix, cache, dropout_rng, output_hidden_states
+        )
         if self.config.final_norm:
             last = Norm(self.config.norm, name="final_norm")(last)
         states = (x, *jnp.unstack(states)) if output_hidden_states else None
@@ -279,6 +298,7 @@ class Stack(nn.Module):
 
     def _run(
         self,
+        run: Callable[..., Any],
         parameters: dict,
         x: Array,
         around: Surroundings,
@@ -301,7 +321,6 @@ class Stack(nn.Module):
 
         unique, period = config.unique_layers, len(config.pattern)
         caches = (None, None) if cache is None else (cache.layers, cache.memory)
-        run = self._scan if self.layers == "scanned" else self._unroll
         indices = jnp.arange(config.num_layers) * unique // config.num_layers
         return run(layer, x, parameters, indices, caches, period)
 
@@ -336,6 +355,9 @@ class Stack(nn.Module):
             return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
 
         inputs = (jnp.arange(num_layers), indices, None if shared else parameters, caches)
+        if period == 1:
+            # No axis of a period: XLA for CPUs would copy all parameters before the loop.
+            return lax.scan(lambda x, inputs: one(x, inputs, pattern[0]), x, inputs)
         whole = num_layers // period * period
         periods = jax.tree.map(lambda leaf: leaf[:whole].reshape(-1, period, *leaf.shape[1:]), inputs)
         x, outputs = lax.scan(body, x, periods)
@@ -359,7 +381,9 @@ class Stack(nn.Module):
             jnp.ones_like(cache.segment_ids[:, :1]) if segment_ids is None else segment_ids[0],
             cache.segment_ids,
         )
-        return Sight(fresh, bias, cache.length, mask & seen & Lengths(kv=cache.length))
+        # Of the tokens before, a window hides some; and of several new ones, the later are hidden from the earlier.
+        hides_zeros = (span == "global" or local is None) and seen.q_ids.shape[1] == 1
+        return Sight(fresh, bias, cache.length, mask & seen & Lengths(kv=cache.length), hides_zeros=hides_zeros)
 
     def _rotation(self, span: Span, positions: Int[Array, "B T"]) -> Rotation | None:
         local = self.config.local
@@ -404,19 +428,28 @@ def _relative_bias(stack: StackConfig, config: RelativeBiasConfig, name: str) ->
     return RelativeBias(table, bidirectional=not stack.causal, max_distance=config.max_distance)
 
 
-def fast_layers() -> Literal["scanned", "unrolled"]:
+def fast_layers() -> Layers:
     """Unrolled on CPU, where scanning cost 10 to 40 % forward and 2x in bfloat16 training; scanned elsewhere."""
     return "unrolled" if jax.default_backend() == "cpu" else "scanned"
 
 
 def split_layers(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """A stack's parameters with a tuple of arrays, one a layer, in the place of each array that all layers share."""
+    """A stack's parameters with a tuple of arrays, one a layer, in the place of each array that all layers share.
+
+    Outside of `jit`, on one CPU, they are views of it where they are aligned: neither a copy nor a program is made.
+    """
     return {name: part if name in _SHARED else _apart(part) for name, part in parameters.items()}
 
 
 def _apart(tree: Any) -> Any:
     """The tree with a tuple of arrays, one a layer, in the place of each array with a leading layer axis."""
-    return jax.tree.map(lambda leaf: tuple(jnp.unstack(leaf)), tree)
+    return jax.tree.map(lambda leaf: tuple(_rows(leaf)), tree)
+
+
+def _rows(leaf: Array) -> Iterable[Array]:
+    if isinstance(leaf, jax.core.Tracer) or len(leaf.devices()) > 1 or jax.default_backend() != "cpu":
+        return jnp.unstack(leaf)
+    return (jax.device_put(row, leaf.sharding) for row in np.asarray(leaf))
 
 
 def _cut_kernels(parameters: Any) -> Any:

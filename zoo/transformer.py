@@ -4,7 +4,7 @@ It wires embedders (`zoo.embeddings`), stacks (`zoo.stack`) and a head (`zoo.hea
 by name. Generation is in `zoo.generate`, losses are in `zoo.tasks`.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ from zoo.embeddings import Embedder
 from zoo.heads import LanguageModelLogits, PooledHead, TransformedLabels
 from zoo.layers import KeysValues, Projection
 from zoo.remat import Remat
-from zoo.stack import Cache, Stack, split_layers
+from zoo.stack import Cache, Layers, Stack, split_layers
 
 
 @struct.dataclass
@@ -90,7 +90,7 @@ class Transformer(nn.Module):
 
     config: TransformerConfig
     dtype: Any = jnp.float32
-    layers: Literal["scanned", "unrolled"] = "unrolled"
+    layers: Layers = "unrolled"
     remat: Remat = "none"
 
     def setup(self):
@@ -195,8 +195,12 @@ class Transformer(nn.Module):
         input_features: Float[Array, "B mels frames"] | None = None,
         dropout_rng: Array | None = None,
         output_hidden_states: bool = False,
+        layers: Layers | None = None,
     ) -> Output:
-        """Run the encoder; an encoder-only model's output carries its head's result."""
+        """Run the encoder; an encoder-only model's output carries its head's result.
+
+        `layers` is how this call runs them; None is as the model does.
+        """
         patches, audio, grid = self.config.embedding.patches, self.config.embedding.audio, None
         name = "pixel_values" if patches is not None else "input_ids" if audio is None else "input_features"
         inputs = {"pixel_values": pixel_values, "input_ids": input_ids, "input_features": input_features}[name]
@@ -211,7 +215,7 @@ class Transformer(nn.Module):
         rngs = (None, None) if dropout_rng is None else jax.random.split(dropout_rng)
         x = self.embedder(inputs, positions, token_type_ids, bool_masked_pos=bool_masked_pos, dropout_rng=rngs[0])
         segments = _segments(attention_mask, segment_ids)
-        options = dict(grid=grid, dropout_rng=rngs[1], output_hidden_states=output_hidden_states)
+        options = dict(grid=grid, dropout_rng=rngs[1], output_hidden_states=output_hidden_states, layers=layers)
         x, trace = self.encoder(x, positions, segments, **options)
         output = Output(last_hidden_state=x, aux_loss=trace.balance, hidden_states=trace.hidden_states)
         return output if self.config.decoder is not None else self._with_head(output, attention_mask, input_ids)
@@ -229,11 +233,13 @@ class Transformer(nn.Module):
         dropout_rng: Array | None = None,
         output_hidden_states: bool = False,
         with_head: bool = True,
+        layers: Layers | None = None,
     ) -> Output:
         """Run the decoder over a whole sequence, or over the positions that follow `cache`.
 
         With a cache, `attention_mask` speaks of the new positions and cross-attention reads the cache's memory.
-        `with_head=False` leaves the logits out, which at most one position needs in decoding.
+        `with_head=False` leaves the logits out, which at most one position needs in decoding. `layers` is how this call
+        runs them; None is as the model does.
         """
         if input_ids is None:
             name = "input_ids" if self.config.encoder is None else "decoder_input_ids"
@@ -258,6 +264,7 @@ class Transformer(nn.Module):
             cache=cache,
             dropout_rng=rngs[1],
             output_hidden_states=output_hidden_states,
+            layers=layers,
         )
         if self.config.output_width is not None:
             x = self.output_projection(x)
@@ -280,6 +287,8 @@ class Transformer(nn.Module):
     ) -> tuple[Float[Array, "B V"], Cache]:
         """Read a prompt, padded on the left, and start a cache of `capacity` positions.
 
+        The layers are scanned: this runs once a sequence, and compiling them one by one takes longer than it saves.
+
         With `length`, which may be traced, the prompt is only that much of `input_ids`.
 
         Returns:
@@ -295,6 +304,7 @@ class Transformer(nn.Module):
             encoder_hidden_states=encoder_hidden_states,
             encoder_attention_mask=encoder_attention_mask,
             with_head=False,
+            layers="scanned",
         )
         memory: dict[str, Any] = {}
         if encoder_hidden_states is not None:
@@ -324,7 +334,7 @@ class Transformer(nn.Module):
         """The parameters as a loop of `step` reads them at the least cost.
 
         Unrolled layers slice their parameters out of arrays of all layers, which on a CPU copies all of them a token:
-        there they are split once, before the loop, for as much memory again.
+        there they are split once, before the loop; under `jit`, for as much memory again.
         """
         parameters = dict(self.variables["params"])
         if self._splits_layers:

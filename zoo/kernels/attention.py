@@ -82,6 +82,7 @@ def attention(
     backend: str = "auto",
     context: Literal["gather", "ring"] = "gather",
     return_lse: bool = False,
+    hidden_is_finite: bool = False,
 ):
     """Multi-head attention, softmax(cap(scale q·k + bias) | mask) v.
 
@@ -103,6 +104,8 @@ def attention(
       context: how queries meet keys on a mesh whose axis `context` splits both: "gather" collects all keys on each
         device; "ring" passes them round, in memory for one device's share. Without such an axis it says nothing.
       return_lse: also return the log of the softmax's denominator, [B, T, N] float32 (sinks included).
+      hidden_is_finite: the caller vouches that masked keys and values hold no NaN or infinity, as a cache of zeros
+        does. `decode` then compiles no way out for where they leak; other backends keep theirs.
 
     Returns:
       [B, T, N, Hv] in the dtype of v, or (that, log-sum-exp).
@@ -110,7 +113,9 @@ def attention(
     Raises:
       ValueError: arguments that do not fit together, or an explicit backend that cannot run them.
     """
-    call, rng = prepare(q, k, v, mask, bias, sinks, scale, softcap, q_offset, kv_positions, dropout_rng, dropout_rate)
+    call, rng = prepare(
+        q, k, v, mask, bias, sinks, scale, softcap, q_offset, kv_positions, dropout_rng, dropout_rate, hidden_is_finite
+    )
     if context not in MEETINGS:
         raise ValueError(f"context={context!r} is unknown; choose from {', '.join(MEETINGS)}")
     out, lse = _run(call, rng, choose(sharding.piece(call, context), backend), context)
@@ -170,7 +175,7 @@ def explain(q, k, v, *, backend: str = "auto", context: Literal["gather", "ring"
 
     Takes arrays or jax.ShapeDtypeStruct. Nothing is computed.
     """
-    absent = {"mask": Full(), "q_offset": 0, "dropout_rate": 0.0}
+    absent = {"mask": Full(), "q_offset": 0, "dropout_rate": 0.0, "hidden_is_finite": False}
     names = ("bias", "sinks", "scale", "softcap", "kv_positions", "dropout_rng")
     defaults = dict.fromkeys(names) | absent
     arguments.pop("return_lse", None)
@@ -207,7 +212,9 @@ def describe(mask: Mask) -> str:
     return f"({joiner.join(parts)})" if joiner else f"{type(mask).__name__}({', '.join(parts)})"
 
 
-def prepare(q, k, v, mask, bias, sinks, scale, softcap, q_offset, kv_positions, dropout_rng, dropout_rate):
+def prepare(
+    q, k, v, mask, bias, sinks, scale, softcap, q_offset, kv_positions, dropout_rng, dropout_rate, hidden_is_finite
+):
     """Validate and gather the arguments into a Call; returns it and the key of the dropout, if any."""
     q, k, v = (x if hasattr(x, "shape") and hasattr(x, "dtype") else jnp.asarray(x) for x in (q, k, v))
     _check_arrays(q, k, v)
@@ -234,6 +241,7 @@ def prepare(q, k, v, mask, bias, sinks, scale, softcap, q_offset, kv_positions, 
         scale=1 / math.sqrt(head_size) if scale is None else float(scale),
         softcap=None if softcap is None else float(softcap),
         dropout_rate=0.0 if dropout_rng is None else float(dropout_rate),
+        hidden_is_finite=hidden_is_finite,
     )  # fmt: skip
     return call, dropout_rng if dropout_rate > 0 else None
 

@@ -31,6 +31,7 @@ class Call:
       dropout_seeds: uint32 [B, N, 2], or None without dropout. Two words a head, so that a shard
         drops what the whole would.
       scale, softcap, dropout_rate: Python floats.
+      hidden_is_finite: whether the caller vouches that what the mask hides holds no NaN or infinity.
     """
 
     q: jax.Array
@@ -46,6 +47,7 @@ class Call:
     scale: float = _static()
     softcap: float | None = _static()
     dropout_rate: float = _static()
+    hidden_is_finite: bool = _static()
 
     @property
     def sizes(self) -> tuple[int, int, int, int, int]:

@@ -44,13 +44,16 @@ def stands_in(fast: Callable[[Call], tuple[jax.Array, jax.Array]]):
     """A backend for few queries from one in which NaN spreads, be it masked or another head's.
 
     Where any came out, and only then, `attend` sorts out which rows truly see it: a check beforehand would read the
-    cache twice. Gradients are its own too: of single steps they are rare, and they keep clear of NaN.
+    cache twice. Where the caller vouches for what is hidden, all that came out is seen. Gradients are its own too: of
+    single steps they are rare, and they keep clear of NaN.
     """
 
     @jax.custom_vjp
     @functools.wraps(fast)
     def either(call: Call) -> tuple[jax.Array, jax.Array]:
         out, lse = fast(call)
+        if call.hidden_is_finite:
+            return out, lse
         return jax.lax.cond(jnp.isfinite(out).all(), lambda call: (out, lse), attend, call)
 
     def backward(call: Call, cotangents):
