@@ -46,10 +46,10 @@ def _bert(width: int, layers: int, heads: int, vocabulary: int) -> dict[str, Any
             "intermediate_size": 4 * width, "vocab_size": vocabulary}  # fmt: skip
 
 
-def _t5(width: int, layers: int, heads: int, vocabulary: int) -> dict[str, Any]:
+def _t5(width: int, layers: int, heads: int, vocabulary: int, **others: Any) -> dict[str, Any]:
     return {"model_type": "t5", "d_model": width, "d_kv": 64, "d_ff": 4 * width, "num_layers": layers,
             "num_heads": heads, "vocab_size": vocabulary, "decoder_start_token_id": 0, "pad_token_id": 0,
-            "eos_token_id": 1}  # fmt: skip
+            "eos_token_id": 1, **others}  # fmt: skip
 
 
 def _llama(
@@ -77,6 +77,12 @@ MODELS = {
     "llama-1b": Shape(
         fields=_llama(2048, 16, 32, 8, 8192, 128256, tie_word_embeddings=True, rope_theta=500000.0),
         heads=_LANGUAGE_MODEL,
+    ),
+    # Small checkpoints, whose first call is long beside what follows.
+    "minilm-l6": Shape(fields=_bert(384, 6, 12, 30522), heads=_BERT),
+    "flan-t5-small": Shape(
+        fields=_t5(512, 8, 6, 32128, d_ff=1024, feed_forward_proj="gated-gelu", tie_word_embeddings=False),
+        heads=_SEQ2SEQ,
     ),
     # In the sizes of train.py's recipes for two CPU cores.
     "gpt-tiny": Shape(fields=_gpt2(256, 4, 2, 4096, 128), heads=_LANGUAGE_MODEL),
@@ -143,6 +149,7 @@ class Grid:
                        new_tokens=self.new_tokens, num_beams=beams)  # fmt: skip
 
 
+FIRST_CALLS = "first-calls"
 _BF16 = ("bfloat16",)
 _F32 = ("float32",)
 SUITES: dict[str, tuple[Grid, ...]] = {
@@ -171,6 +178,11 @@ SUITES: dict[str, tuple[Grid, ...]] = {
         Grid(model="bert-base", work=FORWARD, sizes=((8, 128),)),
         Grid(model="smollm2-135m", work=DECODE, sizes=((1, 32),), new_tokens=32, dtypes=_F32),
         Grid(model="gpt2", work=TRAINING, sizes=((2, 128),)),
+    ),
+    FIRST_CALLS: (
+        Grid(model="minilm-l6", work=FORWARD, sizes=((1, 16),), dtypes=_F32),
+        Grid(model="flan-t5-small", work=DECODE, sizes=((1, 16),), new_tokens=16, dtypes=_F32),
+        Grid(model="smollm2-135m", work=DECODE, sizes=((1, 16),), new_tokens=16, dtypes=_F32),
     ),
     "gpu": (
         Grid(model="gpt2", work=TRAINING, sizes=((32, 1024),), dtypes=_BF16),

@@ -28,7 +28,8 @@ FORMULAS = {
     "fraction_of_memory": "decoding: bytes of all weights / time of a token / the better of copy and row sums",
     "error": "2-norm of the difference from torch in float32, relative; in decoding the share of tokens that differ, "
     "or where weights or activations are rounded, nats a written token that these cost more under the float32 model",
-    "first_call_seconds": "of a new process with an empty compilation cache; warm: with one that has it all",
+    "first_call_seconds": "of a new process with an empty compilation cache; warm: with what the first one kept, which "
+    "of zoo is what a user's cache keeps",
     "peak_bytes": "of memory in three calls, beyond what the process had before it made the model",
 }
 
@@ -71,8 +72,8 @@ def check(cell: Cell, found: dict[str, np.ndarray], expected: Expected, exact: b
 class Record:
     """The results file."""
 
-    def __init__(self, folder: Path, resume: bool):
-        self.path = folder / f"{file_stem('models')}.json"
+    def __init__(self, folder: Path, resume: bool, name: str = "models"):
+        self.path = folder / f"{file_stem(name)}.json"
         old = read_earlier(self.path, resume)
         self.ceilings = Ceilings.restore(old["ceilings"]) if old else Ceilings()
         self.results: list[dict[str, Any]] = old.get("results", [])

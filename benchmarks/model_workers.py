@@ -22,6 +22,7 @@ from benchmarks import model_contenders, model_peers, timing
 from benchmarks.contenders import Refused
 from benchmarks.model_cells import DECODE, TRAINING, Cell
 from benchmarks.model_problems import Problem
+from zoo.compilation import MIN_SECONDS
 from zoo.training import huge_pages
 from zoo.training.host import give_back_freed_memory, keep_freed_memory
 
@@ -112,8 +113,7 @@ class Worker:
         with _environment(
             **huge_pages.environment() if self._cell.work == TRAINING and huge_pages.are_there() else {},
             JAX_COMPILATION_CACHE_DIR=f"{self.cache}/jax",
-            JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
-            JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",
+            JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=str(MIN_SECONDS),  # as zoo.load has it
             TORCHINDUCTOR_CACHE_DIR=f"{self.cache}/torch",
         ):
             self._process.start()

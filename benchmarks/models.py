@@ -4,13 +4,14 @@
     python benchmarks/models.py                            all of it, an hour there
     python benchmarks/models.py --models gpt2 --works training --dtypes bfloat16
     python benchmarks/models.py --suite gpu                what bash benchmarks/gpu.sh runs
+    python benchmarks/models.py --first-calls              three small models: cold, and in a second process
 
 On CPUs each contender lives in a process of its own, with an empty compilation cache. Within a cell they run in turn,
 in an order drawn anew each round, after their outputs were compared with those of torch in float32; one that is wrong
 is named and left out. Each turn begins with a call that is not timed, but in decoding. With --warm each has its process
-on any device, and is started once more, to find everything compiled. Results go to models-<device>.json; at the end
-models-<device>.md shows them, with a plot. Needs jax, flax, optax, jaxtyping and matplotlib; torch and transformers
-join them.
+on any device, and is started once more, to find compiled what a user's cache keeps. Results go to models-<device>.json,
+those of --first-calls to first-calls-<device>.json; at the end a page of that name shows them, with a plot. Needs jax,
+flax, optax, jaxtyping and matplotlib; torch and transformers join them.
 """
 
 import argparse
@@ -30,13 +31,13 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 from benchmarks import model_page, model_peers, model_report, model_workers, timing
 from benchmarks.contenders import Refused
-from benchmarks.model_cells import CACHE, DECODE, DTYPES, MODELS, SUITES, WORKS, Cell
+from benchmarks.model_cells import CACHE, DECODE, DTYPES, FIRST_CALLS, MODELS, SUITES, WORKS, Cell
 from benchmarks.model_problems import Problem
 from benchmarks.model_workers import Failed, Worker
 from benchmarks.options import RESULTS, Parser, positive
 from benchmarks.timing import clock
 
-BUDGETS = {"default": 20.0, "quick": 8.0, "gpu": 6.0, "small": 0.3}
+BUDGETS = {"default": 20.0, "quick": 8.0, "gpu": 6.0, "small": 0.3, FIRST_CALLS: 10.0}
 """Seconds of timing a cell, by suite."""
 
 
@@ -45,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parse(argv)
     folder = Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
-    record = model_report.Record(folder, options.resume)
+    record = model_report.Record(folder, options.resume, FIRST_CALLS if options.suite == FIRST_CALLS else "models")
     cells = [cell for cell in options.cells if not record.has(cell)]
     start = time.perf_counter()
     for index, cell in enumerate(cells):
@@ -67,6 +68,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--suite", choices=SUITES, default="default", help="the cells to run")
     add("--quick", action="store_const", dest="suite", const="quick", help="the same as --suite quick")
+    add("--first-calls", action="store_const", dest="suite", const=FIRST_CALLS,
+        help=f"the same as --suite {FIRST_CALLS} --warm")  # fmt: skip
     add("--models", nargs="+", choices=MODELS, metavar="MODEL", help=", ".join(MODELS) + "; else all of the suite")
     add("--works", nargs="+", choices=WORKS, help="of the suite's cells, these alone")
     add("--dtypes", nargs="+", choices=DTYPES, help="of the suite's cells, these alone")
@@ -81,6 +84,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--out", default=str(RESULTS), help="folder of the results (benchmarks/results)")
     options = parser.parse_args(argv)
     options.budget_seconds = options.budget_seconds or BUDGETS[options.suite]
+    options.warm = options.warm or options.suite == FIRST_CALLS
     options.apart = options.warm or (jax.default_backend() == "cpu" and not options.together)
     options.cells = [
         cell

@@ -15,7 +15,9 @@ from zoo.architectures import find_architecture
 from zoo.bundle import Bundle, Origin
 from zoo.generate import BUCKET, _generate, _search, generate, stream
 from zoo.generation_config import GenerationConfig, stored_options
+from zoo.layers import KeysValues
 from zoo.logits import choose, narrow
+from zoo.stack import Cache
 
 
 def build(name: str):
@@ -88,6 +90,37 @@ def test_guidance_is_its_formula_on_logits(scale):
         apply, params, source, guidance_scale=scale, do_sample=True, num_return_sequences=3, top_k=1, **options
     )
     assert np.asarray(copies.sequences).tolist() == [row for row in expected for _ in range(3)]
+
+
+def test_a_prompt_compiles_one_layer_and_a_step_each_of_them_without_a_way_out():
+    """What a first call compiles: scanned what runs once, and nothing in a step for NaN that a cache does not hold."""
+    apply, params = build("llama")
+    ids = jnp.ones((1, 4), jnp.int32)
+    prompt = {"input_ids": ids, "attention_mask": ids, "capacity": 8, "method": "prefill"}
+    _, cache = apply(params, **prompt)
+    looped = apply(params, method="for_steps")
+    programs = [
+        str(jax.make_jaxpr(lambda params: apply(params, **prompt))(params)),
+        str(jax.make_jaxpr(lambda params: apply(params, token=ids[0, :1], cache=cache, method="step"))(looped)),
+    ]
+    assert [" scan[" in program for program in programs] == [True, False]
+    assert " cond[" in programs[0] and " cond[" not in programs[1]
+
+
+def test_a_loop_s_parameters_are_no_copies():
+    apply, params = build("llama")
+    looped = apply(params, method="for_steps")
+    kernel, first = (jax.tree.leaves(tree["decoder"]["mlp"])[0] for tree in (params, looped))
+    assert first.unsafe_buffer_pointer() == kernel.unsafe_buffer_pointer()
+    np.testing.assert_array_equal(first, kernel[0])
+
+
+def test_a_cache_holds_zeros_for_padding():
+    fresh = KeysValues(*jnp.full((2, 3, 1, 4, 1, 2), jnp.nan))
+    seen = jnp.array([[0, 0, 1, 1]])
+    cache = Cache.start(fresh, seen, 6, memory=fresh, memory_segment_ids=seen)
+    for leaf in jax.tree.leaves((cache.layers, cache.memory)):
+        assert (leaf[:, :, :2] == 0).all() and jnp.isnan(leaf[:, :, 2:4]).all()
 
 
 def test_rows_end_at_eos_and_are_padded():

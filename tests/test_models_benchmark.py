@@ -17,8 +17,8 @@ from bare import bare_python
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import model_page, model_report
-from benchmarks.model_cells import CACHE, DECODE, FORWARD, SUITES, TRAINING, Cell
+from benchmarks import model_page, model_report, models
+from benchmarks.model_cells import CACHE, DECODE, FIRST_CALLS, FORWARD, SUITES, TRAINING, Cell, Grid
 from benchmarks.model_problems import Problem
 from benchmarks.model_workers import Failed, Worker
 from benchmarks.pages import show
@@ -68,6 +68,17 @@ def test_the_page_shows_all_that_was_measured(run):
     assert sorted(shown) == sorted((row["name"], show(row["milliseconds"])) for row in run["results"])
     for row in run["skipped"]:
         assert row["reason"] in run["page"].partition("## What was left out")[2]
+
+
+def test_first_calls_are_timed_cold_and_in_a_second_process(tmp_path, monkeypatch):
+    toy = Grid(model="bert-toy", work=FORWARD, sizes=((1, 16),), dtypes=("float32",))
+    monkeypatch.setitem(SUITES, FIRST_CALLS, (toy,))
+    models.main(["--first-calls", "--no-peers", "--budget-seconds", "0.02", "--out", str(tmp_path)])
+    (path,) = tmp_path.glob("first-calls-*.json")
+    (row,) = json.loads(path.read_text())["results"]
+    assert row["first_call_seconds"] > row["milliseconds"] / 1e3 and row["warm_first_call_seconds"] > 0
+    cold, warm = (f"{row[name]:.1f}" for name in ("first_call_seconds", "warm_first_call_seconds"))
+    assert f"{cold} ({warm})" in path.with_suffix(".md").read_text()
 
 
 def test_peers_have_the_same_weights(run):

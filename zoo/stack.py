@@ -447,7 +447,8 @@ def _apart(tree: Any) -> Any:
 
 
 def _rows(leaf: Array) -> Iterable[Array]:
-    if isinstance(leaf, jax.core.Tracer) or len(leaf.devices()) > 1 or jax.default_backend() != "cpu":
+    concrete = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
+    if not concrete or len(leaf.devices()) > 1 or jax.default_backend() != "cpu":
         return jnp.unstack(leaf)
     return (jax.device_put(row, leaf.sharding) for row in np.asarray(leaf))
 

@@ -29,6 +29,17 @@ def small_chunks(monkeypatch):
     module._run.clear_cache()
 
 
+def test_a_caller_who_vouches_for_what_is_hidden_gets_the_same():
+    rng = np.random.default_rng(0)
+    q, k, v = ONE_QUERY.inputs(rng, jnp.float32)
+    mask = Lengths(kv=9)
+    k, v = (x.at[:, 9:].set(0) for x in (jnp.asarray(k), jnp.asarray(v)))
+    careful, trusting = (attention(q, k, v, mask=mask, hidden_is_finite=told) for told in (False, True))
+    np.testing.assert_array_equal(careful, trusting)
+    # What is seen is not vouched for: it still turns its row to NaN.
+    assert jnp.isnan(attention(q, k, v.at[:, 2].set(jnp.nan), mask=mask, hidden_is_finite=True)).all()
+
+
 @pytest.mark.parametrize("case", tiered(ALL, VARIED))
 def test_first_keys_alone_float32(case, monkeypatch):
     """Where all that is seen is in the first half or quarter of the keys."""
