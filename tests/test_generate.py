@@ -107,10 +107,11 @@ def test_a_prompt_compiles_one_layer_and_a_step_each_of_them_without_a_way_out()
     assert " cond[" in programs[0] and " cond[" not in programs[1]
 
 
-def test_a_loop_s_parameters_are_no_copies():
+@pytest.mark.parametrize("method", ["for_steps", "for_calls"])
+def test_parameters_of_each_layer_are_no_copies(method):
     apply, params = build("llama")
-    looped = apply(params, method="for_steps")
-    kernel, first = (jax.tree.leaves(tree["decoder"]["mlp"])[0] for tree in (params, looped))
+    apart = apply(params, method=method)
+    kernel, first = (jax.tree.leaves(tree["decoder"]["mlp"])[0] for tree in (params, apart))
     assert first.unsafe_buffer_pointer() == kernel.unsafe_buffer_pointer()
     np.testing.assert_array_equal(first, kernel[0])
 

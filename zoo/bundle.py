@@ -73,7 +73,7 @@ class Bundle:
         Raises:
             ValueError: an id outside the vocabulary.
         """
-        return self._forward(self.params, self.prepare(**inputs), output_hidden_states)
+        return self._forward(self._forward_params, self.prepare(**inputs), output_hidden_states)
 
     def prepare(self, **inputs: Any) -> dict[str, Array]:
         """The model's inputs as JAX arrays, ids checked, those of a decoder made where the reference makes them."""
@@ -239,6 +239,15 @@ class Bundle:
     @functools.cached_property
     def _apply(self):
         return bind_apply(self.model)
+
+    @functools.cached_property
+    def _forward_params(self):
+        """The parameters, those of each layer apart where that takes no copy: on one CPU."""
+        leaves = jax.tree.leaves(self.params)
+        apart = all(isinstance(leaf, jax.Array) and len(leaf.devices()) == 1 for leaf in leaves)
+        if not apart or not isinstance(self.model, Transformer):
+            return self.params
+        return self._apply(self.params, method="for_calls")
 
     @functools.cached_property
     def _forward(self):

@@ -341,6 +341,13 @@ class Transformer(nn.Module):
             parameters["decoder"] = split_layers(parameters["decoder"])
         return parameters
 
+    def for_calls(self) -> dict[str, Any]:
+        """The parameters as unrolled layers of a forward pass read them at the least cost on a CPU: split as well."""
+        parameters = dict(self.variables["params"])
+        for name in {"encoder", "decoder"} & parameters.keys() if self._splits_layers else ():
+            parameters[name] = split_layers(parameters[name])
+        return parameters
+
     def _memory(self, encoded: Float[Array, "B S E"] | None) -> Float[Array, "B S D"] | None:
         """What cross-attention reads of an encoder's output."""
         return encoded if encoded is None or self.config.memory_width is None else self.memory_projection(encoded)
