@@ -450,7 +450,8 @@ def _rows(leaf: Array) -> Iterable[Array]:
     concrete = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
     if not concrete or len(leaf.devices()) > 1 or jax.default_backend() != "cpu":
         return jnp.unstack(leaf)
-    return (jax.device_put(row, leaf.sharding) for row in np.asarray(leaf))
+    (device,) = leaf.devices()
+    return (jax.device_put(row, device) for row in np.asarray(leaf))
 
 
 def _cut_kernels(parameters: Any) -> Any:

@@ -213,7 +213,19 @@ def describe(mask: Mask) -> str:
 
 
 def prepare(
-    q, k, v, mask, bias, sinks, scale, softcap, q_offset, kv_positions, dropout_rng, dropout_rate, hidden_is_finite
+    q,
+    k,
+    v,
+    mask,
+    bias,
+    sinks,
+    scale,
+    softcap,
+    q_offset,
+    kv_positions,
+    dropout_rng,
+    dropout_rate,
+    hidden_is_finite=False,
 ):
     """Validate and gather the arguments into a Call; returns it and the key of the dropout, if any."""
     q, k, v = (x if hasattr(x, "shape") and hasattr(x, "dtype") else jnp.asarray(x) for x in (q, k, v))
