@@ -95,7 +95,7 @@ def test_what_was_used_longest_ago_is_deleted_first(tmp_path, limit, left):
         file = tmp_path / f"{name}-cache"
         file.write_bytes(bytes(10))
         os.utime(file, (1e9 - age, 1e9 - age))
-    compilation._delete_oldest(tmp_path, limit)
+    compilation.delete_oldest(tmp_path, limit)
     assert sorted(file.name[0] for file in tmp_path.iterdir()) == list(left)
 
 

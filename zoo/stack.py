@@ -89,7 +89,8 @@ class Cache:
 
 def _without_padding(keys_values: KeysValues, segment_ids: Int[Array, "B T"]) -> KeysValues:
     """Keys and values [L, B, T, K, H] with zeros where the id is 0."""
-    return jax.tree.map(lambda leaf: jnp.where(segment_ids[:, :, None, None] == 0, 0, leaf), keys_values)
+    padding = (segment_ids == 0)[None, :, :, None, None]
+    return jax.tree.map(lambda leaf: jnp.where(padding, jnp.zeros((), leaf.dtype), leaf), keys_values)
 
 
 @struct.dataclass
