@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import importlib.util
 import json
 import os
 import signal
@@ -24,26 +23,30 @@ from benchmarks.model_workers import Failed, Worker
 from benchmarks.pages import show
 
 ROOT = Path(__file__).parents[1]
-HAS_PEERS = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
 PACKAGES = ("optax", "jaxtyping", "wadler_lindig", "absl", "etils", "msgpack", "rich", "pygments", "yaml", "treescope",
             "typing_extensions")  # fmt: skip
 """optax, jaxtyping, and what these and flax need."""
 CHOICE = "--suite small --dtypes float32 --models gpt2-toy bert-toy --no-compile --together --budget-seconds 0.02"
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> dict:
+@pytest.fixture(
+    scope="module", params=[False, pytest.param(True, marks=pytest.mark.peers)], ids=["alone", "beside its peers"]
+)
+def run(request, tmp_path_factory) -> dict:
     """The content of the results file of a small run, in a process of its own."""
+    if request.param:
+        pytest.importorskip("torch")
+        pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("results")
     # Without its peers it needs no more than what a rented machine has.
-    command = [sys.executable] if HAS_PEERS else bare_python(*PACKAGES)
+    command = [sys.executable] if request.param else bare_python(*PACKAGES)
     command += ["benchmarks/models.py", *CHOICE.split(), "--out", str(folder)]
     environment = os.environ | {"XLA_FLAGS": ""}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     (path,) = folder.glob("models-*.json")
-    assert path.with_suffix(".png").exists() == HAS_PEERS
-    return json.loads(path.read_text()) | {"page": path.with_suffix(".md").read_text()}
+    assert path.with_suffix(".png").exists() == request.param
+    return json.loads(path.read_text()) | {"peers": request.param, "page": path.with_suffix(".md").read_text()}
 
 
 def test_every_work_is_measured_and_right(run):
@@ -57,7 +60,7 @@ def test_every_work_is_measured_and_right(run):
         share = row["mfu"] if row["work"] in (FORWARD, TRAINING) else row["fraction_of_memory"]
         assert 0 < share < 2, row
     missing = [entry for entry in run["skipped"] if "is not installed" in entry["reason"]]
-    assert bool(missing) != HAS_PEERS
+    assert bool(missing) != run["peers"]
 
 
 def test_the_page_shows_all_that_was_measured(run):
@@ -82,8 +85,9 @@ def test_first_calls_are_timed_cold_and_in_a_second_process(tmp_path, monkeypatc
 
 
 def test_peers_have_the_same_weights(run):
-    if not HAS_PEERS:
-        pytest.skip("torch and transformers are not installed")
+    if not run["peers"]:
+        assert {row["name"] for row in run["results"]} == {"zoo", "zoo, int8", "zoo, w8a8"}
+        return
     ratios = {(row["cell"], row["name"]): row["ratio"] for row in run["results"] if row["work"] != CACHE}
     assert {name for _, name in ratios} == {"zoo", "zoo, int8", "zoo, w8a8", "torch eager"}
     assert all(ratio == 1 for (_, name), ratio in ratios.items() if name == "torch eager")
