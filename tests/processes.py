@@ -54,6 +54,9 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
+Process = Forked | subprocess.Popen
+
+
 class Server:
     """A running `fork_server.py`, and the connection to it."""
 
@@ -118,7 +121,7 @@ def _server(environment: frozenset[tuple[str, str]]) -> Server:
 
 def start(
     command: Sequence[str], *, environment: Mapping[str, str], out: int, err: int, unbuffered: bool = False
-) -> Forked | subprocess.Popen:
+) -> Process:
     """Start a script, the first word of a command, with its arguments; `out` and `err` are open descriptors."""
     script = str(ROOT / command[0])
     if not hasattr(os, "pidfd_open"):

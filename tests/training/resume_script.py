@@ -1,9 +1,8 @@
-"""A run as a process, for tests that kill it: `resume_script.py FOLDER CACHE SECONDS_PER_BATCH`."""
+"""A run as a process, for tests that kill it: `resume_script.py FOLDER SECONDS_PER_BATCH`."""
 
 import sys
 import time
 
-import jax
 from toy import Batches, Counting, run_toy
 
 SETTINGS = {"num_steps": 40, "evaluate_every": 10, "checkpoint_every": 3}
@@ -23,9 +22,6 @@ class SlowCounting(Counting):
 
 
 if __name__ == "__main__":
-    folder, cache, seconds = sys.argv[1:]
-    jax.config.update("jax_compilation_cache_dir", cache)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    folder, seconds = sys.argv[1:]
     SlowBatches.seconds = float(seconds)
     run_toy(folder, task=SlowCounting(), **SETTINGS)

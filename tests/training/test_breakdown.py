@@ -17,8 +17,6 @@ from zoo.training.breakdown import PARTS, STEP_PARTS, Breakdown, shares_since
 from zoo.training.config import TrainingConfig
 from zoo.training.metrics import read_metrics
 
-pytestmark = pytest.mark.usefixtures("compile_cache")
-
 
 @given(st.lists(st.tuples(st.sampled_from(PARTS), st.floats(0, 10), st.booleans()), max_size=30))
 def test_parts_sum_to_the_time_that_passed(blocks):

@@ -31,11 +31,9 @@ from zoo.training.run_record import find_difference, read_run
 from zoo.training.sharding import make_mesh
 from zoo.training.state import abstract_state
 
-pytestmark = pytest.mark.usefixtures("compile_cache")
-
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, compile_cache):
+def whole(tmp_path_factory):
     """Return the final state of a run that met no trouble."""
     return run_toy(tmp_path_factory.mktemp("whole"))
 
@@ -145,7 +143,7 @@ RESOLVED = {"recipe": "toy", "model": {"width": 16, "layers": [1, 2]}}
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, compile_cache):
+def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     run_toy(folder, resolved=RESOLVED)
     return folder

@@ -64,7 +64,7 @@ def train(run: Run) -> str:
 
 
 @pytest.fixture(scope="module")
-def runs(bert, words, compile_cache, tmp_path_factory):
+def runs(bert, words, tmp_path_factory):
     """A run of each kind: its folder and what it said."""
     folder = tmp_path_factory.mktemp("runs")
     tunes = ("full", "frozen", "lora")
@@ -158,7 +158,7 @@ def test_frozen_parameters_are_not_differentiated(bert):
     assert flops(tune="lora", rank=1, targets=("query", "value"))[1] < 0.85 * full
 
 
-def test_a_run_goes_on_without_its_checkpoint(bert, words, compile_cache, tmp_path):
+def test_a_run_goes_on_without_its_checkpoint(bert, words, tmp_path):
     copy = shutil.copytree(bert, tmp_path / "bert")
     options = dict(checkpoint=str(copy), tune="lora", rank=2)
     train(plan(tmp_path / "whole", words, steps=6, **options))
@@ -169,7 +169,7 @@ def test_a_run_goes_on_without_its_checkpoint(bert, words, compile_cache, tmp_pa
     jax.tree.map(np.testing.assert_array_equal, whole.params, halves.params)
 
 
-def test_eight_devices_do_what_one_does(runs, bert, words, compile_cache, tmp_path):
+def test_eight_devices_do_what_one_does(runs, bert, words, tmp_path):
     one, eight = runs["lora"][0], tmp_path / "eight"
     some = {"rank": 2, "alpha": 6.0, "targets": ("query", "value")}
     train(plan(eight, words, mesh=8, checkpoint=str(bert), tune="lora", **some))
@@ -203,7 +203,7 @@ def test_the_reference_opens_what_a_run_exports(runs, tmp_path):
     np.testing.assert_allclose(theirs, zoo.load(tmp_path / "lora")(**BATCH).logits, atol=1e-5)
 
 
-def test_a_run_of_zoo_s_own_is_a_checkpoint_too(words, compile_cache, tmp_path):
+def test_a_run_of_zoo_s_own_is_a_checkpoint_too(words, tmp_path):
     """From scratch, then with other classes: the same encoder, another head."""
     small = classify_tiny().model
     small = replace(
@@ -250,7 +250,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("message", REFUSED)
-def test_what_cannot_train_is_refused(message, bert, words, compile_cache, tmp_path):
+def test_what_cannot_train_is_refused(message, bert, words, tmp_path):
     head = zoo.load(bert, head="sequence_classification", labels=("no", "yes"))
     zoo.save(head, tmp_path / "classifier")
     run = plan(tmp_path / "run", words, checkpoint=str(tmp_path / "classifier"), **REFUSED[message])
@@ -296,7 +296,7 @@ def test_mistakes_on_the_command_line(arguments, message, words, capsys, tmp_pat
     assert stop.value.code == 1 and message in said and len(said.strip().splitlines()) == 1, said
 
 
-def test_pairs_with_numbered_classes_as_glue_has_them(bert, compile_cache, tmp_path):
+def test_pairs_with_numbered_classes_as_glue_has_them(bert, tmp_path):
     rows = [
         {
             "sentence1": f"good thing {number}",

@@ -57,7 +57,7 @@ def test_peaks():
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, compile_cache):
+def run(tmp_path_factory):
     """Return the folder of a run with everything that it reports."""
     folder = tmp_path_factory.mktemp("reported")
     run_toy(folder, tensorboard=True, resolved={"recipe": "count", "task": {"rows": (8, 2)}})

@@ -4,20 +4,17 @@ import itertools
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from processes import Process, start
 from resume_script import SETTINGS
 from toy import Batches, Counting, assert_same_bits, run_toy
 
 from zoo.training.checkpoint import load_params
 from zoo.training.metrics import read_metrics
 from zoo.training.stopping import Stopped
-
-pytestmark = pytest.mark.usefixtures("compile_cache")
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +93,7 @@ def test_a_finished_run_is_returned_as_it_is(whole, capfd):
     assert (folder / "metrics.csv").read_bytes() == before
 
 
-def _wait_for_step(folder: Path, step: int, process: subprocess.Popen) -> None:
+def _wait_for_step(folder: Path, step: int, process: Process) -> None:
     """Return once the process has logged a step of its own, or ended."""
     end = time.monotonic() + 120
     while time.monotonic() < end and process.poll() is None:
@@ -106,23 +103,20 @@ def _wait_for_step(folder: Path, step: int, process: subprocess.Popen) -> None:
         time.sleep(0.01)
 
 
-def test_sigkill_at_random_points(tmp_path, compile_cache):
+def test_sigkill_at_random_points(tmp_path):
     reference = run_toy(tmp_path / "whole", **SETTINGS)
     folder = tmp_path / "killed"
-    script = Path(__file__).with_name("resume_script.py")
-    root = str(Path(__file__).parents[2])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, str(script), str(folder), str(compile_cache)]
+    command = [str(Path(__file__).with_name("resume_script.py")), str(folder), "0.02"]
     chance = random.Random(0)
     reached = []
     for kill in range(3):
-        process = subprocess.Popen([*command, "0.02"], env=environment, stderr=subprocess.PIPE)
+        with open(os.devnull, "w") as nowhere:
+            process = start(command, environment=os.environ, out=nowhere.fileno(), err=nowhere.fileno())
         _wait_for_step(folder, 10 * kill + 1, process)
         time.sleep(chance.uniform(0, 0.3))  # within a few steps of three saves and an evaluation
         process.kill()
-        process.communicate()
+        assert process.wait(120) == -signal.SIGKILL, "the run ended before it was killed"
         reached.append(len(read_metrics(folder / "metrics.csv")))
-        assert process.returncode == -signal.SIGKILL, "the run ended before it was killed"
     assert reached == sorted(reached) and reached[-1] > reached[0]
     resumed = run_toy(folder, **SETTINGS)
     assert_same_bits(resumed, reference)
