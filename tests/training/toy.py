@@ -124,7 +124,7 @@ class Counting:
         logits = out.logits.astype(jnp.float32)
         losses = jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
         weight = weights.sum()
-        right = (logits.argmax(-1) == targets) * weights
+        right = jnp.where(logits.argmax(-1) == targets, weights, 0.0)
         return (losses * weights).sum() / weight, {"weight": weight, "accuracy": right.sum() / weight}
 
     def evaluate(self, apply, params):
