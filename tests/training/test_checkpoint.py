@@ -11,6 +11,7 @@ import subprocess
 import jax
 import numpy as np
 import pytest
+from tiers import tiered
 from toy import Batches, Counting, Toy, assert_same_bits, make_batch, run_toy
 
 from zoo.training.checkpoint import (
@@ -61,8 +62,13 @@ MESHES = {
 }
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon", "adafactor"])
-@pytest.mark.parametrize("saved_on", MESHES)
+SAVED = [(mesh, optimizer) for mesh in MESHES for optimizer in ("adamw", "muon", "adafactor")]
+SAVED_BY_DEFAULT = [
+    ("one device", "adamw"), ("data, fsdp, tensor", "adamw"), ("fsdp", "muon"), ("fsdp, tensor, context", "adafactor"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("saved_on", "name"), tiered(SAVED, SAVED_BY_DEFAULT))
 def test_saved_on_one_mesh_restored_on_any_other(tmp_path, saved_on, name):
     state, _ = make_state(make_mesh(MeshConfig(**MESHES[saved_on])), name)
     with Checkpoints(tmp_path, keep=1) as checkpoints:

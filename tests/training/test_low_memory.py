@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiers import tiered
 from toy import assert_same_bits
 
 from zoo.config import AttentionConfig, EmbeddingConfig, LanguageModelHead, MlpConfig, StackConfig, TransformerConfig
@@ -174,9 +175,10 @@ def test_state_takes_a_quarter(one):
     assert kept and all(leaf.dtype == jnp.float32 for leaf in kept)
 
 
-@pytest.mark.parametrize(
-    "mesh", [MeshConfig(data=8), MeshConfig(data=1, fsdp=8), MeshConfig(data=2, fsdp=2, tensor=2)], ids=str
-)
+MIXED = MeshConfig(data=2, fsdp=2, tensor=2)
+
+
+@pytest.mark.parametrize("mesh", tiered([MeshConfig(data=8), MeshConfig(data=1, fsdp=8), MIXED], [MIXED]), ids=str)
 def test_eight_devices_equal_one(mesh, one):
     losses, state = train(INT8, 20, mesh)
     # A sum in another order may put a moment over an edge between two codes: a step there is 3 % of a moment.
