@@ -150,9 +150,12 @@ def attention_weights(
     softcap: float | None = None,
     q_offset: Any = 0,
     kv_positions: Any = None,
+    hidden_is_finite: bool = False,
 ) -> tuple[Float[Array, "B N T S"], Float[Array, "B N T S"]]:
     """Scores and weights of a call of `zoo.attention` with these arguments, whose output is weights times values."""
-    call, _ = prepare(query, key, value, mask, bias, sinks, scale, softcap, q_offset, kv_positions, None, 0.0)
+    call, _ = prepare(
+        query, key, value, mask, bias, sinks, scale, softcap, q_offset, kv_positions, None, 0.0, hidden_is_finite
+    )
     keys = jnp.repeat(key, query.shape[2] // key.shape[2], axis=2)
     products = jnp.einsum("btnh,bsnh->bnts", query, keys, preferred_element_type=call.accumulator)
     scores = masked_logits(products, call)
