@@ -141,7 +141,7 @@ def _stream(apply, params, start, rng, config):
     state = _begin(apply, params, start, rng, config)
     yield np.asarray(state.token)
     while bool(state.goes_on):
-        state = _next(apply, looped, start, state, rng, config)
+        state = _next(apply, params, looped, start, state, rng, config)
         yield np.asarray(state.token)
 
 
@@ -366,12 +366,14 @@ def _read_prompt(apply, params, start: Start, copies: int, guidance: float) -> t
     return guide(logits, guidance), cache
 
 
-def _continue(apply, params, start: Start, tokens: Int[Array, "R T"], end: Int[Array, ""], cache: Any, guidance: float):
-    """Logits of the token at `end`, and the cache with the one before it."""
+def _continue(
+    apply, params, looped, start: Start, tokens: Int[Array, "R T"], end: Int[Array, ""], cache: Any, guidance: float
+):
+    """Logits of the token at `end`, and the cache with the one before it; `looped` are the parameters for steps."""
 
     def step(tokens, cache):
         token = lax.dynamic_index_in_dim(tokens, end - 1, 1, keepdims=False)
-        logits, cache = apply(params, token=jnp.tile(token, start.sides), cache=cache, method="step")
+        logits, cache = apply(looped, token=jnp.tile(token, start.sides), cache=cache, method="step")
         return guide(logits, guidance), cache
 
     def reread(tokens, cache):
@@ -434,13 +436,13 @@ def _first(apply, params, start: Start, rng, config: GenerationConfig) -> Writte
     return _write(start, logits, state, rng, config)
 
 
-def _step(apply, params, start: Start, state: Written, rng, config: GenerationConfig) -> Written:
-    logits, cache = _continue(apply, params, start, state.tokens, state.end, state.cache, config.guidance_scale)
+def _step(apply, params, looped, start: Start, state: Written, rng, config: GenerationConfig) -> Written:
+    logits, cache = _continue(apply, params, looped, start, state.tokens, state.end, state.cache, config.guidance_scale)
     return _write(start, logits, state.replace(cache=cache), rng, config)
 
 
 _begin = jax.jit(_first, static_argnums=(0, 4))
-_next = jax.jit(_step, static_argnums=(0, 5), donate_argnums=(3,))
+_next = jax.jit(_step, static_argnums=(0, 6), donate_argnums=(4,))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5))
@@ -448,7 +450,7 @@ def _generate(apply, params, looped, start: Start, rng, config: GenerationConfig
     """Tokens, lengths, no scores, and where the longest row ends; `looped` are the parameters for steps."""
     state = lax.while_loop(
         lambda state: state.goes_on,
-        lambda state: _step(apply, looped, start, state, rng, config),
+        lambda state: _step(apply, params, looped, start, state, rng, config),
         _first(apply, params, start, rng, config),
     )
     return state.tokens, state.lengths, None, start.prompt_end + state.lengths.max()
@@ -473,7 +475,7 @@ def _search(apply, params, looped, start: Start, rng, config: GenerationConfig):
         beams, end, cache = state
         rows = jnp.concatenate([beams.rows + side * len(beams.rows) for side in range(start.sides)])
         cache = cache.select(rows)
-        logits, cache = _continue(apply, looped, start, beams.flat, end, cache, config.guidance_scale)
+        logits, cache = _continue(apply, params, looped, start, beams.flat, end, cache, config.guidance_scale)
         return extend(logits, beams, end), end + 1, cache
 
     beams = extend(logits, Beams.start(start.tokens(num_beams, fill), num_beams), start.prompt_end)

@@ -49,7 +49,7 @@ def meant(quantized, plain, config) -> dict:
         ins, outs = quantized_axes(path, leaf.ndim, config)
         order = [axis for axis in range(leaf.ndim) if axis not in ins + outs] + [*outs, *ins]
         scale = leaves[f"{path}/scale"]
-        whole = leaves[f"{path}/{form}"] * scale.reshape(*scale.shape, *(1,) * len(ins))
+        whole = leaves[f"{path}/{form}"].astype(scale.dtype) * scale.reshape(*scale.shape, *(1,) * len(ins))
         found[path] = whole.transpose(np.argsort(order))
     return unflatten(found)
 
