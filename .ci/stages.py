@@ -20,7 +20,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 PYTHON = ".venv/bin/python"
 UV = f".venv/bin/uv pip install --quiet --python {PYTHON}"
-PYTEST = f"{PYTHON} -m pytest -n 2 --dist loadgroup"
+PYTEST = f"{PYTHON} -m pytest -n 2"
 README_TESTS = re.search(r"^python3 -m venv .*pytest.*$", (ROOT / "README.md").read_text(), re.MULTILINE)[0]
 TEMPORARY = tempfile.mkdtemp(prefix="zoo-ci-")
 

@@ -71,15 +71,27 @@ def pytest_sessionfinish(session):
         shutil.rmtree(TEMPORARY, ignore_errors=True)
 
 
-SPLIT = ("tests/parity/test_recorded.py", "tests/parity/test_live.py", "tests/parity/test_hidden_states.py")
+FIRST = ("tests/hosts/", "tests/trust/")
+"""What takes long though it has few tests: begun last, it would leave the other workers idle."""
+LAST = ("tests/parity/test_recorded.py", "tests/parity/test_live.py", "tests/parity/test_hidden_states.py")
 """Files whose tests share nothing: any worker may take any of them, when it has nothing else to do."""
 
 
-def pytest_itemcollected(item):
-    """Keep the tests of a file on one worker, which makes what they share once (`--dist loadgroup`)."""
-    file = item.nodeid.partition("::")[0]
-    if file not in SPLIT and item.get_closest_marker("xdist_group") is None:
-        item.add_marker(pytest.mark.xdist_group(file))
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.nodeid.startswith(LAST) - item.nodeid.startswith(FIRST))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Keep the tests of a file on one worker, which makes what they share once."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return nodeid if nodeid.startswith(LAST) else nodeid.partition("::")[0]
+
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="module", autouse=True)

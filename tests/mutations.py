@@ -110,7 +110,7 @@ def is_caught(fault: Fault, copy: Path, whole: bool) -> bool:
         sys.exit(f"{fault.file} has this {text.count(fault.right)} times, and the fault is one: {fault.right}")
     path.write_text(text.replace(fault.right, fault.wrong))
     tests = [] if whole else fault.tests.split()
-    command = [sys.executable, "-m", "pytest", "-x", "-n", "2", "--dist", "loadgroup", *tests]
+    command = [sys.executable, "-m", "pytest", "-x", "-n", "2", *tests]
     # No __pycache__: a file that changes twice within its timestamp's second would be read from there.
     done = subprocess.run(
         command, cwd=copy, env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}, capture_output=True, text=True
