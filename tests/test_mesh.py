@@ -108,7 +108,7 @@ class Anything:
         mask = batch.get("attention_mask")
         weights = mask if mask is not None and mask.shape == shape else jnp.ones(shape)
         positions = jnp.arange(np.prod(shape[1:], dtype=int)).reshape(shape[1:])
-        targets = (rows.reshape(-1, *[1] * positions.ndim) * 13 + positions * 7) % scores.shape[-1]
+        targets = (rows.reshape(-1, *[1] * positions.ndim) * 13 + positions[None] * 7) % scores.shape[-1]
         loss, metrics = cross_entropy(scores, targets, weights.astype(jnp.float32))
         return loss + getattr(output, "aux_loss", 0.0), metrics
 
