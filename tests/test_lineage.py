@@ -180,6 +180,7 @@ def whole(tmp_path_factory) -> tuple[Path, dict]:
     return path, {"argv": argv, "content": json.loads(path.read_text())}
 
 
+@pytest.mark.slow
 def test_json_has_every_part(whole):
     content = whole[1]["content"]
     assert content["finished"] and not content["failures"]
@@ -208,6 +209,7 @@ def test_json_has_every_part(whole):
             assert row["rounds"] >= 3 and row["temp_bytes"] > 0 and row["decoding_bytes"] > 0
 
 
+@pytest.mark.slow
 def test_page_shows_every_figure(whole):
     path, _ = whole
     page = path.with_suffix(".md").read_text()
@@ -221,6 +223,7 @@ def test_page_shows_every_figure(whole):
     assert "failed" not in page
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_done_again(whole):
     path, run = whole
     before = run["content"]
@@ -284,6 +287,7 @@ def test_the_verdict_follows_from_the_figures(values, better, unit, verdict):
     assert Comparison(topic="x", place="1", values=values, unit=unit, better=better).verdict == verdict
 
 
+@pytest.mark.slow
 def test_sentences_follow_from_the_results(whole):
     content = copy.deepcopy(whole[1]["content"])
     name = content["problems"]["translation"]["name"]

@@ -49,6 +49,7 @@ def run(request, tmp_path_factory) -> dict:
     return json.loads(path.read_text()) | {"peers": request.param, "page": path.with_suffix(".md").read_text()}
 
 
+@pytest.mark.slow
 def test_every_work_is_measured_and_right(run):
     assert run["finished"]
     assert {row["work"] for row in run["results"]} == {FORWARD, TRAINING, DECODE, CACHE}
@@ -63,6 +64,7 @@ def test_every_work_is_measured_and_right(run):
     assert bool(missing) != run["peers"]
 
 
+@pytest.mark.slow
 def test_the_page_shows_all_that_was_measured(run):
     for heading in model_page.HEADINGS.values():
         assert f"## {heading}" in run["page"]
@@ -84,6 +86,7 @@ def test_first_calls_are_timed_cold_and_in_a_second_process(tmp_path, monkeypatc
     assert f"{cold} ({warm})" in path.with_suffix(".md").read_text()
 
 
+@pytest.mark.slow
 def test_peers_have_the_same_weights(run):
     if not run["peers"]:
         assert {row["name"] for row in run["results"]} == {"zoo", "zoo, int8", "zoo, w8a8"}

@@ -238,7 +238,7 @@ def test_every_parameter_learns(name):
     def loss(params, key=None):
         return -jax.nn.log_softmax(model.apply({"params": params}, **given, dropout_rng=key).logits)[..., 3].mean()
 
-    gradients = jax.grad(loss)(params)
+    gradients = jax.jit(jax.grad(loss))(params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
         assert np.isfinite(leaf).all() and np.abs(leaf).max() > 1e-7, path
 
@@ -249,10 +249,11 @@ def test_every_parameter_learns(name):
         output = model.apply({"params": moved}, input_ids=jnp.array([[50, 7, 8, 9]]), decoder_input_ids=START * ONE)
         return output.logits[0, -1, 3]
 
-    reach = jax.grad(last)(params["embedder"]["token"]["embedding"])
+    reach = jax.jit(jax.grad(last))(params["embedder"]["token"]["embedding"])
     assert np.abs(reach[50]).max() > 0 and (np.asarray(reach[51]) == 0).all()
     if RECURRENT[name].dropout:
-        assert float(loss(params, jax.random.key(0))) != float(loss(params, jax.random.key(1)))
+        dropped = jax.jit(loss)
+        assert float(dropped(params, jax.random.key(0))) != float(dropped(params, jax.random.key(1)))
 
 
 ONE = jnp.ones((1, 3), jnp.int32)
@@ -295,8 +296,8 @@ def test_states_stay_float32_in_bfloat16(name):
     assert encoded.last_hidden_state.dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(encoded.decoder_states)} == {np.dtype("float32")}
     rough, exact = (
-        model.apply({"params": params}, **given),
-        Recurrent(RECURRENT[name]).apply({"params": params}, **given),
+        jax.jit(model.apply)({"params": params}, **given),
+        jax.jit(Recurrent(RECURRENT[name]).apply)({"params": params}, **given),
     )
     assert rough.logits.dtype == jnp.float32
     np.testing.assert_allclose(rough.logits, exact.logits, atol=0.05 * float(np.abs(exact.logits).max()))
