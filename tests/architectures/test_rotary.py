@@ -65,7 +65,7 @@ def test_frequencies_are_the_references(name, length):
     theirs = modelling.LlamaRotaryEmbedding(config)
     cosine, sine = theirs(torch.zeros(1), torch.arange(length)[None])
     frequencies, factor = rotary_frequencies(translate(CONFIGS[name]), HEAD_SIZE, length)
-    angles = jnp.arange(length, dtype=jnp.float32)[:, None] * frequencies
+    angles = jnp.arange(length, dtype=jnp.float32)[:, None] * frequencies[None]
     np.testing.assert_allclose(jnp.cos(angles) * factor, cosine[0, :, : HEAD_SIZE // 2].numpy(), atol=2e-4)
     np.testing.assert_allclose(jnp.sin(angles) * factor, sine[0, :, : HEAD_SIZE // 2].numpy(), atol=2e-4)
 
