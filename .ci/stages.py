@@ -49,7 +49,7 @@ STAGES = {
     # One test gives a wrong value on purpose, which beartype would refuse before zoo does.
     "annotations": f"""
         {PYTEST} --jaxtyping-packages=zoo,annotations.check -k "not remat_is_refused" tests/test_transformer.py \\
-          tests/test_dual.py tests/test_recurrent.py tests/test_image_tokens.py tests/tasks/test_losses.py
+          tests/test_dual.py tests/test_image_tokens.py tests/tasks/test_losses.py
     """,
     "recipe": f"""
         {PYTHON} train.py --training.num-steps 4 --training.evaluate-every None --folder {TEMPORARY}/run

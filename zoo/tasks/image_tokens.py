@@ -132,7 +132,7 @@ class ImageTokens:
 
     def _describe(self, apply, params, picture: Any) -> str:
         pixels = as_pixels(square(picture, self.config.image_size)[None])
-        output = apply(params, pixel_values=pixels)
+        output = apply(params, pixel_values=jnp.asarray(pixels))
         kept = float(_decibels(np.square(np.clip(output.pixel_values, -1, 1) - pixels).mean()))
         return f"{' '.join(map(str, np.asarray(output.token_ids)[0]))} ({kept:.1f} dB)"
 

@@ -28,7 +28,7 @@ def count_flops(function: Any, *args: Any) -> float:
 
 
 def _count(jaxpr: Any) -> float:
-    return sum(_count_equation(equation) for equation in jaxpr.eqns)
+    return sum((_count_equation(equation) for equation in jaxpr.eqns), 0.0)
 
 
 def _count_equation(equation: Any) -> float:
@@ -45,7 +45,7 @@ def _count_equation(equation: Any) -> float:
         return 4.0 * math.prod(shapes[0]) * shapes[1][1]  # cuDNN: q [B, T, N, H], k [B, S, K, H]
     if name == "cond":
         return max(inner, default=0.0)
-    return sum(inner) * _repetitions(name, params)
+    return sum(inner, 0.0) * _repetitions(name, params)
 
 
 def _repetitions(name: str, params: dict[str, Any]) -> int:
