@@ -48,8 +48,8 @@ STAGES = {
     "slow tests": f'{PYTEST} -m "slow and not peers"',
     # Two are left out: one gives a wrong value on purpose, one a model whose parameters are NumPy arrays.
     "annotations": f"""
-        {PYTEST} --jaxtyping-packages=zoo,annotations.check -k "not remat_is_refused and not what_a_user_sees" tests/test_transformer.py \\
-          tests/test_dual.py tests/test_image_tokens.py tests/tasks/test_losses.py
+        {PYTEST} --jaxtyping-packages=zoo,annotations.check -k "not remat_is_refused and not what_a_user_sees" \\
+          tests/test_transformer.py tests/test_dual.py tests/test_image_tokens.py tests/tasks/test_losses.py
     """,
     "recipe": f"""
         {PYTHON} train.py --training.num-steps 4 --training.evaluate-every None --folder {TEMPORARY}/run
