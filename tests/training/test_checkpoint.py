@@ -1,12 +1,15 @@
 """Checkpoints: any mesh to any other, another configuration refused, a full disk survived."""
 
 import asyncio
+import contextlib
 import errno
 import gc
 import json
 import os
 import resource
 import subprocess
+import threading
+import time
 
 import jax
 import numpy as np
@@ -23,7 +26,7 @@ from zoo.training.checkpoint import (
     newest_steps,
 )
 from zoo.training.config import MeshConfig, OptimizerConfig, ScheduleConfig
-from zoo.training.disk_full import DiskFullError, is_disk_full
+from zoo.training.disk_full import DiskFullError, is_disk_full, remove_unfinished
 from zoo.training.guard import NonFiniteError
 from zoo.training.metrics import read_metrics
 from zoo.training.optimizer import make_optimizer, make_schedule
@@ -352,3 +355,23 @@ def test_what_tasks_of_orbax_raised_is_not_logged_again(forget, caplog):
     assert not caplog.records
     fail("/packages/other/write.py")
     assert {record.name for record in caplog.records} == {"asyncio"}
+
+
+def test_what_is_written_while_it_is_removed_is_removed_too(tmp_path):
+    """As by Orbax's other tasks, after one has failed."""
+    unfinished = tmp_path / "3.orbax-checkpoint-tmp"
+
+    def write():
+        for index in range(40):
+            with contextlib.suppress(FileNotFoundError):  # removed between the two
+                unfinished.mkdir(exist_ok=True)
+                (unfinished / str(index)).write_text("an array")
+            time.sleep(0.005)
+
+    (tmp_path / "removed-1" / "params").mkdir(parents=True)
+    writer = threading.Thread(target=write)
+    writer.start()
+    time.sleep(0.02)
+    remove_unfinished(tmp_path)
+    writer.join()
+    assert list(tmp_path.iterdir()) == []

@@ -2,6 +2,7 @@
 
 import errno
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,8 +58,20 @@ def clear_disk_errors(folder: Path) -> Iterator[None]:
         ) from error
 
 
+_PATIENCE = 5.0
+"""Seconds in which writing that is still under way should end."""
+
+
 def remove_unfinished(folder: Path) -> None:
-    """Remove what a killed or failed save, or a removal that was broken off, left among the checkpoints."""
-    for pattern in ("*orbax-checkpoint-tmp*", "removed-*"):
-        for path in folder.glob(pattern):
+    """Remove what a killed or failed save, or a removal that was broken off, left among the checkpoints.
+
+    Where one array could not be written, Orbax raises and its other tasks still write theirs, so what was removed may
+    come back: it is removed again until it stays away.
+    """
+    end = time.monotonic() + _PATIENCE
+    while left := [path for pattern in ("*orbax-checkpoint-tmp*", "removed-*") for path in folder.glob(pattern)]:
+        for path in left:
             shutil.rmtree(path, ignore_errors=True)
+        if time.monotonic() > end:
+            return
+        time.sleep(0.05)
