@@ -51,6 +51,7 @@ def leaves(bundle):
     return [np.asarray(leaf) for leaf in jax.tree.leaves(bundle.params)]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_in_the_same_bits(started):
     run, command = started
     whole = leaves(zoo.load(run))

@@ -158,6 +158,7 @@ def test_frozen_parameters_are_not_differentiated(bert):
     assert flops(tune="lora", rank=1, targets=("query", "value"))[1] < 0.85 * full
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_its_checkpoint(bert, words, tmp_path):
     copy = shutil.copytree(bert, tmp_path / "bert")
     options = dict(checkpoint=str(copy), tune="lora", rank=2)
@@ -169,6 +170,7 @@ def test_a_run_goes_on_without_its_checkpoint(bert, words, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, whole.params, halves.params)
 
 
+@pytest.mark.slow
 def test_eight_devices_do_what_one_does(runs, bert, words, tmp_path):
     one, eight = runs["lora"][0], tmp_path / "eight"
     some = {"rank": 2, "alpha": 6.0, "targets": ("query", "value")}
