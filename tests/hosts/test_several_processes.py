@@ -35,6 +35,7 @@ def test_two_processes_make_the_bits_of_one_device(start, alone, tmp_path):
     assert {"README.md", "loss.png", "run.json"} <= {path.name for path in tmp_path.iterdir()}
 
 
+@pytest.mark.slow  # a minute: several processes compile for several counts of devices
 def test_two_processes_under_slurm_stop_as_one_and_four_under_open_mpi_go_on(start, alone, tmp_path):
     with start(tmp_path, 2, 4, *SAME_BITS, launcher=slurm) as run:
         run.wait_for_step(tmp_path, 7)
@@ -72,6 +73,7 @@ def test_when_one_process_dies_the_other_ends_and_others_go_on(start, alone, tmp
     assert_same_run(tmp_path, alone)
 
 
+@pytest.mark.slow  # a minute: several processes compile for several counts of devices
 def test_two_processes_share_parameters_and_write_what_one_does(environment, tmp_path):
     """Without fixed parts, under `fsdp`, and with an evaluation that generates: near, and the same texts."""
     words = sorted(
