@@ -7,6 +7,7 @@ an error: write it anew.
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -53,8 +54,8 @@ FAULTS = {
     ),
     "a bias that is dropped": Fault(
         "zoo/layers.py",
-        'y = y + self.param("bias", nn.initializers.zeros, self.features)',
-        'self.param("bias", nn.initializers.zeros, self.features)',
+        "y = y + lax.broadcast_to_rank(bias.astype(y.dtype), y.ndim)",
+        "pass",
         "tests/parity/test_recorded.py -k bert",
     ),
     "a rotation the wrong way round": Fault(
@@ -116,12 +117,13 @@ def is_caught(fault: Fault, copy: Path, whole: bool) -> bool:
         command, cwd=copy, env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}, capture_output=True, text=True
     )
     path.write_text(text)
-    if done.returncode not in (0, 1):
+    failed = re.search(r"^\d+ failed", done.stdout, re.MULTILINE) is not None
+    if done.returncode != 0 and not failed:
         sys.exit(f"pytest could not run:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
     for line in done.stdout.splitlines():
         if line.startswith(("FAILED", "ERROR")):
             print(f"    {line[:150]}")
-    return done.returncode == 1
+    return failed
 
 
 def main() -> int:
