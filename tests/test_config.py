@@ -11,6 +11,7 @@ import jax.extend
 import numpy as np
 import pytest
 from models import BART, BERT, CONFIGS, GPT2, LLAMA, RECURRENT, RMS, T5, attention, inputs, stack, tokens
+from tiers import tiered
 
 from zoo import config as zoo_config
 from zoo.config import (
@@ -281,7 +282,7 @@ def _is_alive(cls: type, field: dataclasses.Field) -> bool:
     return False
 
 
-@pytest.mark.parametrize("cls", _classes(), ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("cls", tiered(_classes(), _classes()[::5]), ids=lambda cls: cls.__name__)
 def test_no_dead_fields(cls):
     dead = [field.name for field in dataclasses.fields(cls) if not _is_alive(cls, field)]
     assert not dead, f"{cls.__name__}: no configuration runs another program with another {', '.join(dead)}"

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from tiers import tiered
 
 from zoo import cli
 from zoo.data import DataConfig, Dataset, open_dataset
@@ -85,7 +86,7 @@ def abstract_batch(run):
     return task, jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), batch)
 
 
-@pytest.mark.parametrize("name", FULL)
+@pytest.mark.parametrize("name", tiered(FULL, [*FULL][::3]))
 def test_the_loss_fits_the_model(name):
     run = RECIPES[name]()
     task, batch = abstract_batch(run)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiers import tiered
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -117,7 +118,7 @@ def test_parameters_are_similar():
     assert max(counts.values()) < 1.1 * min(counts.values()), counts
 
 
-@pytest.mark.parametrize("name", DEFAULT)
+@pytest.mark.parametrize("name", tiered(DEFAULT, ["lstm"]))
 def test_gradient_is_that_of_the_embedding(name):
     # A table that the encoder alone reads, and no token twice: the gradient of a token's row of the table is that of
     # the vector at its one place.

@@ -148,7 +148,7 @@ def assert_as_one(name: str, mesh: MeshConfig, accumulate: int = 1) -> None:
         assert whole == []
 
 
-@pytest.mark.parametrize("name", tiered(WALKED, MECHANISMS))
+@pytest.mark.parametrize("name", tiered(WALKED, ["bert", "mixtral", "t5", "recurrent-attention"]))
 def test_every_architecture_trains_on_a_mixed_mesh_as_on_one_device(name):
     assert_as_one(name, MIXED)
 
@@ -156,7 +156,7 @@ def test_every_architecture_trains_on_a_mixed_mesh_as_on_one_device(name):
 AXES = [(name, mesh) for name in ("llama", "t5") for mesh in MESHES]
 
 
-@pytest.mark.parametrize(("name", "mesh"), tiered(AXES, lambda name, mesh: name == "llama" or mesh == "context"))
+@pytest.mark.parametrize(("name", "mesh"), tiered(AXES, [("llama", mesh) for mesh in ("slices", "fsdp", "context")]))
 def test_every_axis_trains_as_one_device(name, mesh):
     assert_as_one(name, MESHES[mesh])
 
@@ -176,6 +176,7 @@ def test_experts_on_several_devices_train_as_on_one(name, mesh):
 SUMMED = {"fsdp": MeshConfig(data=2, fsdp=2), "expert": EXPERTS["expert, mixed"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", tiered(SUMMED, ["expert"]))
 def test_gradients_of_experts_are_summed_in_float32(mesh):
     """Where products are in bfloat16: a sum in that, inside `shard_map`, makes XLA's CPU compiler end the process."""
@@ -223,7 +224,7 @@ def write(name: str, mesh_config: MeshConfig) -> np.ndarray:
     return np.asarray(found.sequences)
 
 
-@pytest.mark.parametrize("name", tiered(WRITING, ["llama", "t5", "recurrent-attention"]))
+@pytest.mark.parametrize("name", tiered(WRITING, ["t5"]))
 def test_every_decoder_writes_on_a_mixed_mesh_as_on_one_device(name):
     one = write(name, ONE)
     assert len(np.unique(one[:, -8:])) >= 8  # no token comes twice, so that each step has to choose

@@ -75,6 +75,7 @@ def test_the_page_shows_all_that_was_measured(run):
         assert row["reason"] in run["page"].partition("## What was left out")[2]
 
 
+@pytest.mark.slow
 def test_first_calls_are_timed_cold_and_in_a_second_process(tmp_path, monkeypatch):
     toy = Grid(model="bert-toy", work=FORWARD, sizes=((1, 16),), dtypes=("float32",))
     monkeypatch.setitem(SUITES, FIRST_CALLS, (toy,))
@@ -135,6 +136,7 @@ def test_a_worker_that_ends_or_fails_is_named():
             worker.ask("results")
 
 
+@pytest.mark.slow
 def test_contenders_in_one_process_give_the_same():
     """As on an accelerator, whose memory is not the host's."""
     cell = Cell(model="gpt2-toy", work=FORWARD, dtype="float32", batch=1, length=4)

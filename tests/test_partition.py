@@ -109,7 +109,7 @@ def of_whole_batch(text: str) -> list:
     return [result for result in results(text) if sizes & {*result.shape}]
 
 
-@pytest.mark.parametrize("name", tiered(["llama", "gpt2", "t5", "mixtral"], ["llama", "mixtral"]))
+@pytest.mark.parametrize("name", tiered(["llama", "gpt2", "t5", "mixtral"], ["llama"]))
 def test_tensor_sharding_makes_no_parameter_whole(name):
     text = train_step(name, TENSOR)
     assert whole_parameters(name, TENSOR, text) == []
@@ -132,7 +132,7 @@ def describe(case) -> str:
     return case if isinstance(case, str) else repr(case)
 
 
-@pytest.mark.parametrize(("name", "mesh"), tiered(CASES, CASES[1:4] + CASES[7:]), ids=describe)
+@pytest.mark.parametrize(("name", "mesh"), tiered(CASES, CASES[2:3] + CASES[7:]), ids=describe)
 def test_nothing_of_batch_size_is_on_one_device(name, mesh):
     assert of_whole_batch(train_step(name, mesh)) == []
 

@@ -9,6 +9,7 @@ import models
 import numpy as np
 import pytest
 from models import RECURRENT, inputs
+from tiers import tiered
 
 from zoo.config import EmbeddingConfig, LanguageModelHead, LearnedPositions, RecurrentConfig
 from zoo.generate import generate, stream
@@ -188,7 +189,7 @@ def beams_by_definition(forward, params, source, mask, count, num_beams):
     return max(ended, key=lambda pair: pair[1])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", tiered(NAMES, ["gru", "attention_lstm"]))
 def test_greedy_decoding_is_the_argmax_of_whole_forward_passes(name):
     apply, params, forward = build(name)
     source, mask = ragged(inputs(RECURRENT[name], batch=3, length=7)["input_ids"], (7, 4, 1), "right", 9)
@@ -229,7 +230,7 @@ def test_guidance_selects_both_sides():
     assert np.asarray(copies.sequences).tolist() == np.repeat(np.asarray(greedy.sequences), 2, 0).tolist()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", tiered(NAMES, ["attention"]))
 @jax.debug_nans(True)
 def test_every_parameter_learns(name):
     model, params = models.build(name)

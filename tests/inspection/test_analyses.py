@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from models import CONFIGS, build, inputs
 from test_capture import bundle_of, inspected
+from tiers import tiered
 
 from zoo.inspection import ablate_heads, entropy, layer_logits, logit_lens, mean_distance, rollout
 from zoo.inspection.ablation import output_kernels, without_head
@@ -80,7 +81,7 @@ def loss_of(name: str):
     return loss
 
 
-@pytest.mark.parametrize("name", ["gpt2", "albert", "t5", "siglip"])
+@pytest.mark.parametrize("name", tiered(["gpt2", "albert", "t5", "siglip"], ["albert", "t5"]))
 def test_ablation_is_what_zeroing_the_weights_by_hand_does(name):
     _, params = build(name)
     loss = jax.jit(loss_of(name))
@@ -114,7 +115,10 @@ def test_a_removed_head_writes_nothing_and_the_others_all():
     np.testing.assert_array_equal(changed, kernel)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "bert", "opt", "gemma", "t5", "vit", "tagger"])
+SEEN = ["gpt2", "bert", "opt", "gemma", "t5", "vit", "tagger"]
+
+
+@pytest.mark.parametrize("name", tiered(SEEN, ["gpt2", "t5", "vit"]))
 def test_the_lens_last_row_is_the_models_answer(name):
     bundle, given = bundle_of(name), inputs(CONFIGS[name])
     found, logits = layer_logits(bundle, **given), np.asarray(bundle(**given).logits)

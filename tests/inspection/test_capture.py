@@ -34,8 +34,10 @@ def inspected(name: str):
     return inspect(bundle_of(name), **inputs(CONFIGS[name]))
 
 
-@pytest.mark.parametrize("sizes", TEST_SIZES)
-@pytest.mark.parametrize("case", FEATURES)
+CELLS = [(case, sizes) for case in FEATURES for sizes in TEST_SIZES]
+
+
+@pytest.mark.parametrize(("case", "sizes"), tiered(CELLS, CELLS[:: len(TEST_SIZES) + 1]))
 def test_weights_times_values_are_the_ops_output(case, sizes):
     if not fits(case, TEST_SIZES[sizes]):
         pytest.skip("packed self-attention needs as many keys as queries")

@@ -28,11 +28,14 @@ def inspected(tmp_path, model, *arguments) -> dict:
 
 @pytest.mark.parametrize(
     ("model_type", "head", "maps", "measure"),
-    [
-        ("bert", "masked_lm", ["encoder"], "nats per token of this text, each masked in turn"),
-        ("bert", "sequence_classification", ["encoder"], "nats of what the whole model answers"),
-        ("t5", "seq2seq_lm", ["encoder", "decoder", "decoder cross"], "nats per token of this text"),
-    ],
+    tiered(
+        [
+            ("bert", "masked_lm", ["encoder"], "nats per token of this text, each masked in turn"),
+            ("bert", "sequence_classification", ["encoder"], "nats of what the whole model answers"),
+            ("t5", "seq2seq_lm", ["encoder", "decoder", "decoder cross"], "nats per token of this text"),
+        ],
+        lambda model_type, head, *_: head == "masked_lm",
+    ),
 )
 def test_checkpoints(model_type, head, maps, measure, tmp_path, capsys):
     folder = write_checkpoint(tmp_path / "checkpoint", model_type, head)
@@ -77,7 +80,7 @@ SEEING_AND_HEARING = {
 """Queries and keys of each map."""
 
 
-@pytest.mark.parametrize("name", tiered(SEEING_AND_HEARING, ["clip-base", "whisper-seq2seq_lm"]))
+@pytest.mark.parametrize("name", tiered(SEEING_AND_HEARING, ["clip-base"]))
 def test_pictures_sounds_and_two_towers(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.fromarray(np.arange(30 * 40 * 3, dtype=np.uint8).reshape(30, 40, 3)).save("picture.png")

@@ -47,6 +47,7 @@ def run(tmp_path_factory) -> tuple[Path, dict, str]:
     return folder, json.loads(path.read_text()), done.stdout
 
 
+@pytest.mark.slow
 def test_a_run_leaves_its_results(run):
     folder, content, said = run
     assert content["finished"] and content["running"] is None

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from comparison import VARIED
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiers import tiered
 
 from zoo.kernels import (
     ALiBi,
@@ -197,8 +199,10 @@ def test_decoding_compiles_once():
     assert _run._cache_size() == before + 1
 
 
-@pytest.mark.parametrize("backward", [False, True])
-@pytest.mark.parametrize("case", CASES)
+GROWING = [(case, backward) for case in CASES for backward in (False, True)]
+
+
+@pytest.mark.parametrize(("case", "backward"), tiered(GROWING, lambda case, backward: backward and case in VARIED))
 def test_blockwise_memory_grows_linearly(case, backward):
     """The compiler's count of temporary bytes at 2 S is at most 2.2 times that at S; biases have gradients too."""
 

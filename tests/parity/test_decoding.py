@@ -35,7 +35,7 @@ def write_greedily(bundle, prompt, width: int) -> list[int]:
     return row[len(prompt) :]
 
 
-@pytest.mark.parametrize("model_type", tiered(DECODERS, ["bloom", "gemma3_text", "gpt2", "gpt_oss", "llama", "phi3"]))
+@pytest.mark.parametrize("model_type", tiered(DECODERS, ["bloom", "gemma3_text", "gpt2"]))
 def test_cached_decoding_of_padded_prompts_equals_whole_passes_over_each_row(model_type, tmp_path):
     bundle = load_recorded(model_type, tmp_path)
     rotary = bundle.config.output_stack.attention.rotary

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import small
 from jax.sharding import AxisType
-from models import CONFIGS, RECURRENT, build, inputs
+from models import CONFIGS, MECHANISMS, RECURRENT, build, inputs
 from test_hostile import write
 from test_loading import edit_config, mesh
+from tiers import tiered
 
 import zoo
 import zoo.architectures
@@ -58,7 +59,7 @@ def main(bundle, batch) -> np.ndarray:
     return np.asarray(small.main_output(bundle(**batch), bundle.origin.head))
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", tiered(CASES, ["bert-masked_lm", "t5-seq2seq_lm"]))
 def test_every_family_computes_with_the_rounded_kernels(case, tmp_path):
     folder = folder_of(case, tmp_path / "folder")
     plain, int8, w8a8 = (zoo.load(folder, quantize=how) for how in (None, "int8", "w8a8"))
@@ -89,7 +90,7 @@ FLOAT = {
 """Kernels that may stay in floats: convolutions, and what chooses between classes, experts or positions."""
 
 
-@pytest.mark.parametrize("name", [*CONFIGS, *RECURRENT])
+@pytest.mark.parametrize("name", tiered([*CONFIGS, *RECURRENT], [*MECHANISMS]))
 def test_every_product_is_quantised_and_fits(name):
     """Traced alone: a kernel whose inputs were taken for outputs does not fit its product."""
     model, params = build(name)
@@ -112,7 +113,7 @@ def test_bytes_are_a_quarter(tmp_path):
     assert table["int8"].dtype == jnp.int8 and table["scale"].shape == table["int8"].shape[:1]
 
 
-@pytest.mark.parametrize("case", ["gpt2-causal_lm", "t5-seq2seq_lm"])
+@pytest.mark.parametrize("case", tiered(["gpt2-causal_lm", "t5-seq2seq_lm"], ["gpt2-causal_lm"]))
 def test_generation_with_a_cache_is_that_of_the_rounded_kernels(case, tmp_path):
     folder = folder_of(case, tmp_path / "folder")
     plain, int8 = (zoo.load(folder, quantize=how) for how in (None, "int8"))

@@ -9,6 +9,7 @@ import pytest
 import small
 from jax.sharding import AxisType
 from models import CONFIGS, build, inputs
+from tiers import tiered
 
 import zoo
 from zoo.bundle import Bundle
@@ -37,7 +38,7 @@ def made(config) -> Bundle:
     return Bundle(model=model, params=params, config=model.config, tokenizer=tokenizer)
 
 
-@pytest.mark.parametrize("name", FITTING)
+@pytest.mark.parametrize("name", tiered(FITTING, [*FITTING][::2]))
 def test_the_architecture_that_a_model_is(name, tmp_path):
     bundle, again, batch = saved(name, tmp_path)
     assert again.origin.architecture.model_type == FITTING[name]

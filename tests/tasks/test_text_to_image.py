@@ -12,7 +12,6 @@ import pytest
 from checkpoints import write_checkpoint
 from PIL import Image
 from rich.console import Console
-from tiers import tiered
 
 import zoo
 from zoo.cli import evaluate, parse_run
@@ -289,7 +288,8 @@ ENCODERS = [
 ]
 
 
-@pytest.mark.parametrize(("model_type", "tune", "trains"), tiered(ENCODERS, ENCODERS[1:2]))
+@pytest.mark.slow
+@pytest.mark.parametrize(("model_type", "tune", "trains"), ENCODERS)
 def test_a_loaded_encoder_reads_the_captions(model_type, tune, trains, pictures, tmp_path, capsys):
     checkpoint = write_checkpoint(tmp_path / "checkpoint", model_type, "base")
     run = plan(pictures, tmp_path / "run", steps=2, checkpoint=str(checkpoint), tune=tune)

@@ -97,6 +97,7 @@ def test_a_slow_input_is_found_and_warned_of(tmp_path, capfd, monkeypatch):
     assert [line.split()[0] for line in table.splitlines()[1:7]] == [part for part in PARTS if part != "profile"]
 
 
+@pytest.mark.slow
 def test_a_slow_evaluation_is_found(tmp_path):
     _, spent = spent_by(tmp_path, task=Slow(evaluation=1.0), tensorboard=True)
     assert spent["evaluation"] > 3 * 1.0 > spent["input"], "after steps 5, 10 and 12"
@@ -107,6 +108,7 @@ def test_a_slow_evaluation_is_found(tmp_path):
     assert all(tags[step, "speed/checkpoint_seconds"] > 0 for step in (4, 8, 12))
 
 
+@pytest.mark.slow
 def test_a_wait_behind_the_device_is_its_work(tmp_path):
     """The third batch comes a second into the second step, which takes three: nothing stands still for it."""
     begun = threading.Event()

@@ -41,6 +41,7 @@ def run(program: str, **environment: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is asked")
 def test_freed_memory_is_kept_past_2_gib_and_given_back_when_asked():
     kept, left = map(int, run(FREE).split())

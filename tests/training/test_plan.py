@@ -16,6 +16,7 @@ from checkpoints import write_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
+from tiers import tiered
 from toy import Counting, Toy, make_batch, run_toy
 
 from zoo.cli import parse_run, train
@@ -234,7 +235,7 @@ def test_an_invented_batch_has_the_shapes_of_the_real_one(name, tmp_path):
     assert {len(x) for x in real.values()} == {run.task.batch_size} and {len(x) for x in invented.values()} == {2}
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", tiered(RECIPES, [*RECIPES][::4]))
 def test_every_recipe_has_a_state_and_a_loss_of_shapes_alone(name):
     run = RECIPES[name]()
     batch, task = recipe_plan.make_batch(run)
@@ -261,7 +262,7 @@ def test_wrong_options_are_named(options, message):
         DryRunConfig(**options)
 
 
-@pytest.mark.parametrize("tune", ["full", "lora"])
+@pytest.mark.parametrize("tune", tiered(["full", "lora"], ["lora"]))
 def test_a_run_from_a_checkpoint(tune, tmp_path, capsys):
     """Roberta's texts have no token types: the rows are made by the checkpoint's tokenizer."""
     folder = write_checkpoint(tmp_path / "roberta", "roberta", "base", num_hidden_layers=2)
@@ -303,6 +304,7 @@ def dry_run(arguments, folder):
         return done.returncode, done.stdout, done.stderr, int(peak.read_text())
 
 
+@pytest.mark.slow
 def test_a_billion_parameters_on_sixteen_devices_that_are_not_there(tmp_path):
     arguments = ["llama-1b", "--mesh.fsdp", "8", "--mesh.data", "2", "--dry-run", "--dry-run.device", "NVIDIA H100"]
     code, out, err, peak = dry_run([*arguments, "--dry-run.json", "plan.json"], tmp_path)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from processes import Process, start
 from resume_script import SETTINGS
+from tiers import tiered
 from toy import Batches, Counting, assert_same_bits, run_toy
 
 from zoo.training.checkpoint import load_params
@@ -55,7 +56,10 @@ class Interrupting(Counting):
 
 @pytest.mark.parametrize(
     "interrupt",
-    [{"at_batch": 6}, {"at_batch": 10, "number": signal.SIGINT}, {"at_evaluation": 1}, {"at_evaluation": 3}],
+    tiered(
+        [{"at_batch": 6}, {"at_batch": 10, "number": signal.SIGINT}, {"at_evaluation": 1}, {"at_evaluation": 3}],
+        [{"at_evaluation": 1}],
+    ),
     ids=str,
 )
 def test_signal_saves_and_the_next_call_goes_on(whole, tmp_path, capfd, interrupt):
@@ -103,6 +107,7 @@ def _wait_for_step(folder: Path, step: int, process: Process) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_sigkill_at_random_points(tmp_path):
     reference = run_toy(tmp_path / "whole", **SETTINGS)
     folder = tmp_path / "killed"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import PartitionSpec as P
+from tiers import tiered
 from toy import SHAPES, Counting, Toy, make_batch
 
 from zoo.training.config import MeshConfig, OptimizerConfig, ScheduleConfig
@@ -55,9 +56,12 @@ def single():
     return train_on(MeshConfig(data=1))
 
 
+MIXED = {"data": 2, "fsdp": 2, "tensor": 2}
+
+
 @pytest.mark.parametrize(
     "axes",
-    [{"data": 8}, {"fsdp": 8}, {"data": 2, "tensor": 4}, {"data": 2, "fsdp": 2, "tensor": 2}],
+    tiered([{"data": 8}, {"fsdp": 8}, {"data": 2, "tensor": 4}, MIXED], [MIXED]),
     ids=str,
 )
 def test_losses_equal_one_devices(single, axes):
@@ -229,13 +233,7 @@ def test_slices_that_the_devices_do_not_have_are_refused():
 
 @pytest.mark.parametrize(
     "axes",
-    [
-        {"data": 8},
-        {"fsdp": 8},
-        {"data": 2, "tensor": 4},
-        {"data": 2, "fsdp": 2, "tensor": 2},
-        {"data": 4, "context": 2},
-    ],
+    tiered([{"data": 8}, {"fsdp": 8}, {"data": 2, "tensor": 4}, MIXED, {"data": 4, "context": 2}], [MIXED]),
     ids=str,
 )
 def test_accumulation_equals_the_whole_batch_on_every_mesh(single, axes):

@@ -41,7 +41,7 @@ def check_resumes(folder: Path, arguments, environment) -> None:
 @pytest.mark.parametrize(
     "size",
     [
-        pytest.param(1, id="nothing can be written"),
+        pytest.param(1, id="nothing can be written", marks=pytest.mark.slow),
         pytest.param(8192, id="no large file can be written", marks=pytest.mark.slow),
     ],
 )

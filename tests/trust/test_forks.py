@@ -88,6 +88,7 @@ def test_a_fork_ends_as_an_interpreter(script, environment, end, code, said):
         assert one.stderr.endswith(said) and bool(one.stderr) == bool(said)
 
 
+@pytest.mark.slow
 def test_a_fork_trains_to_the_bits_of_a_new_interpreter(whole, arguments, environment, tmp_path):
     """`whole` was forked."""
     with Training(tmp_path / "run", arguments, environment, fresh=True) as training:
