@@ -2,12 +2,13 @@
 
 import jax.numpy as jnp
 import pytest
-from comparison import ALL, compare
+from comparison import ALL, VARIED, compare
+from tiers import tiered
 
 from zoo.kernels.cases import TEST_SIZES, fits
 
 
-@pytest.mark.parametrize("case", ALL)
+@pytest.mark.parametrize("case", tiered(ALL, [*VARIED, "scale", "softcap", "lengths", "dropout", "dense_mask"]))
 def test_float32(case):
     """Grouped heads, ragged lengths, T != S and V != H, where the case allows it."""
     sizes = TEST_SIZES["grouped" if fits(case, TEST_SIZES["grouped"]) else "square"]

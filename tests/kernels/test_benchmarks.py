@@ -63,6 +63,7 @@ def test_a_run_leaves_its_results(run):
         assert row["queries_checked"] == row["B"] * row["T"] and row["temp_bytes"] > 0
 
 
+@pytest.mark.slow
 def test_figures_follow_from_times(run):
     _, content, _ = run
     ceilings = content["ceilings"]
@@ -80,6 +81,7 @@ def test_figures_follow_from_times(run):
         assert row["quartile_milliseconds"][0] <= row["milliseconds"] <= row["quartile_milliseconds"][1]
 
 
+@pytest.mark.slow
 def test_derived_columns(run):
     _, content, _ = run
     by_key = {(r["case"], r["direction"], r["S"], r["name"]): r for r in content["results"]}

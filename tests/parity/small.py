@@ -33,17 +33,11 @@ def busiest_head(model_type: str) -> str:
     return next(head for head in BUSIEST if head in classes)
 
 
-def first_of_each_family(cases: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Choose a case of each file in `zoo.architectures`."""
-    return list({FAMILIES[model_type]: (model_type, head) for model_type, head in reversed(list(cases))}.values())
-
-
 DEFAULT = sorted(
     {(name, busiest_head(name)) for name in list_architectures()}
-    | set(first_of_each_family(case for case in CASES if case[1] == "base"))
     | set({head: (name, head) for name, head in reversed(CASES)}.values())
 )
-"""Cases of the default tier: the busiest head of each model type, the base model of each family, every head once."""
+"""Cases of the default tier: the busiest head of each model type, which holds its base model, and every head once."""
 
 
 def config_fields(model_type: str, head: str) -> dict:

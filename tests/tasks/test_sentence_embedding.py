@@ -78,6 +78,7 @@ def test_loss_from_its_definition(model, tokenizer, symmetric):
     assert metrics["accuracy"] == pytest.approx(right / 10)
 
 
+@pytest.mark.slow
 def test_negatives_are_the_whole_batchs_on_eight_devices(model, tokenizer):
     module, params = model
     task, apply = make(tokenizer, temperature=0.5), bind_apply(module)

@@ -270,6 +270,7 @@ def test_a_folder_of_pictures_trains_and_answers(trained, capsys):
     assert path in capsys.readouterr().out and size_of(path)[0] > 2 * 150
 
 
+@pytest.mark.slow
 def test_a_run_that_draws_is_looked_into(trained, tmp_path):
     path = tmp_path / "look.html"
     evaluate([trained[0], "--inspect", "--prompt", "red on the left", "--output", str(path)])
@@ -316,6 +317,7 @@ def test_a_loaded_encoder_reads_the_captions(model_type, tune, trains, pictures,
     assert str(tmp_path / "grid.png") in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_that_draws_goes_on_with_other_pictures(trained, pictures, tmp_path):
     run = plan(pictures, tmp_path / "run", steps=1, checkpoint=trained[0])
     train_and_report(run, Console(file=io.StringIO()))

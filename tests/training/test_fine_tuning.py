@@ -205,6 +205,7 @@ def test_the_reference_opens_what_a_run_exports(runs, tmp_path):
     np.testing.assert_allclose(theirs, zoo.load(tmp_path / "lora")(**BATCH).logits, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_of_zoo_s_own_is_a_checkpoint_too(words, tmp_path):
     """From scratch, then with other classes: the same encoder, another head."""
     small = classify_tiny().model
@@ -298,6 +299,7 @@ def test_mistakes_on_the_command_line(arguments, message, words, capsys, tmp_pat
     assert stop.value.code == 1 and message in said and len(said.strip().splitlines()) == 1, said
 
 
+@pytest.mark.slow
 def test_pairs_with_numbered_classes_as_glue_has_them(bert, tmp_path):
     rows = [
         {

@@ -221,6 +221,7 @@ def test_products_in_float8_learn_as_in_bfloat16():
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
 
 
+@pytest.mark.slow
 def test_gradients_in_float8_are_close_to_bfloat16s():
     model, task = Transformer(GPT, dtype=jnp.bfloat16), Cycles()
     params = jax.jit(lambda rng: model.init(rng, input_ids=jnp.ones((1, 1), jnp.int32))["params"])(jax.random.key(0))
