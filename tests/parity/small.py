@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoo.architectures import FAMILIES, Fields, find_architecture, list_architectures
+from zoo.architectures import Fields, find_architecture, list_architectures
 from zoo.formats.safetensors import SafetensorsFile, write_file
 from zoo.weights import export_params
 
