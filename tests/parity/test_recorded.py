@@ -43,8 +43,8 @@ def check_saving(bundle, tmp_path):
 
 
 GENERATING = [case for case in small.CASES if case[1] in small.GENERATING]
-WRITING = [(name, "causal_lm") for name in ("gpt2", "llama", "bloom", "gemma3_text", "gpt_oss")]
-WRITING += [(name, "seq2seq_lm") for name in ("t5", "bart", "whisper", "vision-encoder-decoder")]
+WRITING = [(name, "causal_lm") for name in ("gpt2", "mistral", "bloom", "gemma3_text", "gpt_oss")]
+WRITING += [(name, "seq2seq_lm") for name in ("t5", "bart", "whisper", "encoder-decoder")]
 
 
 @pytest.mark.parametrize(("model_type", "head"), tiered(GENERATING, lambda name, head: (name, head) in WRITING))
