@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from zoo.kernels.call import LOWEST, accumulator_of
+from zoo.kernels.call import LOWEST, accumulator_of, narrow
 
 
 def logits(
@@ -82,7 +82,7 @@ def rows_backward(
     delta = jnp.einsum("btnh,btnh->btn", grad_out, out, preferred_element_type=accumulator) - grad_lse
     if short is not None:
         factor = jnp.exp(-jnp.where(alive, short, 0))
-        grad_out = (grad_out.astype(accumulator) * factor[..., None]).astype(grad_out.dtype)
+        grad_out = narrow(grad_out.astype(accumulator) * factor[..., None], grad_out.dtype)
         delta = delta * factor
     return grad_out, jnp.where(alive, lse, -LOWEST), jnp.where(alive, delta, 0)
 
