@@ -27,7 +27,7 @@ from zoo.kernels.masks import And, Or
 def allowed_pairs(mask, shape, q_positions, k_positions):
     """Bool [B, N, T, S] from the definition of each mask. Positions [B, T] and [B, S]."""
     batch, _, num_queries, num_keys = shape
-    q, k = q_positions[:, None, :, None], k_positions[:, None, None, :]
+    q, k = (x.astype(np.int64) for x in (q_positions[:, None, :, None], k_positions[:, None, None, :]))
 
     def column(value):  # a count or [B] against [B, N, T, S]
         return np.broadcast_to(np.asarray(value).reshape(-1), (batch,))[:, None, None, None]
@@ -132,7 +132,10 @@ def attention(
     dropout_rng=None,
     dropout_rate=0.0,
 ):
-    """(out, lse), and the gradients of sum(out * grad_out + lse * grad_lse) as {name: array}."""
+    """(out, lse), and the gradients of sum(out * grad_out + lse * grad_lse) as {name: array}.
+
+    Large logits are subtracted from, and a bias hides from -1e30 down, as the op promises; the rest is the definition.
+    """
     q, k, v, grad_out, grad_lse = (np.asarray(x, np.float64) for x in (q, k, v, grad_out, grad_lse))
     (batch, num_queries, num_heads, head_size), num_keys = q.shape, k.shape[1]
     group, shape = num_heads // k.shape[2], (batch, num_heads, num_queries, num_keys)
@@ -145,21 +148,21 @@ def attention(
     allowed = allowed_pairs(Full() if mask is None else mask, shape, q_positions, k_positions)
 
     logits = scale * np.einsum("btnh,bsnh->bnts", q, keys) + bias_values(bias, shape, relative)
+    allowed = allowed & ~(logits <= -1e30)
     slope = np.ones(shape)
     if softcap is not None:
         slope = 1 - np.tanh(logits / softcap) ** 2
         logits = softcap * np.tanh(logits / softcap)
-    exponentials = np.where(allowed, np.exp(logits), 0)
-    sink = (
-        np.zeros(shape[:3])
-        if sinks is None
-        else np.exp(np.asarray(sinks, np.float64))[None, :, None] + np.zeros(shape[:3])
-    )
+    logits = np.where(allowed, logits, -np.inf)
+    sink = np.full(shape[:3], -np.inf) if sinks is None else np.asarray(sinks, np.float64)[None, :, None]
+    largest = np.maximum(logits.max(-1), sink)
+    largest = np.where(np.isneginf(largest), 0, largest)
+    exponentials, sink = np.exp(logits - largest[..., None]), np.exp(sink - largest)
     total = exponentials.sum(-1) + sink
     safe = np.where(total == 0, 1, total)
     weights = exponentials / safe[..., None]
     with np.errstate(divide="ignore"):
-        lse = np.log(total)
+        lse = np.log(total) + largest
     factor = np.ones(shape)
     if dropout_rng is not None and dropout_rate > 0:
         seeds = package_dropout.seeds(dropout_rng, batch, num_heads)

@@ -44,7 +44,7 @@ Q, K = zeros(2, 6, 4, 8), zeros(2, 10, 2, 8)
         ({"q": zeros(2, 6, 4, 16)}, "last axis of q and k"),
         ({"v": zeros(2, 9, 2, 8)}, "axes 1 and 2 of k and v"),
         ({"q": zeros(2, 0, 4, 8)}, "an axis is empty"),
-        ({"q": zeros(2, 6, 4, 8, dtype=jnp.bfloat16)}, "one floating dtype"),
+        ({"q": zeros(2, 6, 4, 8, dtype=jnp.bfloat16)}, "cast all three to one of"),
         ({"mask": jnp.ones((6, 10), bool)}, "Dense"),
         ({"mask": Dense(jnp.ones((6, 9), bool))}, "broadcast|give \\[6, 10\\]"),
         ({"mask": Dense(jnp.ones((6, 10)))}, "give bool"),

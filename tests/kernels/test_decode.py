@@ -255,7 +255,7 @@ def test_paged_gathers_few_pages_at_once():
         ({"lengths": jnp.zeros(3)}, "lengths is float32"),
         ({"v_pages": jnp.zeros((40, 5, 2, 12))}, "first 3 axes"),
         ({"k_pages": jnp.zeros((40, 4, 2, 12))}, "heads do not fit"),
-        ({"q": jnp.zeros((3, 1, 4, 8), jnp.bfloat16)}, "one floating dtype"),
+        ({"q": jnp.zeros((3, 1, 4, 8), jnp.bfloat16)}, "cast all three to one of"),
         ({"window": -1}, "counts keys"),
         ({"sinks": jnp.zeros(2)}, r"\[4\]"),
     ],

@@ -64,7 +64,7 @@ REFUSED = {
     "packed": "Segments", "packed_full": "Segments", "alibi": "ALiBi", "relative": "RelativeBias",
     "relative_causal": "RelativeBias", "sinks": "sinks", "dropout": "dropout", "prefix_or_window": "union",
     "dense_mask": "union", "key_mask": "Dense", "offset_array": "RelativeBias", "positions": "RelativeBias",
-    "sinks_dropout": "sinks",
+    "sinks_dropout": "sinks", "dense_bias": "soft cap",
 }  # fmt: skip
 SUPPORTED = [case for case in ALL if case not in REFUSED]
 
@@ -81,7 +81,7 @@ def test_static_offset(case, backend):
     compare_output(case, STATIC, backend)
 
 
-@pytest.mark.parametrize("case", ["lengths", "dense_bias"])
+@pytest.mark.parametrize("case", ["lengths", "causal_dense_bias"])
 def test_gradient_of_the_log_sum_exp(case, backend):
     compare(case, TEST_SIZES["grouped"], jnp.float32, [backend], 1e-5)
 

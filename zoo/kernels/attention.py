@@ -1,14 +1,14 @@
 """The attention op: validation, the choice of a backend, and the one jitted function that all runs through.
 
 Contracts (all backends): query positions are q_offset + arange(T), however T and S align. The order is scale,
-bias, soft cap, mask. Softmax and sums are float32. A row whose keys are all masked gives 0, log-sum-exp -inf
-and zero gradient. NaN in masked values never leaks; a row that sees a non-finite vector is NaN throughout.
+bias, soft cap, mask; a bias of -inf (anything down from -1e30) hides its key as a mask does, soft cap or not. Softmax
+and sums are float32. A row whose keys are all masked gives 0, log-sum-exp -inf and zero gradient. NaN in masked values
+never leaks; a row that sees a non-finite vector is NaN throughout.
 """
 
 import dataclasses
 import functools
 import logging
-import math
 from typing import Literal
 
 import jax
@@ -29,9 +29,9 @@ from zoo.kernels import (
     triton,
 )
 from zoo.kernels.bias import ALiBi, Bias, DenseBias, RelativeBias
-from zoo.kernels.call import Call
+from zoo.kernels.call import DTYPES, Call, check_scale, check_softcap, mesh_axes_of, varying
 from zoo.kernels.context import MEETINGS
-from zoo.kernels.masks import Full, Mask
+from zoo.kernels.masks import FAR, Full, Mask, as_array, int32
 
 logger = logging.getLogger("zoo.kernels")
 
@@ -127,6 +127,8 @@ def _run(call: Call, rng: jax.Array | None, backend: str, context: str) -> tuple
     if rng is not None:
         batch, _, _, num_heads, _ = call.sizes
         call = dataclasses.replace(call, dropout_seeds=dropout.seeds(rng, batch, num_heads))
+    # Inside a user's shard_map some arrays differ between devices and some do not: backends see all alike.
+    call = varying(call, mesh_axes_of(call))
     return sharding.run(BACKENDS[backend].attend, call, context)
 
 
@@ -175,9 +177,14 @@ def explain(q, k, v, *, backend: str = "auto", context: Literal["gather", "ring"
 
     Takes arrays or jax.ShapeDtypeStruct. Nothing is computed.
     """
+    leaves, structure = jax.tree.flatten((q, k, v, arguments))
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
+        return _explain_structs(leaves, structure, backend, context)
     absent = {"mask": Full(), "q_offset": 0, "dropout_rate": 0.0, "hidden_is_finite": False}
     names = ("bias", "sinks", "scale", "softcap", "kv_positions", "dropout_rng")
     defaults = dict.fromkeys(names) | absent
+    if unknown := arguments.keys() - defaults.keys() - {"return_lse"}:
+        raise TypeError(f"explain takes no {', '.join(sorted(unknown))}; its arguments are those of attention")
     arguments.pop("return_lse", None)
     call, rng = prepare(q, k, v, **(defaults | arguments))
     piece = sharding.piece(call, context)
@@ -199,6 +206,20 @@ def explain(q, k, v, *, backend: str = "auto", context: Literal["gather", "ring"
         if name != chosen:
             lines.append(f"  not on {name}: {refusal(name, piece) or 'it could, but is expected to be slower'}")
     return "\n".join(lines)
+
+
+def _explain_structs(leaves: list, structure, backend: str, context) -> str:
+    """`explain` where some of the leaves of (q, k, v, arguments) are structs: these are traced."""
+    texts = []
+
+    def trace(structs):
+        structs = iter(structs)
+        filled = [next(structs) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf for leaf in leaves]
+        q, k, v, arguments = jax.tree.unflatten(structure, filled)
+        texts.append(explain(q, k, v, backend=backend, context=context, **arguments))
+
+    jax.eval_shape(trace, [leaf for leaf in leaves if isinstance(leaf, jax.ShapeDtypeStruct)])
+    return texts[0]
 
 
 def describe(mask: Mask) -> str:
@@ -232,6 +253,7 @@ def prepare(
     _check_arrays(q, k, v)
     batch, num_queries, num_heads, head_size = q.shape
     num_keys = k.shape[1]
+    mask = Full() if mask is None else mask
     if not isinstance(mask, Mask):
         raise ValueError(f"mask is {type(mask).__name__}; give a mask object such as Causal(), or Dense(array)")
     mask.check(batch, num_heads, num_queries, num_keys)
@@ -239,19 +261,18 @@ def prepare(
         raise ValueError(f"bias is {type(bias).__name__}; give DenseBias(array), ALiBi(slopes) or RelativeBias(table)")
     if bias is not None:
         bias.check(batch, num_heads, num_queries, num_keys)
+    sinks = as_array(sinks)
     if sinks is not None and jnp.shape(sinks) != (num_heads,):
         raise ValueError(f"sinks has shape {jnp.shape(sinks)}; give one logit a head, [{num_heads}]")
-    for name, value, low, high in (("scale", scale, -math.inf, math.inf), ("softcap", softcap, 0, math.inf)):
-        if value is not None and not (isinstance(value, int | float | np.floating) and low < value < high):
-            raise ValueError(f"{name}={value!r} is compiled in: give a Python number above {low}, or None")
-    if not isinstance(dropout_rate, int | float) or not 0 <= dropout_rate < 1:
+    scale, softcap = check_scale(scale, head_size), check_softcap(softcap)
+    if not isinstance(dropout_rate, int | float | np.floating) or not 0 <= dropout_rate < 1:
         raise ValueError(f"dropout_rate={dropout_rate!r} is compiled in: give a Python number in [0, 1)")
     offset, static_offset = _check_offset(q_offset, batch, num_queries)
     call = Call(
         q=q, k=k, v=v, mask=mask, bias=bias, sinks=sinks, q_offset=offset, static_offset=static_offset,
         kv_positions=_check_kv_positions(kv_positions, batch, num_keys), dropout_seeds=None,
-        scale=1 / math.sqrt(head_size) if scale is None else float(scale),
-        softcap=None if softcap is None else float(softcap),
+        scale=scale,
+        softcap=softcap,
         dropout_rate=0.0 if dropout_rng is None else float(dropout_rate),
         hidden_is_finite=hidden_is_finite,
     )  # fmt: skip
@@ -278,28 +299,41 @@ def _check_arrays(q, k, v) -> None:
         )
     if 0 in (*q.shape, *k.shape, *v.shape):
         raise ValueError(f"an axis is empty: {shapes}; every axis needs at least one element")
-    if not q.dtype == k.dtype == v.dtype or not jnp.issubdtype(q.dtype, jnp.floating):
-        raise ValueError(f"dtypes are q {q.dtype}, k {k.dtype}, v {v.dtype}; cast all three to one floating dtype")
+    if not q.dtype == k.dtype == v.dtype or q.dtype.name not in DTYPES:
+        dtypes = f"q {q.dtype}, k {k.dtype}, v {v.dtype}"
+        raise ValueError(f"dtypes are {dtypes}; cast all three to one of {', '.join(DTYPES)}")
 
 
 def _check_offset(q_offset, batch: int, num_queries: int) -> tuple[jax.Array | None, int | None]:
     """(dynamic offset [B or 1], None) or (None, static offset)."""
-    if isinstance(q_offset, int | np.integer) and num_queries >= STATIC_OFFSET_QUERIES:
-        return None, int(q_offset)
     array = q_offset if hasattr(q_offset, "dtype") else np.asarray(q_offset)
     if jnp.shape(array) not in ((), (1,), (batch,)) or not jnp.issubdtype(array.dtype, jnp.integer):
         raise ValueError(
             f"q_offset is {array.dtype} of shape {jnp.shape(array)}; give an integer or integers [{batch}]"
         )
-    return jnp.asarray(array, jnp.int32).reshape(-1), None
+    _check_range("q_offset", array, num_queries)
+    if isinstance(q_offset, int | np.integer) and num_queries >= STATIC_OFFSET_QUERIES:
+        return None, int(q_offset)
+    return int32(jnp.asarray(array)).reshape(-1), None
 
 
 def _check_kv_positions(kv_positions, batch: int, num_keys: int) -> jax.Array | None:
     if kv_positions is None:
         return None
-    shape, dtype = jnp.shape(kv_positions), jnp.asarray(kv_positions).dtype
+    array = kv_positions if hasattr(kv_positions, "dtype") else np.asarray(kv_positions)
+    shape, dtype = jnp.shape(array), array.dtype
     if shape not in ((num_keys,), (1, num_keys), (batch, num_keys)) or not jnp.issubdtype(dtype, jnp.integer):
         raise ValueError(
             f"kv_positions is {dtype} of shape {shape}; give integers of shape [{num_keys}] or [{batch}, {num_keys}]"
         )
-    return jnp.asarray(kv_positions, jnp.int32).reshape(-1, num_keys)
+    _check_range("kv_positions", array, 0)
+    return int32(jnp.asarray(array)).reshape(-1, num_keys)
+
+
+def _check_range(name: str, array, length: int) -> None:
+    """Raise ValueError where positions known now, and `length` more, are none."""
+    if not isinstance(array, np.ndarray | np.generic):
+        return
+    low, high = int(array.min()), int(array.max())
+    if not -FAR < low <= high < FAR - length:
+        raise ValueError(f"{name} reaches from {low} to {high}; positions lie between -2**30 and 2**30")

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoo.kernels.masks import check_broadcast
+from zoo.kernels.masks import as_array, check_broadcast
 
 
 @jax.tree_util.register_dataclass
@@ -22,6 +22,9 @@ class DenseBias:
     """A float array added to the logits: [T, S], or [B, N, T, S] where any axis may be 1."""
 
     array: jax.Array
+
+    def __post_init__(self):
+        object.__setattr__(self, "array", as_array(self.array))
 
     def check(self, batch: int, num_heads: int, num_queries: int, num_keys: int) -> None:
         """Raise ValueError unless the array fits the call."""
@@ -38,6 +41,9 @@ class ALiBi:
     """-slope * |key position - query position| for each head (Press et al. 2022). slopes [N]."""
 
     slopes: jax.Array
+
+    def __post_init__(self):
+        object.__setattr__(self, "slopes", as_array(self.slopes))
 
     def check(self, batch: int, num_heads: int, num_queries: int, num_keys: int) -> None:
         """Raise ValueError unless there is a slope for each head."""
@@ -61,6 +67,9 @@ class RelativeBias:
     table: jax.Array
     bidirectional: bool = dataclasses.field(default=True, metadata={"static": True})
     max_distance: int = dataclasses.field(default=128, metadata={"static": True})
+
+    def __post_init__(self):
+        object.__setattr__(self, "table", as_array(self.table))
 
     def check(self, batch: int, num_heads: int, num_queries: int, num_keys: int) -> None:
         """Raise ValueError unless the table fits the heads and the buckets the distance."""

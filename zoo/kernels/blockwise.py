@@ -13,7 +13,16 @@ import jax.numpy as jnp
 from jax import lax
 
 from zoo.kernels import block
-from zoo.kernels.call import LOWEST, Call, accumulator_of, guard_nonfinite, narrow, without_nonfinite
+from zoo.kernels.call import (
+    LOWEST,
+    Call,
+    accumulator_of,
+    guard_nonfinite,
+    mesh_axes_of,
+    narrow,
+    varying,
+    without_nonfinite,
+)
 from zoo.kernels.order import zero_after
 from zoo.kernels.schedule import plan
 from zoo.kernels.tiles import At, DropoutTiles, Grid, MaskTiles, bias_tiles, prepare_bias
@@ -60,14 +69,14 @@ def _attend(inputs, rest: Call, grid: Grid):
 def _forward(inputs, rest: Call, grid: Grid):
     problem = Problem(inputs, rest, grid)
     blocks = problem.split_queries(problem.prescale(problem.call.q)), *problem.guarded_keys_values()
-    (out, lse), _ = problem.each_head(functools.partial(_forward_head, problem), blocks)
+    (out, largest, total), _ = problem.each_head(functools.partial(_forward_head, problem), blocks)
     out = problem.join_queries(out).astype(problem.call.v.dtype)
-    lse = problem.join_queries(lse).astype(jnp.float32)
-    return (out, lse), (inputs, rest, out, lse)
+    lse, short = block.log_sum_exp(*(problem.join_queries(x) for x in (largest, total)))
+    return (out, lse.astype(jnp.float32)), (inputs, rest, out, lse, short)
 
 
 def _forward_head(problem: "Problem", head, blocks, carry):
-    """One key head and its group of query heads: blocks of q, k, v -> blocks of output and log-sum-exp; no carry."""
+    """One key head and its group of query heads: blocks of q, k, v -> of output, largest logit and sum; no carry."""
     q, k, v = blocks
     grid = problem.grid
 
@@ -88,8 +97,8 @@ def _forward_head(problem: "Problem", head, blocks, carry):
             acc = acc * decay[:, None] + _dot(narrow(weights, v.dtype), v[key], 1, 0)
             return new_largest, total, acc
 
-        rows = jnp.zeros(grid.block_q, problem.accumulator)
-        carry = rows + LOWEST, rows, jnp.zeros((grid.block_q, v.shape[-1]), problem.accumulator)
+        rows = problem.zeros(grid.block_q)
+        carry = rows + LOWEST, rows, problem.zeros(grid.block_q, v.shape[-1])
         return _normalise(problem, at, *problem.by_query.fold(at.batch, at.query, visit, carry))
 
     return lax.map(attend_row, (q, *_product_of_ranges(problem.group, grid.num_query_blocks))), carry
@@ -102,25 +111,25 @@ def _normalise(problem: "Problem", at: At, largest, total, acc):
         new_largest = jnp.maximum(largest, sink)
         decay = jnp.exp(largest - new_largest)
         largest, total, acc = new_largest, total * decay + jnp.exp(sink - new_largest), acc * decay[:, None]
-    safe_total = jnp.where(total == 0, 1, total)
-    lse = jnp.where(total == 0, -jnp.inf, largest + jnp.log(safe_total))
     # Stacked in float32: each update of a bfloat16 stack converts the whole of it on CPUs.
-    return acc / safe_total[:, None], lse
+    return acc / jnp.where(total == 0, 1, total)[:, None], largest, total
 
 
 def _backward(grid: Grid, residuals, cotangents):
-    inputs, rest, out, lse = residuals
+    inputs, rest, out, lse, short = residuals
     problem = Problem(inputs, rest, grid)
     later = zero_after(cotangents[0])  # else blocks are laid out in the forward pass already, and kept
     q, k, v = (without_nonfinite(x + jnp.asarray(later, x.dtype)) for x in inputs[:3])
-    grad_out, lse, delta = block.rows_backward(out, lse, *cotangents)
+    grad_out, lse, delta = block.rows_backward(out, lse, short, *cotangents)
     blocks = (
-        *(problem.split_queries(x) for x in (problem.prescale(q), grad_out, lse, delta)),
+        *(problem.split_queries(x) for x in (problem.prescale(q), grad_out)),
+        problem.split_queries(lse, -LOWEST),  # exp(logits - lse) is 0 in padded rows, however large a bias
+        problem.split_queries(delta),
         problem.split_keys(k),
         problem.split_keys(k).swapaxes(2, 3),
         problem.split_keys(v),
     )
-    zeros = None if problem.bias is None else problem.bias.zeros()
+    zeros = None if problem.bias is None else varying(problem.bias.zeros(), mesh_axes_of(q))
     (dq, dk, dv), dbias = problem.each_head(functools.partial(_backward_head, problem), blocks, zeros)
     dq = problem.join_queries(dq) * problem.call.scale
     dk, dv = problem.join_keys(dk) * problem.logit_scale, problem.join_keys(dv)
@@ -143,7 +152,7 @@ def _backward_head(problem: "Problem", head, blocks, dbias):
             row = member * problem.grid.num_query_blocks + query
             here = dataclasses.replace(problem.locate(head, member, query), key=key)
             logits, slope = problem.logits(_dot(k[key], q[row], 1, 1), here, transposed=True)
-            weights = jnp.exp(logits - lse[row][None, :])
+            weights = block.recompute_weights(logits, lse[row][None, :])
             grad_weights = _dot(v[key], grad_out[row], 1, 1)
             dropped = weights
             if problem.dropout is not None:
@@ -159,7 +168,7 @@ def _backward_head(problem: "Problem", head, blocks, dbias):
             return dq, dk, dv, dbias
 
         dq, dbias = carry
-        carry = dq, *(jnp.zeros(x.shape[1:], problem.accumulator) for x in (k, v)), dbias
+        carry = dq, *(problem.zeros(*x.shape[1:]) for x in (k, v)), dbias
 
         def visit_member(member, carry):
             return problem.by_key.fold(head[0], key, functools.partial(visit, member), carry)
@@ -167,8 +176,8 @@ def _backward_head(problem: "Problem", head, blocks, dbias):
         dq, dk, dv, dbias = lax.fori_loop(0, problem.group, visit_member, carry)
         return (dq, dbias), (dk, dv)
 
-    dq = jnp.zeros((q.shape[0], q.shape[2], q.shape[1]), problem.accumulator)
-    (dq, dbias), (dk, dv) = lax.scan(visit_column, (dq, dbias), jnp.arange(k.shape[0]))
+    dq = problem.zeros(q.shape[0], q.shape[2], q.shape[1])
+    (dq, dbias), (dk, dv) = lax.scan(visit_column, (dq, dbias), jnp.arange(k.shape[0], dtype=jnp.int32))
     return (dq.swapaxes(1, 2), dk, dv), dbias
 
 
@@ -202,6 +211,10 @@ class Problem:
         self.by_query, self.by_key = plan(live), plan(live.swapaxes(1, 2))
         self.query_scale, self.logit_scale = self.call.scales
 
+    def zeros(self, *shape: int) -> jax.Array:
+        """What sums begin with."""
+        return varying(jnp.zeros(shape, self.accumulator), mesh_axes_of(self.call.q))
+
     def prescale(self, q: jax.Array) -> jax.Array:
         """The part of the scale that goes into the queries."""
         return q * jnp.asarray(self.query_scale, q.dtype)
@@ -224,9 +237,9 @@ class Problem:
             return _scan(function, (heads, blocks), carry)
         return jax.vmap(lambda head, blocks: function(head, blocks, carry))(heads, blocks)
 
-    def split_queries(self, x: jax.Array) -> jax.Array:
-        """[B, T, N, …] -> [B * K, N / K * I, block_q, …]."""
-        x = jnp.moveaxis(_pad_length(x, self.grid.num_queries), 2, 1)
+    def split_queries(self, x: jax.Array, filler: float = 0) -> jax.Array:
+        """[B, T, N, …] -> [B * K, N / K * I, block_q, …], padded rows of `filler`."""
+        x = jnp.moveaxis(_pad_length(x, self.grid.num_queries, filler), 2, 1)
         rows = self.group * self.grid.num_query_blocks
         return x.reshape(-1, rows, self.grid.block_q, *x.shape[3:])
 
@@ -274,14 +287,15 @@ def _scan(function, inputs, carry):
     later = zero_after(jax.tree.leaves(inputs)[-1])  # else that of all layers' backward passes is made at the start
     shapes, _ = jax.eval_shape(lambda: function(*pick(0), carry))
     room = jax.tree.map(lambda x: jnp.full((num, *x.shape), later, x.dtype), shapes)
+    room = varying(room, mesh_axes_of(inputs))
     return lax.fori_loop(0, num, step, (room, carry))
 
 
 def _product_of_ranges(a: int, b: int) -> tuple[jax.Array, jax.Array]:
     """Indices of a loop over a and, inside, b. Tables: a division would be repeated for each element of a block."""
-    return jnp.repeat(jnp.arange(a), b), jnp.tile(jnp.arange(b), a)
+    return jnp.repeat(jnp.arange(a, dtype=jnp.int32), b), jnp.tile(jnp.arange(b, dtype=jnp.int32), a)
 
 
-def _pad_length(x: jax.Array, length: int) -> jax.Array:
+def _pad_length(x: jax.Array, length: int, filler: float = 0) -> jax.Array:
     widths = [(0, 0), (0, length - x.shape[1])] + [(0, 0)] * (x.ndim - 2)
-    return jnp.pad(x, widths) if length > x.shape[1] else x
+    return jnp.pad(x, widths, constant_values=filler) if length > x.shape[1] else x

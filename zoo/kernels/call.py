@@ -1,6 +1,7 @@
 """One attention call as backends receive it: arrays as leaves, settings as static structure."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -12,6 +13,10 @@ from zoo.kernels.masks import Clause, Frame, Mask, normalise
 
 LOWEST = -1e30
 """Stands for -inf where a difference of infinities would be NaN."""
+
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+"""Of queries, keys and values."""
 
 
 def _static():
@@ -81,6 +86,53 @@ class Call:
         return normalise(self.mask, self.frame())
 
 
+def mesh_axes_of(*arrays) -> frozenset[str]:
+    """The mesh axes over which any of these varies inside a `jax.shard_map` that checks it; empty elsewhere."""
+    kinds = [getattr(jax.typeof(x), "manual_axis_type", None) for x in jax.tree.leaves(arrays)]
+    return frozenset().union(*(kind.varying for kind in kinds if kind is not None))
+
+
+def struct_like(x, axes: frozenset[str]) -> jax.ShapeDtypeStruct:
+    """The struct of a kernel's result that varies over these mesh axes."""
+    kind = {"manual_axis_type": jax.sharding.ManualAxisType(varying=axes)} if axes else {}
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, **kind)
+
+
+def varying(x, axes: frozenset[str]):
+    """A pytree whose arrays vary over (at least) these mesh axes, as loops ask of what they begin with."""
+
+    def mark(leaf):
+        missing = axes - mesh_axes_of(leaf)
+        return jax.lax.pcast(jnp.asarray(leaf), tuple(sorted(missing)), to="varying") if missing else leaf
+
+    return jax.tree.map(mark, x) if axes else x
+
+
+def check_scale(scale, head_size: int) -> float:
+    """The factor of the logits that is compiled in: what is given, or 1 / sqrt(H).
+
+    Raises:
+      ValueError: no finite Python number.
+    """
+    return 1 / math.sqrt(head_size) if scale is None else _check_number("scale", scale, -math.inf)
+
+
+def check_softcap(softcap) -> float | None:
+    """The cap of the logits that is compiled in, or None.
+
+    Raises:
+      ValueError: no finite Python number above 0.
+    """
+    return None if softcap is None else _check_number("softcap", softcap, 0)
+
+
+def _check_number(name: str, value, low: float) -> float:
+    if not (isinstance(value, int | float | np.floating | np.integer) and low < value < math.inf):
+        bound = "finite" if low == -math.inf else f"finite, above {low}"
+        raise ValueError(f"{name}={value!r} is compiled in: give a Python number, {bound}, or None")
+    return float(value)
+
+
 def accumulator_of(dtype) -> np.dtype:
     """The dtype in which products of `dtype` are summed: float64 for float64, float32 for everything narrower."""
     return np.dtype(np.float64 if dtype == np.float64 else np.float32)
@@ -109,8 +161,9 @@ def without_nonfinite(x: jax.Array) -> jax.Array:
 without_nonfinite.defjvp(lambda primals, tangents: (without_nonfinite(*primals), *tangents))
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def narrow(x: jax.Array, dtype) -> jax.Array:
-    """float32 `x` in the dtype of an operand, rounded to nearest even. Not differentiable.
+    """float32 `x` in the dtype of an operand, rounded to nearest even; its derivative is that of a conversion.
 
     CPUs do not vectorise the conversion to bfloat16; the same in integers takes half the time.
     """
@@ -119,6 +172,11 @@ def narrow(x: jax.Array, dtype) -> jax.Array:
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
     odd = (bits >> np.uint32(16)) & np.uint32(1)
     return jax.lax.bitcast_convert_type(((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)).astype(jnp.uint16), dtype)
+
+
+@narrow.defjvp
+def _narrow_jvp(dtype, primals, tangents):
+    return narrow(primals[0], dtype), tangents[0].astype(dtype)
 
 
 def guard_nonfinite(k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:

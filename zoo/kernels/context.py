@@ -267,7 +267,7 @@ class Ring:
             alive = _is_alive(piece)
             return (run(carry) if alive is True else lax.cond(alive, run, lambda carry: carry, carry)), None
 
-        return lax.scan(body, carry, jnp.arange(runs * runs))[0]
+        return lax.scan(body, carry, jnp.arange(runs * runs, dtype=jnp.int32))[0]
 
     def forward(self, x):
         """What this device holds, sent to the next."""
@@ -295,7 +295,7 @@ def _ring_forward(ring: Ring, inputs, rest: Call):
         return (ring.forward((k, v)), ring.step(visit, step, state, (q, k, v, bias), rest)), None
 
     last = ring.split.num_shards - 1
-    ((k, v), state), _ = lax.scan(step, ((k, v), state), jnp.arange(last))
+    ((k, v), state), _ = lax.scan(step, ((k, v), state), jnp.arange(last, dtype=jnp.int32))
     state = ring.step(visit, last, state, (q, k, v, bias), rest)
     return state, (inputs, rest, *state)
 
@@ -332,7 +332,7 @@ def _ring_backward(ring: Ring, residuals, cotangents):
 
     # The last transfer of keys is for nothing; a last step apart, to save it, would double the time to compile.
     gradients = jax.tree.map(lambda x: jnp.zeros(x.shape, accumulator_of(x.dtype)), inputs)
-    (_, gradients), _ = lax.scan(step, ((k, v), gradients), jnp.arange(ring.split.num_shards))
+    (_, gradients), _ = lax.scan(step, ((k, v), gradients), jnp.arange(ring.split.num_shards, dtype=jnp.int32))
     dq, *travelling, dbias = gradients
     gradients = (dq, *ring.forward(travelling), dbias)
     return jax.tree.map(lambda x, g: g.astype(x.dtype), inputs, gradients), None

@@ -48,7 +48,7 @@ def _attend(call: Call) -> tuple[jax.Array, jax.Array]:
     sizes = (num_keys,) if allowed is None else prefixes(num_keys)
     if len(sizes) == 1:
         return _attend_first(num_keys, call, bias, allowed)
-    end = jnp.where(allowed.any((0, 1, 2)), jnp.arange(1, num_keys + 1), 0).max()
+    end = jnp.where(allowed.any((0, 1, 2)), jnp.arange(1, num_keys + 1, dtype=jnp.int32), 0).max()
     enough = sum((end > size).astype(jnp.int32) for size in sizes[:-1])
     return lax.switch(enough, [partial(_attend_first, size) for size in sizes], call, bias, allowed)
 

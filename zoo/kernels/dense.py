@@ -12,7 +12,7 @@ import numpy as np
 
 from zoo.kernels import dropout, masks
 from zoo.kernels.bias import DenseBias, toeplitz
-from zoo.kernels.call import LOWEST, Call, is_finite, without_nonfinite
+from zoo.kernels.call import LOWEST, Call, is_finite, mesh_axes_of, varying, without_nonfinite
 
 PLATFORM = None
 """Runs on any."""
@@ -67,7 +67,7 @@ def softmax(logits: jax.Array, call: Call):
     """Weights [B, N, T, S] after dropout, and float32 log-sum-exp [B, N, T]; 0 and -inf in rows without keys."""
     weights, lse = _normalise(logits, None if call.sinks is None else call.sinks.astype(logits.dtype)[None, :, None])
     if call.dropout_seeds is not None:
-        rows, columns = jnp.arange(logits.shape[2]), jnp.arange(logits.shape[3])
+        rows, columns = (jnp.arange(size, dtype=jnp.int32) for size in logits.shape[2:])
         kept = dropout.keep(call.dropout_seeds, rows, columns, call.dropout_rate)
         weights = jnp.where(kept, weights / (1 - call.dropout_rate), 0)
     return weights, lse.astype(jnp.float32)
@@ -111,7 +111,8 @@ def _sees_nonfinite(call: Call) -> jax.Array:
 
     # Nearly always there is none, and then no pass over T x S is spent on it.
     all_finite = jnp.isfinite(sum(x.sum(dtype=call.accumulator) for x in (call.q, call.k, call.v)))
-    return jax.lax.cond(all_finite, lambda: jnp.zeros((batch, num_queries, num_heads), bool), search)
+    none = varying(jnp.zeros((batch, num_queries, num_heads), bool), mesh_axes_of(call.q))
+    return jax.lax.cond(all_finite, lambda: none, search)
 
 
 def masked_logits(products: jax.Array, call: Call) -> jax.Array:
@@ -126,6 +127,10 @@ def combine(products, bias, allowed, scale: float, softcap: float | None) -> jax
     if bias is not None:
         logits = jnp.maximum(logits + bias.astype(logits.dtype), LOWEST)
     if softcap is not None:
+        if bias is not None:
+            # What a bias hides stays hidden: the cap would make -inf a number like others.
+            kept = ~(logits <= LOWEST)  # NaN is kept
+            allowed = kept if allowed is None else allowed & kept
         # NaN behind the mask would reach the gradient through tanh's derivative.
         logits = logits if allowed is None else jnp.where(allowed, logits, 0)
         logits = softcap * jnp.tanh(logits / softcap)
@@ -136,7 +141,7 @@ def evaluate_mask(call: Call) -> jax.Array | None:
     """Which pairs are allowed, bool [B or 1, N or 1, T, S], or None for all."""
     clauses = tuple(jax.tree.map(_with_head_axis, clause) for clause in call.clauses())
     positions = _with_head_axis(call.frame().key_positions)
-    return masks.keep(clauses, positions, jnp.arange(call.sizes[2]))
+    return masks.keep(clauses, positions, jnp.arange(call.sizes[2], dtype=jnp.int32))
 
 
 def _with_head_axis(x) -> jax.Array:

@@ -115,8 +115,8 @@ _attend.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _alive(call: Call, ranges: Ranges) -> jax.Array:
-    """Which rows see a key that no bias of -inf hides, bool [B or 1, T, N or 1]. A soft cap makes -inf finite."""
-    if not isinstance(call.bias, DenseBias) or call.softcap is not None:
+    """Which rows see a key that no bias of -inf hides, bool [B or 1, T, N or 1]."""
+    if not isinstance(call.bias, DenseBias):
         return jnp.asarray(ranges.alive)[..., None]
     array = call.bias.array.reshape((1,) * (4 - call.bias.array.ndim) + call.bias.array.shape)
     columns = jnp.arange(call.sizes[2], dtype=jnp.int32)[None, None, None]

@@ -178,11 +178,41 @@ def _meet(function: str, a, b):
     return getattr(np if is_static(a, b) else jnp, function)(a, b)
 
 
+def int32(x) -> np.ndarray | jax.Array:
+    """Counts or positions of any integer type as int32; what lies beyond ±FAR becomes that. NumPy of NumPy.
+
+    A plain conversion would wrap: the largest uint32 would become -1.
+    """
+    xp = np if isinstance(x, int | np.ndarray | np.generic) else jnp
+    x, far = xp.asarray(x), int(FAR)
+    if x.dtype.itemsize < 4:
+        return x.astype(np.int32)
+    low = max(-far, np.iinfo(x.dtype).min)
+    return xp.clip(x, xp.asarray(low, x.dtype), xp.asarray(far, x.dtype)).astype(np.int32)
+
+
+def check_window(name: str, value) -> None:
+    """Raise ValueError unless this counts keys: a Python integer, as it is compiled in, or None for all."""
+    if value is not None and (not isinstance(value, int | np.integer) or value < 0):
+        raise ValueError(f"{name}={value!r} counts keys: give an integer >= 0, or None for no limit")
+
+
 def _per_batch(value) -> np.ndarray | jax.Array:
     """A count (scalar or [B]) as int32 [B or 1, 1]; a Python integer stays in NumPy."""
+    return int32(value if isinstance(value, int | np.integer) else jnp.asarray(value)).reshape(-1, 1)
+
+
+def _known_count(value):
+    """A count that is known now within int32, for JAX would cut one of 64 bits; anything else as it is."""
+    value = as_array(value)
     if isinstance(value, int | np.integer):
-        return np.full((1, 1), value, np.int32)
-    return jnp.asarray(value).astype(jnp.int32).reshape(-1, 1)
+        return int(int32(int(value)))
+    return int32(value) if isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.integer) else value
+
+
+def as_array(value):
+    """What need not be an array yet (a list) as one, and anything else as it is."""
+    return np.asarray(value) if type(value) in (list, tuple) else value
 
 
 @_pytree()
@@ -210,13 +240,11 @@ class Window(Mask):
 
     def __post_init__(self):
         for name in ("left", "right"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 0):
-                raise ValueError(f"Window({name}={value!r}) counts keys: give an integer >= 0, or None for no limit")
+            check_window(f"Window({name})", getattr(self, name))
 
     def clauses(self, frame):
-        low = None if self.left is None else frame.query - np.int32(self.left)
-        high = None if self.right is None else frame.query + np.int32(self.right)
+        low = None if self.left is None else frame.query - int32(self.left)
+        high = None if self.right is None else frame.query + int32(self.right)
         return (Clause(low=low, high=high),)
 
 
@@ -227,12 +255,13 @@ class Chunked(Mask):
     size: int
 
     def __post_init__(self):
-        if not isinstance(self.size, int) or self.size < 1:
+        if not isinstance(self.size, int | np.integer) or self.size < 1:
             raise ValueError(f"Chunked({self.size!r}) takes the length of a chunk: give an integer >= 1")
 
     def clauses(self, frame):
-        low = frame.query // np.int32(self.size) * np.int32(self.size)
-        return (Clause(low=low, high=low + np.int32(self.size - 1)),)
+        size = int32(self.size)
+        low = frame.query // size * size
+        return (Clause(low=low, high=low + (size - np.int32(1))),)
 
 
 @_pytree()
@@ -240,6 +269,9 @@ class PrefixLM(Mask):
     """Causal, and every key at a position below `length` (scalar or [B]) is seen by all."""
 
     length: int | jax.Array
+
+    def __post_init__(self):
+        object.__setattr__(self, "length", _known_count(self.length))
 
     def clauses(self, frame):
         return (Clause(high=_meet("maximum", frame.query, _per_batch(self.length) - np.int32(1))),)
@@ -257,6 +289,10 @@ class Lengths(Mask):
 
     q: int | jax.Array | None = None
     kv: int | jax.Array | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "q", _known_count(self.q))
+        object.__setattr__(self, "kv", _known_count(self.kv))
 
     def clauses(self, frame):
         clause = Clause()
@@ -285,8 +321,19 @@ class Segments(Mask):
     q_ids: jax.Array
     kv_ids: jax.Array | None = None
 
+    def __post_init__(self):
+        object.__setattr__(self, "q_ids", as_array(self.q_ids))
+        object.__setattr__(self, "kv_ids", as_array(self.kv_ids))
+
     def clauses(self, frame):
-        return (Clause(segments=((self.q_ids, self.q_ids if self.kv_ids is None else self.kv_ids),)),)
+        return (Clause(segments=self.pairs),)
+
+    @property
+    def pairs(self) -> tuple[tuple[Any, Any], ...]:
+        """The ids (of queries, of keys) as one or two pairs of int32, all equal where and only where the ids are."""
+        kv_ids = self.q_ids if self.kv_ids is None else self.kv_ids
+        dtype = jnp.promote_types(self.q_ids.dtype, kv_ids.dtype)
+        return tuple(zip(_words(self.q_ids.astype(dtype)), _words(kv_ids.astype(dtype)), strict=True))
 
     def check(self, batch, num_heads, num_queries, num_keys):
         if self.kv_ids is None and num_queries != num_keys:
@@ -299,13 +346,41 @@ class Segments(Mask):
                 raise ValueError(f"Segments({name}) has shape {jnp.shape(ids)}; give [{batch} or 1, {length}]")
             if ids is not None and not jnp.issubdtype(ids.dtype, jnp.integer):
                 raise ValueError(f"Segments({name}) has dtype {ids.dtype}; give integers")
+            if isinstance(ids, np.ndarray) and (ids != ids.astype(jax.dtypes.canonicalize_dtype(ids.dtype))).any():
+                raise ValueError(
+                    f"Segments({name}) is {ids.dtype}, of which JAX keeps 32 bits, and some ids are larger; number the "
+                    "documents from 0, or set JAX_ENABLE_X64=1"
+                )
+        dtypes = {ids.dtype for ids in (self.q_ids, self.kv_ids) if ids is not None}
+        signed, unsigned = (max((d.itemsize for d in dtypes if jnp.issubdtype(d, kind)), default=0)
+                            for kind in (jnp.signedinteger, jnp.unsignedinteger))  # fmt: skip
+        if signed and unsigned >= max(4, signed):
+            names = " and ".join(sorted(dtype.name for dtype in dtypes))
+            raise ValueError(f"Segments: no type holds ids of both {names}; cast q_ids and kv_ids to one")
+
+
+def _words(ids) -> tuple:
+    """Ids as arrays of int32: one that says all, or of 64 bits the lower and the upper half."""
+    if ids.dtype.itemsize < 4:
+        return (ids.astype(np.int32),)
+    if ids.dtype.itemsize == 4:
+        static = isinstance(ids, np.ndarray)
+        return (ids.view(np.int32) if static else jax.lax.bitcast_convert_type(ids, jnp.int32),)
+    low, high = ids & 0xFFFFFFFF, ids >> 32
+    return tuple(_words(word.astype(np.uint32))[0] for word in (low, high))
 
 
 @_pytree()
 class Dense(Mask):
-    """A bool array, true where a query sees a key: [T, S], or [B, N, T, S] where any axis may be 1."""
+    """A bool array, true where a query sees a key: [T, S], or [B, N, T, S] where any axis may be 1.
+
+    Two axes are queries and keys, whatever their lengths: a mask of keys alone is [B, 1, 1, S].
+    """
 
     array: jax.Array
+
+    def __post_init__(self):
+        object.__setattr__(self, "array", as_array(self.array))
 
     def clauses(self, frame):
         return (Clause(dense=(self.array.reshape((1,) * (4 - self.array.ndim) + self.array.shape),)),)
@@ -370,8 +445,8 @@ def check_broadcast(name: str, array, shape: tuple[int, int, int, int]) -> None:
 def _check_count(name: str, value, batch: int) -> None:
     if value is None or isinstance(value, int | np.integer):
         return
-    if jnp.shape(value) not in ((), (1,), (batch,)) or not jnp.issubdtype(jnp.asarray(value).dtype, jnp.integer):
+    array = value if hasattr(value, "dtype") else np.asarray(value)
+    if jnp.shape(array) not in ((), (1,), (batch,)) or not jnp.issubdtype(array.dtype, jnp.integer):
         raise ValueError(
-            f"{name} is {jnp.asarray(value).dtype} of shape {jnp.shape(value)}; "
-            f"give an integer or integers of shape [{batch}]"
+            f"{name} is {array.dtype} of shape {jnp.shape(array)}; give an integer or integers of shape [{batch}]"
         )

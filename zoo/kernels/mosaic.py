@@ -50,6 +50,8 @@ def feature_refusal(call: Call, generation: int) -> str | None:
         return "it has no sinks"
     if call.dropout_rate > 0:
         return "its dropout takes a mask for each pair"
+    if call.bias is not None and call.softcap is not None:
+        return "its soft cap would show what a bias of -inf hides"
     if call.bias is not None and not isinstance(call.bias, DenseBias):
         return f"it takes a bias for each pair, and {type(call.bias).__name__} is one for each distance"
     if call.bias is not None and call.bias.array.dtype != call.q.dtype:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zoo.kernels.call import mesh_axes_of, struct_like
 from zoo.kernels.masks import is_static
 from zoo.kernels.schedule import plan
 from zoo.kernels.tiles import At
@@ -211,6 +212,7 @@ def launch(
         ids = [pl.program_id(axis) for axis in range(num_ids)]
         kernel(walk.steps(ids, tables), tree.unflatten(read), written, kept)
 
+    axes = mesh_axes_of(*(operand.array for operand in inputs))
     parallel = ["parallel"] * walk.num_parallel
     return pl.pallas_call(
         body,
@@ -221,7 +223,7 @@ def launch(
             out_specs=[spec(operand) for operand in outputs],
             scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
         ),
-        out_shape=[jax.ShapeDtypeStruct(operand.array.shape, operand.array.dtype) for operand in outputs],
+        out_shape=[struct_like(operand.array, axes) for operand in outputs],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=(*parallel, *["arbitrary"] * (num_ids - len(parallel)))
         ),

@@ -70,7 +70,7 @@ def _forward(inputs, rest: Call, grid: Grid, interpret: bool):
     scalars = {} if call.sinks is None else {"sinks": Operand(call.sinks.astype(jnp.float32))}
     value_size = v.shape[-1]
     shapes = (batch, num_heads, value_size, grid.num_queries), (batch, num_heads, 1, grid.num_queries)
-    out, lse = problem.launch(
+    out, largest, total = problem.launch(
         _forward_kernel,
         problem.by_query,
         problem.readers() | scalars | {
@@ -80,16 +80,17 @@ def _forward(inputs, rest: Call, grid: Grid, interpret: bool):
         },
         [
             problem.transposed_query_operand(jax.ShapeDtypeStruct(shapes[0], v.dtype)),
-            problem.row_operand(jax.ShapeDtypeStruct(shapes[1], jnp.float32)),
+            *(problem.row_operand(jax.ShapeDtypeStruct(shapes[1], jnp.float32)) for _ in ("largest", "total")),
         ],
         [(1, grid.block_q), (1, grid.block_q), (value_size, grid.block_q)],
     )  # fmt: skip
-    out, lse = problem.join_queries(out), problem.join_queries(lse)[..., 0]
-    return (out, lse), (inputs, rest, out, lse)
+    out = problem.join_queries(out)
+    lse, short = block.log_sum_exp(*(problem.join_queries(x)[..., 0] for x in (largest, total)))
+    return (out, lse), (inputs, rest, out, lse, short)
 
 
 def _forward_kernel(problem: "Problem", steps: Steps, refs, outputs, scratch):
-    out, lse = outputs
+    out, out_largest, out_total = outputs
     largest, total, acc = scratch
 
     @steps.first
@@ -118,16 +119,15 @@ def _forward_kernel(problem: "Problem", steps: Steps, refs, outputs, scratch):
             new_top = jnp.maximum(top, sink)
             decay = jnp.exp(top - new_top)
             top, sum_, values = new_top, sum_ * decay + jnp.exp(sink - new_top), values * decay
-        safe = jnp.where(sum_ == 0, 1.0, sum_)
-        lse[...] = jnp.where(sum_ == 0, -jnp.inf, top + jnp.log(safe))
-        out[...] = (values / safe).astype(out.dtype)
+        out_largest[...], out_total[...] = top, sum_
+        out[...] = (values / jnp.where(sum_ == 0, 1.0, sum_)).astype(out.dtype)
 
 
 def _backward(grid: Grid, interpret: bool, residuals, cotangents):
-    inputs, rest, out, lse = residuals
+    inputs, rest, out, lse, short = residuals
     problem = Problem(inputs, rest, grid, interpret)
     q, k, v = (without_nonfinite(x) for x in inputs[:3])
-    grad_out, lse, delta = block.rows_backward(out, lse, *cotangents)
+    grad_out, lse, delta = block.rows_backward(out, lse, short, *cotangents)
     operands = problem.readers() | {
         "q": problem.query_operand(problem.prescale(q)),
         "k": problem.key_operand(k),
@@ -295,7 +295,7 @@ class Problem:
     def gradients(self, refs, at: At):
         """Weights after dropout, and the gradient of the logits before the soft cap, [block_k, block_q]."""
         logits, slope = self.logits(refs, at)
-        weights = jnp.exp(logits - refs["lse"][...])
+        weights = block.recompute_weights(logits, refs["lse"][...])
         grad_weights = _dot(refs["v"][...], refs["grad_out"][...], NT)
         dropped = weights
         if self.dropout is not None:

@@ -9,7 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from zoo.kernels.call import LOWEST, accumulator_of
+from zoo.kernels.call import LOWEST, accumulator_of, mesh_axes_of, varying
 
 CHUNK = 256
 """Keys of one product."""
@@ -25,10 +25,12 @@ class State:
     acc: jax.Array
 
     @classmethod
-    def empty(cls, batch: int, num_heads: int, num_queries: int, value_size: int, dtype) -> "State":
-        """No key yet."""
-        rows = jnp.zeros((batch, num_heads, num_queries), dtype)
-        return cls(rows + LOWEST, rows, jnp.zeros((*rows.shape, value_size), dtype))
+    def empty(cls, q: jax.Array, value_size: int) -> "State":
+        """No key yet, for queries [B, T, N, H]."""
+        batch, num_queries, num_heads, _ = q.shape
+        rows = jnp.zeros((batch, num_heads, num_queries), accumulator_of(q.dtype))
+        state = cls(rows + LOWEST, rows, jnp.zeros((*rows.shape, value_size), rows.dtype))
+        return varying(state, mesh_axes_of(q))
 
     def add(self, logits: jax.Array, v: jax.Array, drop=lambda weights: weights) -> "State":
         """Add keys: logits [B, N, T, S], `LOWEST` where a key is hidden; values [B, S, K, V]."""

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 
 def zero_after(x: jax.Array) -> jax.Array | int:
@@ -12,4 +13,4 @@ def zero_after(x: jax.Array) -> jax.Array | int:
     """
     if jax.default_backend() != "cpu":
         return 0
-    return jnp.minimum(jnp.argmax(x[(0,) * (x.ndim - 1)][:2]), 0)
+    return jnp.minimum(lax.argmax(x[(0,) * (x.ndim - 1)][:2], 0, jnp.int32), 0)

@@ -6,17 +6,27 @@ kernels for pages on GPUs and TPUs.
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from zoo.kernels import dense, online
-from zoo.kernels.call import accumulator_of, guard_nonfinite
+from zoo.kernels.call import (
+    DTYPES,
+    accumulator_of,
+    check_scale,
+    check_softcap,
+    guard_nonfinite,
+    mesh_axes_of,
+    varying,
+)
+from zoo.kernels.masks import FAR, as_array, check_window, int32
 
 BLOCK_KEYS = 2048
 """Keys of one sequence gathered at once, about: enough chunks that few sequences occupy an accelerator."""
+MAX_LOGITS = 2**25
+"""Of all sequences and heads at once: with many queries, fewer keys are gathered."""
 
 
 def paged_attention(
@@ -56,18 +66,23 @@ def paged_attention(
     Raises:
       ValueError: arguments that do not fit together.
     """
+    page_table, lengths, sinks = (as_array(x) for x in (page_table, lengths, sinks))
     _check(q, k_pages, v_pages, page_table, lengths, window, sinks)
-    settings = (window, 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale), softcap)
-    out, lse = _attend(q, k_pages, v_pages, page_table, lengths, sinks, settings)
+    window = None if window is None else min(int(window), int(FAR))
+    settings = window, check_scale(scale, q.shape[-1]), check_softcap(softcap)
+    out, lse = _attend(q, k_pages, v_pages, int32(page_table), int32(lengths), sinks, settings)
     return (out, lse) if return_lse else out
 
 
 @functools.partial(jax.jit, static_argnames="settings")
 def _attend(q, k_pages, v_pages, page_table, lengths, sinks, settings):
     window, scale, softcap = settings
+    arrays = q, k_pages, v_pages, page_table, lengths, sinks
+    q, k_pages, v_pages, page_table, lengths, sinks = varying(arrays, mesh_axes_of(arrays))
     (batch, num_queries, num_heads, _), (num_pages, page_size, num_kv_heads, _) = q.shape, k_pages.shape
     # More pages than the table has are never gathered; behind its end the table is read again, and hidden.
-    pages = min(max(BLOCK_KEYS // page_size, 1), page_table.shape[1])
+    keys = min(BLOCK_KEYS, MAX_LOGITS // (batch * num_heads * num_queries))
+    pages = min(max(keys // page_size, 1), page_table.shape[1])
     positions = (lengths[:, None] - num_queries + jnp.arange(num_queries, dtype=jnp.int32)[None])[:, None, :, None]
     first = jnp.zeros_like(positions) if window is None else jnp.maximum(positions - window, 0)
     accumulator = accumulator_of(q.dtype)
@@ -82,7 +97,7 @@ def _attend(q, k_pages, v_pages, page_table, lengths, sinks, settings):
         logits = dense.combine(online.products(q, k, accumulator), None, allowed, scale, softcap)
         return state.add(logits, v)
 
-    state = online.State.empty(batch, num_heads, num_queries, v_pages.shape[-1], accumulator)
+    state = online.State.empty(q, v_pages.shape[-1])
     block_keys = pages * page_size
     begin = jnp.where(lengths[:, None] > 0, first[:, 0, :, 0], np.iinfo(np.int32).max).min() // block_keys
     state = jax.lax.fori_loop(begin, -(-lengths.max() // block_keys), visit, state)
@@ -100,9 +115,10 @@ def _check(q, k_pages, v_pages, page_table, lengths, window, sinks) -> None:
         raise ValueError(f"heads do not fit: {shapes}; the last axes are the same, and axis 2 of k_pages divides q's")
     if 0 in (*q.shape, *k_pages.shape, *v_pages.shape, *jnp.shape(page_table)):
         raise ValueError(f"an axis is empty: {shapes}, page_table {jnp.shape(page_table)}")
-    if not q.dtype == k_pages.dtype == v_pages.dtype or not jnp.issubdtype(q.dtype, jnp.floating):
+    if not q.dtype == k_pages.dtype == v_pages.dtype or q.dtype.name not in DTYPES:
         raise ValueError(
-            f"dtypes are q {q.dtype}, k_pages {k_pages.dtype}, v_pages {v_pages.dtype}; cast to one floating dtype"
+            f"dtypes are q {q.dtype}, k_pages {k_pages.dtype}, v_pages {v_pages.dtype}; cast all three to one of "
+            + ", ".join(DTYPES)
         )
     batch = q.shape[0]
     for name, array, num_axes in (("page_table", page_table, 2), ("lengths", lengths, 1)):
@@ -110,7 +126,6 @@ def _check(q, k_pages, v_pages, page_table, lengths, window, sinks) -> None:
         if len(shape) != num_axes or shape[0] != batch or not jnp.issubdtype(array.dtype, jnp.integer):
             wanted = f"[{batch}, pages of a sequence]" if num_axes == 2 else f"[{batch}]"
             raise ValueError(f"{name} is {array.dtype} of shape {shape}; give integers of shape {wanted}")
-    if window is not None and (not isinstance(window, int) or window < 0):
-        raise ValueError(f"window={window!r} counts keys: give an integer >= 0, or None for all")
+    check_window("window", window)
     if sinks is not None and jnp.shape(sinks) != (q.shape[2],):
         raise ValueError(f"sinks has shape {jnp.shape(sinks)}; give one logit a head, [{q.shape[2]}]")

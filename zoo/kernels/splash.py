@@ -17,7 +17,20 @@ import numpy as np
 
 from zoo.kernels import block
 from zoo.kernels.call import LOWEST, Call, guard_nonfinite, is_finite, without_nonfinite
-from zoo.kernels.masks import And, Causal, Chunked, Clause, Frame, Full, Lengths, Mask, Segments, Window, normalise
+from zoo.kernels.masks import (
+    And,
+    Causal,
+    Chunked,
+    Clause,
+    Frame,
+    Full,
+    Lengths,
+    Mask,
+    Segments,
+    Window,
+    int32,
+    normalise,
+)
 from zoo.kernels.mosaic_grid import block_size
 from zoo.kernels.schedule import live_pairs, pad_clause, plan
 from zoo.kernels.tiles import Grid
@@ -51,8 +64,9 @@ def supports(call: Call) -> str | None:
         return "its masks are conjunctions of Causal, Window, Chunked, Lengths and Segments"
     if call.static_offset is None and any(isinstance(part, Causal | Window | Chunked) for part in parts):
         return "masks over positions are compiled in, and q_offset is dynamic (as it always is below 128 queries)"
-    if sum(isinstance(part, Segments) for part in parts) > 1:
-        return "it compares one pair of segment ids"
+    pairs = [part for part in parts if isinstance(part, Segments)]
+    if len(pairs) > 1 or any(len(part.pairs) > 1 for part in pairs):
+        return "it compares one pair of segment ids, of 32 bits"
     if _encode(_clause(call), call.sizes[2], padded=True) is None:
         return f"S = {call.sizes[2]}, and such intervals of keys are made for at most {MAX_PACKED_KEYS}"
     return None
@@ -120,8 +134,8 @@ def segment_ids(call: Call, grid: Grid) -> tuple[jax.Array, jax.Array] | None:
     q_ids, kv_ids = jnp.zeros((1, num_queries), jnp.int32), jnp.zeros((1, num_keys), jnp.int32)
     for part in parts:
         if isinstance(part, Segments):
-            q_ids = jnp.asarray(part.q_ids, jnp.int32)
-            kv_ids = q_ids if part.kv_ids is None else jnp.asarray(part.kv_ids, jnp.int32)
+            ((q_ids, kv_ids),) = part.pairs
+            q_ids, kv_ids = _free_own(jnp.asarray(q_ids), jnp.asarray(kv_ids))
     for part in parts:
         if isinstance(part, Lengths):
             q_ids, kv_ids = _cut(q_ids, part.q, OWN_Q), _cut(kv_ids, part.kv, OWN_KEY)
@@ -130,11 +144,30 @@ def segment_ids(call: Call, grid: Grid) -> tuple[jax.Array, jax.Array] | None:
     return jnp.broadcast_to(q_ids, (batch, grid.num_queries)), jnp.broadcast_to(kv_ids, (batch, grid.num_keys))
 
 
+def _free_own(q_ids: jax.Array, kv_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Ids of which none is one of padding's: where any is, each becomes its place among the sorted ids of the keys."""
+
+    def places(q_ids, kv_ids):
+        ordered = jnp.sort(jnp.broadcast_to(kv_ids, (max(len(q_ids), len(kv_ids)), kv_ids.shape[1])))
+        place = jax.vmap(lambda ordered, ids: jnp.searchsorted(ordered, ids).astype(jnp.int32))
+        found = [place(ordered, jnp.broadcast_to(ids, (len(ordered), ids.shape[1]))) for ids in (q_ids, kv_ids)]
+        there = jnp.take_along_axis(ordered, jnp.minimum(found[0], ordered.shape[1] - 1), 1) == q_ids
+        return jnp.where(there, found[0], OWN_Q), found[1]
+
+    # Nearly always there is none.
+    taken = (q_ids <= OWN_KEY).any() | (kv_ids <= OWN_KEY).any()
+    batch = max(len(q_ids), len(kv_ids))
+    whole = lambda q_ids, kv_ids: tuple(jnp.broadcast_to(x, (batch, x.shape[1])) for x in (q_ids, kv_ids))  # noqa: E731
+    return jax.lax.cond(taken, places, whole, q_ids, kv_ids)
+
+
 def _cut(ids: jax.Array, length, own) -> jax.Array:
     """Ids [B or 1, length] where those at index `length` and beyond are `own`."""
     if length is None:
         return ids
-    return jnp.where(jnp.arange(ids.shape[1])[None] < jnp.asarray(length).reshape(-1, 1), ids, own)
+    return jnp.where(
+        jnp.arange(ids.shape[1], dtype=jnp.int32)[None] < int32(jnp.asarray(length)).reshape(-1, 1), ids, own
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -261,7 +294,7 @@ def _forward(inputs, ids, splash: Splash):
 
 def _backward(splash: Splash, residuals, cotangents):
     (q, k, v, sinks), ids, out, lse = residuals
-    grad_out, lse, delta = block.rows_backward(out, lse, *cotangents)
+    grad_out, lse, delta = block.rows_backward(out, lse, None, *cotangents)
     q_length, k_length, _ = _lengths(splash)
     gradients = jax.vmap(splash.differentiate)(
         _heads_first(_prescale(without_nonfinite(q), splash), q_length),

@@ -42,7 +42,7 @@ def block_size(call: Call) -> int:
 
 def _attend(call: Call) -> tuple[jax.Array, jax.Array]:
     """Attention output [B, T, N, Hv] in v's dtype, and log-sum-exp [B, T, N] in float32."""
-    batch, num_queries, num_keys, num_heads, _ = call.sizes
+    _, num_queries, num_keys, _, _ = call.sizes
     block = block_size(call)
     live = MaskTiles(call, Grid.cut(num_queries, num_keys, (num_queries, block))).live(per_batch=False)
 
@@ -58,7 +58,7 @@ def _attend(call: Call) -> tuple[jax.Array, jax.Array]:
         logits = dense.combine(products, _bias(call, start, block), allowed, call.scale, call.softcap)
         return state.add(logits, v, lambda weights: _drop(weights, call, columns))
 
-    state = online.State.empty(batch, num_heads, num_queries, call.v.shape[-1], call.accumulator)
+    state = online.State.empty(call.q, call.v.shape[-1])
     return plan(live).fold(0, 0, visit, state).finish(call.sinks, call.v.dtype)
 
 
@@ -102,5 +102,5 @@ def _drop(weights: jax.Array, call: Call, columns) -> jax.Array:
     """Weights [B, N, T, size] after dropout, scaled to keep the expectation."""
     if call.dropout_seeds is None:
         return weights
-    kept = dropout.keep(call.dropout_seeds, jnp.arange(weights.shape[2]), columns, call.dropout_rate)
+    kept = dropout.keep(call.dropout_seeds, jnp.arange(weights.shape[2], dtype=jnp.int32), columns, call.dropout_rate)
     return jnp.where(kept, weights / (1 - call.dropout_rate), 0)

@@ -14,6 +14,7 @@ from jax import lax
 from zoo.kernels import dropout, masks
 from zoo.kernels.bias import ALiBi, DenseBias, RelativeBias, diagonal_sums, toeplitz
 from zoo.kernels.call import Call
+from zoo.kernels.order import zero_after
 from zoo.kernels.schedule import live_pairs, pad, pad_clause, pad_pairs, pad_positions, whole_pairs
 
 
@@ -85,7 +86,7 @@ class Grid:
         """Add a block to such an array, summed over its broadcast axes."""
         for axis in (0, 1):
             update = update.sum(axis, keepdims=True) if x.shape[axis + 2] == 1 else update
-        start = [0 if size == 1 else s for size, s in zip(x.shape, self._pair_start(at), strict=True)]
+        start = _start(x, self._pair_start(at))
         current = lax.dynamic_slice(x, start, (1, 1, *update.shape))
         return lax.dynamic_update_slice(x, current + update[None, None], start)
 
@@ -95,17 +96,22 @@ class Grid:
 
 def _slice(x, start, sizes) -> jax.Array:
     """A dynamic slice that reads index 0 of every axis of length 1, whatever the address says."""
-    start = [0 if size == 1 else s for size, s in zip(x.shape, start, strict=True)]
+    start = _start(x, start)
     return lax.dynamic_slice(jnp.asarray(x), start, [min(a, b) for a, b in zip(sizes, x.shape, strict=True)])
+
+
+def _start(x, address) -> list[jax.Array]:
+    """Where a slice of `x` starts, whatever the integers of its address, with 0 for every axis of length 1."""
+    return [jnp.asarray(0 if size == 1 else s, jnp.int32) for size, s in zip(x.shape, address, strict=True)]
 
 
 def _materialise(x: jax.Array) -> jax.Array:
     """The same integers, computed once a block rather than once for each of its elements.
 
     XLA would fuse the slice into the loop over the block, where it keeps a CPU from vectorising (measured: 4 times
-    slower). It does not fuse what it thinks expensive, such as this remainder, which changes no id but the divisor.
+    slower). It does not fuse what it thinks expensive, such as a division by what it does not see to be 1.
     """
-    return lax.rem(x, jnp.asarray(jnp.iinfo(x.dtype).max, x.dtype))
+    return lax.div(x, jnp.asarray(1 - zero_after(x), x.dtype))
 
 
 class MaskTiles:
@@ -231,7 +237,7 @@ class DiagonalTiles:
     def __call__(self, at: At, transposed: bool) -> jax.Array:
         """What is added to the logits of a block."""
         grid = self.grid
-        piece = lax.dynamic_slice(self.vector, self._start(at), (1, 1, grid.block_q + grid.block_k - 1))[0, 0]
+        piece = _slice(self.vector, self._start(at), (1, 1, grid.block_q + grid.block_k - 1))[0, 0]
         if transposed:
             return toeplitz(piece[::-1], grid.block_k, grid.block_q)
         return toeplitz(piece, grid.block_q, grid.block_k)
@@ -243,13 +249,14 @@ class DiagonalTiles:
     def add(self, gradient, block, at: At):
         """Add the gradient of a transposed block of logits, [block_k, block_q]."""
         sums = diagonal_sums(block)[::-1]
-        current = lax.dynamic_slice(gradient.vector, self._start(at), (1, 1, sums.shape[0]))
-        return Diagonals(lax.dynamic_update_slice(gradient.vector, current + sums[None, None], self._start(at)))
+        start = _start(gradient.vector, self._start(at))
+        current = lax.dynamic_slice(gradient.vector, start, (1, 1, sums.shape[0]))
+        return Diagonals(lax.dynamic_update_slice(gradient.vector, current + sums[None, None], start))
 
     def _start(self, at: At):
         grid = self.grid
         first = at.key * grid.block_k - at.query * grid.block_q + grid.num_queries - grid.block_q
-        return (0 if self.vector.shape[0] == 1 else at.batch, at.head, first)
+        return at.batch, at.head, first
 
 
 class PositionTiles:

@@ -111,18 +111,20 @@ def _forward(inputs, rest: Call, setup: Setup):
     call = _join(inputs, rest)
     k, v = guard_nonfinite(call.k, call.v)
     operands, settings = arrange(dataclasses.replace(call, k=k, v=v), setup, setup.tilings.forward)
-    out, lse = triton_kernels.forward(operands, settings)
+    out, largest, total = triton_kernels.forward(operands, settings)
     _, num_queries, _, _, _ = call.sizes
-    out, lse = out[:, :num_queries, :, : v.shape[-1]], lse[:, :, :num_queries].swapaxes(1, 2)
-    return (out, lse), (inputs, rest, out, lse)
+    out = out[:, :num_queries, :, : v.shape[-1]]
+    largest, total = (x[:, :, :num_queries].swapaxes(1, 2) for x in (largest, total))
+    lse, short = block.log_sum_exp(largest, total, lambda x: jnp.log(x) / settings.unit)
+    return (out, lse * settings.unit), (inputs, rest, out, lse, short * settings.unit)
 
 
 def _backward(setup: Setup, residuals, cotangents):
     from zoo.kernels import triton_kernels
 
-    inputs, rest, out, lse = residuals
+    inputs, rest, out, lse, short = residuals
     call = _join((*(without_nonfinite(x) for x in inputs[:3]), *inputs[3:]), rest)
-    grad_out, lse, delta = block.rows_backward(out, lse, *cotangents)
+    grad_out, lse, delta = block.rows_backward(out, lse, short, *cotangents)
     rows, columns = (
         arrange(call, setup, tiling, by_column, Above(grad_out, lse, delta))
         for tiling, by_column in ((setup.tilings.rows, False), (setup.tilings.columns, True))
@@ -132,7 +134,7 @@ def _backward(setup: Setup, residuals, cotangents):
     if isinstance(call.bias, DenseBias):
         dbias = triton_kernels.dense_bias_gradient(*rows)
     gradients = [dx[tuple(map(slice, x.shape))] for dx, x in zip((dq, dk, dv), inputs[:3], strict=True)]
-    dsinks = block.sinks_gradient(call.sinks, lse, delta)
+    dsinks = block.sinks_gradient(call.sinks, lse * rows[1].unit, delta)
     return (*gradients, _bias_gradient(call.bias, dbias), dsinks), None
 
 
@@ -147,7 +149,7 @@ def _join(inputs, rest: Call) -> Call:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Above:
-    """What comes from above in the backward pass, over [B, T, N]: grad_out [..., Hv], log-sum-exp, delta."""
+    """What comes from above in the backward pass, over [B, T, N]: grad_out [..., Hv], log-sum-exp in units, delta."""
 
     grad_out: jax.Array
     lse: jax.Array
@@ -209,6 +211,11 @@ class Settings:
     scale: float
     softcap: float | None
     dropout_rate: float
+
+    @property
+    def unit(self) -> float:
+        """What the kernels' logits are counted in: the scale, or under a soft cap the cap."""
+        return self.scale if self.softcap is None else self.softcap
 
 
 def arrange(

@@ -16,7 +16,7 @@ from jax.experimental.pallas import triton as pallas_triton
 
 from zoo.kernels import dropout
 from zoo.kernels.bias import ALiBi, DenseBias
-from zoo.kernels.call import LOWEST
+from zoo.kernels.call import LOWEST, mesh_axes_of, struct_like
 from zoo.kernels.tiles import At, Grid, block_mask
 from zoo.kernels.triton import Operands, Settings, Steps
 
@@ -68,8 +68,7 @@ class Problem:
         self.operands, self.settings = operands, settings
         self.grid = References(**vars(settings.grid))
         self.group = operands.q.shape[2] // operands.k.shape[2]
-        # Logits become base-2 ones within the exponential, where one instruction multiplies and subtracts.
-        self.unit = LOG2_E * (settings.scale if settings.softcap is None else settings.softcap)
+        self.unit = LOG2_E * settings.unit
 
     def queries(self, x, at: At) -> jax.Array:
         """A block of [B, T, N, H], [block_q, H]."""
@@ -89,8 +88,15 @@ class Problem:
 
         return num_live[_index(num_live, 0, batch), row], read
 
+    def exponential(self, logits: jax.Array, largest: jax.Array) -> jax.Array:
+        """Exp of how far logits lie below another, both in units of `Settings.unit`.
+
+        The difference first: it is exact near the largest, where one of large products would lose all.
+        """
+        return jnp.exp2((logits - largest) * self.unit)
+
     def logits(self, products: jax.Array, at: At, whole: jax.Array | None, transposed: bool = False):
-        """Logits of a block of q·k in units of 1 / `unit`, and the soft cap's derivative (None without one).
+        """Logits of a block of q·k in units of `Settings.unit`, and the soft cap's derivative (None without one).
 
         A whole block needs no mask; None where that is not known.
         """
@@ -102,13 +108,17 @@ class Problem:
         if softcap is not None:
             logits = _tanh(products * (scale / softcap))
             slope = 1 - logits * logits
+            if self.operands.bias is not None:
+                # What a bias hides stays hidden: the cap would make -inf a number like others.
+                hidden = products <= LOWEST / scale
+                logits, slope = jnp.where(hidden, -jnp.inf, logits), jnp.where(hidden, 0.0, slope)
         if any(clause.is_full for clause in self.operands.clauses):
             return logits, slope
 
         def masked():
             allowed = block_mask(self.operands.clauses, self.operands.key_positions, self.grid, at, transposed)
-            hidden = None if slope is None else jnp.where(allowed, slope, 0.0)
-            return jnp.where(allowed, logits, -jnp.inf), hidden
+            masked_slope = None if slope is None else jnp.where(allowed, slope, 0.0)
+            return jnp.where(allowed, logits, -jnp.inf), masked_slope
 
         return masked() if whole is None else lax.cond(whole, lambda: (logits, slope), masked)
 
@@ -175,7 +185,7 @@ class Problem:
         lse = jnp.expand_dims(self.operands.above.lse[rows], axis)
         delta = jnp.expand_dims(self.operands.above.delta[rows], axis)
         logits, slope = self.logits(pair(q, k), at, whole, transposed)
-        weights = jnp.exp2(logits * self.unit - lse * LOG2_E)
+        weights = self.exponential(jnp.minimum(logits, lse), lse)  # as in block.recompute_weights
         # A sum, not a difference: then the product begins with the term in place of zero.
         grad_logits = weights * (self.drop(pair(grad_out, v), at, transposed) + (-delta))
         grad_logits = grad_logits if slope is None else grad_logits * slope
@@ -192,17 +202,17 @@ def _tanh(x: jax.Array) -> jax.Array:
     return 1 - 2 / (1 + jnp.exp2(x * (2 * LOG2_E)))
 
 
-def forward(operands: Operands, settings: Settings) -> tuple[jax.Array, jax.Array]:
-    """Output [B, T, N, Hv] and log-sum-exp [B, N, T], padded."""
+def forward(operands: Operands, settings: Settings) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Output [B, T, N, Hv], and over [B, N, T] the largest logit in units and the sum of exp(logits - it), padded."""
     batch, num_queries, num_heads, _ = operands.q.shape
     outputs = (
         jax.ShapeDtypeStruct((batch, num_queries, num_heads, operands.v.shape[3]), operands.v.dtype),
-        jax.ShapeDtypeStruct((batch, num_heads, num_queries), jnp.float32),
+        *(jax.ShapeDtypeStruct((batch, num_heads, num_queries), jnp.float32) for _ in ("largest", "total")),
     )
     return _launch(_forward_kernel, (settings.grid.num_query_blocks, num_heads, batch), outputs, operands, settings)
 
 
-def _forward_kernel(operands: Operands, out, lse, *, settings: Settings):
+def _forward_kernel(operands: Operands, out, out_largest, out_total, *, settings: Settings):
     problem = Problem(operands, settings)
     at = At(query=pl.program_id(0), head=pl.program_id(1), batch=pl.program_id(2), key=0)
     q = problem.queries(operands.q, at)
@@ -213,26 +223,28 @@ def _forward_kernel(operands: Operands, out, lse, *, settings: Settings):
         key, whole = key_block(n)
         here = dataclasses.replace(at, key=key)
         logits, _ = problem.logits(_dot(q, problem.keys(operands.k, here), 1, 1), here, whole)
-        new_largest = jnp.maximum(largest, logits.max(1) * problem.unit)
-        weights = jnp.exp2(logits * problem.unit - new_largest[:, None])
-        decay = jnp.exp2(largest - new_largest)
+        new_largest = jnp.maximum(largest, logits.max(1))
+        weights = problem.exponential(logits, new_largest[:, None])
+        decay = problem.exponential(largest, new_largest)
         total = total * decay + weights.sum(1)
         weights = problem.drop(weights, here).astype(operands.v.dtype)
         acc = acc * decay[:, None] + _dot(weights, problem.keys(operands.v, here), 1, 0)
         return new_largest, total, acc
 
     block_q = settings.grid.block_q
-    carry = _zeros(block_q) + LOWEST, _zeros(block_q), _zeros(block_q, operands.v.shape[3])
+    lowest = max(LOWEST / settings.scale, -3e38)
+    carry = _zeros(block_q) + lowest, _zeros(block_q), _zeros(block_q, operands.v.shape[3])
     largest, total, acc = lax.fori_loop(0, num_live, visit, carry)
     if operands.sinks is not None:
-        sink = operands.sinks[at.head].astype(jnp.float32) * LOG2_E
+        sink = operands.sinks[at.head].astype(jnp.float32) * (1 / settings.unit)
         new_largest = jnp.maximum(largest, sink)
-        decay = jnp.exp2(largest - new_largest)
-        largest, total, acc = new_largest, total * decay + jnp.exp2(sink - new_largest), acc * decay[:, None]
+        decay = problem.exponential(largest, new_largest)
+        total = total * decay + problem.exponential(sink, new_largest)
+        largest, acc = new_largest, acc * decay[:, None]
     safe_total = jnp.where(total == 0, 1.0, total)  # rows without keys give 0
     rows = problem.grid.row_slice(at)
     out[at.batch, rows, at.head, :] = (acc / safe_total[:, None]).astype(out.dtype)
-    lse[at.batch, at.head, rows] = jnp.where(total == 0, -jnp.inf, largest * (1 / LOG2_E) + jnp.log(safe_total))
+    out_largest[at.batch, at.head, rows], out_total[at.batch, at.head, rows] = largest, total
 
 
 def gradient_by_rows(operands: Operands, settings: Settings) -> tuple[jax.Array, jax.Array | None]:
@@ -378,6 +390,8 @@ def _zeros(*shape: int) -> jax.Array:
 def _launch(kernel, launch_grid: tuple[int, ...], outputs, operands: Operands, settings: Settings):
     """Run a kernel with whole arrays as its operands and results."""
     tiling = settings.tiling
+    axes = mesh_axes_of(operands)
+    outputs = jax.tree.map(lambda x: struct_like(x, axes), outputs)
     return pl.pallas_call(
         functools.partial(kernel, settings=settings),
         grid=launch_grid,

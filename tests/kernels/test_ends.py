@@ -1,0 +1,221 @@
+"""Calls at the ends of what arguments take, and inside transformations and environments of users."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from zoo.kernels import (
+    ALiBi,
+    Causal,
+    Chunked,
+    Dense,
+    DenseBias,
+    Lengths,
+    PrefixLM,
+    RelativeBias,
+    Segments,
+    Window,
+    attention,
+    explain,
+    paged_attention,
+    splash,
+)
+from zoo.kernels.attention import prepare
+from zoo.kernels.tiles import Grid
+
+BACKENDS = ("dense", "small_blocks")
+
+
+def qkv(length=24, num_keys=None, dtype=jnp.float32, heads=1):
+    rng = np.random.default_rng(0)
+    shape = (1, num_keys or length, heads, 8)
+    return tuple(jnp.asarray(rng.standard_normal(s), dtype) for s in ((1, length, heads, 8), shape, shape))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "int32", "uint32"])
+def test_ids_at_the_ends_of_their_type_are_ids_like_others(dtype, backend):
+    info = np.iinfo(dtype)
+    q, k, v = qkv()
+    for mine, other in ((0, info.max), (info.max, info.min), (info.max - 1, info.max), (info.min + 1, info.min)):
+        ids = jnp.asarray(np.repeat(np.array([[mine, other]], dtype), 12, axis=1))
+        moved = v.at[:, 12:].set(100.0)
+        before, after = (attention(q, k, x, mask=Segments(ids), backend=backend)[:, :12] for x in (v, moved))
+        np.testing.assert_array_equal(before, after)
+
+
+def test_ids_of_splash_may_be_those_of_its_padding():
+    """The library compares two ids alone: padding has ids of its own, which a document may have too."""
+    ids = jnp.asarray([[splash.OWN_Q, splash.OWN_KEY, 5, splash.OWN_Q]])
+    q, k, v = qkv(4)
+    absent = dict.fromkeys(("bias", "sinks", "scale", "softcap", "kv_positions", "dropout_rng"))
+    call, _ = prepare(q, k, v, **(absent | {"mask": Segments(ids), "q_offset": 0, "dropout_rate": 0.0}))
+    q_ids, kv_ids = splash.segment_ids(call, Grid.cut(4, 4, (8, 8)))
+    wanted = np.zeros((8, 8), bool)
+    wanted[:4, :4] = np.asarray(ids[0])[:, None] == np.asarray(ids[0])
+    found = np.asarray(q_ids[0])[:, None] == np.asarray(kv_ids[0])
+    np.testing.assert_array_equal(found[:4], wanted[:4])
+
+
+def test_ids_of_64_bits_are_told_apart_or_refused():
+    ids = np.array([[0, 2**32, 0, 2**32]])
+    q, k, v = qkv(4)
+    with pytest.raises(ValueError, match="some ids are larger"):
+        attention(q, k, v, mask=Segments(ids))
+    with pytest.raises(ValueError, match="no type holds ids of both int32 and uint32"):
+        attention(q, k, v, mask=Segments(ids.astype(np.int32), ids.astype(np.uint32)))
+    with jax.enable_x64(True):
+        for backend in BACKENDS:
+            found = attention(q, k, v, mask=Segments(jnp.asarray(ids)), backend=backend)
+            np.testing.assert_allclose(
+                found, attention(q, k, v, mask=Segments(np.array([[0, 1, 0, 1]])), backend=backend), atol=1e-6
+            )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_counts_beyond_int32_are_large_and_none_wraps(backend):
+    q, k, v = qkv()
+    whole = attention(q, k, v, backend=backend)
+    for mask in (
+        Lengths(kv=jnp.asarray([2**32 - 1], jnp.uint32)), Lengths(kv=2**40), Window(2**31 - 1, 2**31 - 1),
+        Window(2**40, None), Chunked(2**33), PrefixLM(jnp.asarray(2**32 - 1, jnp.uint32)), None,
+    ):  # fmt: skip
+        np.testing.assert_allclose(attention(q, k, v, mask=mask, backend=backend), whole, atol=1e-6)
+    least = jnp.asarray([-(2**31)], jnp.int32)
+    assert (attention(q, k, v, mask=Lengths(kv=least), backend=backend) == 0).all()
+    with pytest.raises(ValueError, match="positions lie between"):
+        attention(q, k, v, mask=Causal(), q_offset=2**40)
+    with pytest.raises(ValueError, match="positions lie between"):
+        attention(q, k, v, mask=Causal(), kv_positions=np.arange(24) + 2**32)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_second_derivatives_of_blocks_are_those_of_the_dense_backend(dtype):
+    q, k, v = qkv(40, dtype=dtype, heads=2)
+    tangents = qkv(40, dtype=dtype, heads=2)[::-1]
+
+    def product(backend):
+        def loss(*x):
+            return (attention(*x, mask=Causal(), backend=backend).astype(jnp.float32) ** 2).sum()
+
+        return jax.jit(lambda *x: jax.jvp(jax.grad(loss, (0, 1, 2)), x, tangents)[1])(q, k, v)
+
+    for found, wanted in zip(product("small_blocks"), product("dense"), strict=True):
+        found, wanted = (np.asarray(x, np.float64) for x in (found, wanted))
+        assert np.linalg.norm(found - wanted) < {"float32": 1e-5}.get(dtype, 5e-2) * np.linalg.norm(wanted)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("value", [-1e6, -1e8, -1e9, -1e10, -1e20, 1e9])
+def test_a_bias_that_moves_all_keys_alike_moves_no_gradient(value, backend):
+    q, k, v = qkv(20, 30)
+    gradient = jax.jit(
+        jax.grad(lambda bias, v: attention(q * 0, k, v, bias=DenseBias(bias), backend=backend).sum(), (0, 1))
+    )
+    found, wanted = (gradient(jnp.full((1, 1, 1, 30), x), v) for x in (value, 0.0))
+    np.testing.assert_allclose(found[1], wanted[1], rtol=1e-5)
+    np.testing.assert_allclose(found[0], wanted[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_of_padding_have_no_gradient_however_large_a_bias(backend):
+    q, k, v = qkv(21)
+    for bias in (ALiBi(jnp.array([-20.0])), DenseBias(jnp.full((1, 1, 1, 21), 95.0)),
+                 RelativeBias(jnp.full((4, 1), 200.0), max_distance=8)):  # fmt: skip
+        found = jax.grad(
+            lambda *x, bias=bias: attention(*x, mask=Causal(), bias=bias, backend=backend).sum(), (0, 1, 2)
+        )
+        assert all(np.isfinite(x).all() for x in found(q, k, v))
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "decode", "split_k"])
+def test_a_bias_of_minus_infinity_hides_under_a_soft_cap_too(backend):
+    q, k, v = qkv(3, 30)
+    seen = np.arange(30) % 3 > 0
+    for hidden in (-np.inf, np.finfo(np.float32).min):
+        bias = DenseBias(jnp.where(jnp.asarray(seen), 1.0, hidden)[None, None, None])
+        masked = {"bias": DenseBias(jnp.ones((1, 1, 1, 30))), "mask": Dense(jnp.asarray(seen)[None, None, None])}
+        found, wanted = (
+            jax.grad(lambda v, a=a: attention(q, k, v, softcap=5.0, backend=backend, **a).sum())(v)
+            for a in ({"bias": bias}, masked)
+        )
+        np.testing.assert_allclose(found, wanted, atol=1e-6)
+        assert (found[:, ~seen] == 0).all()
+
+
+def test_paged_attention_refuses_what_attention_refuses():
+    q, _, _ = qkv(1)
+    pages = jnp.ones((4, 4, 1, 8))
+    call = functools.partial(paged_attention, q, pages, pages, [[0, 1]], [8])
+    assert call(window=np.int64(3)).shape == q.shape and call(window=2**40).shape == q.shape
+    for options, message in (
+        ({"softcap": 0.0}, "above 0"), ({"softcap": -1.0}, "above 0"), ({"scale": float("nan")}, "finite"),
+        ({"softcap": jnp.asarray(3.0)}, "compiled in"), ({"scale": jnp.asarray(1.0)}, "compiled in"),
+        ({"window": -1}, "counts keys"), ({"window": jnp.asarray(3)}, "counts keys"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            call(**options)
+
+
+def test_a_chunk_of_a_prompt_over_pages_takes_little_memory():
+    """8 sequences of 512 queries and 32 heads: logits of 2,048 keys for all would be a gigabyte and more."""
+    shapes = [
+        jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((8, 512, 32, 64), (512, 16, 8, 64), (512, 16, 8, 64))
+    ]
+    table, lengths = jax.ShapeDtypeStruct((8, 256), jnp.int32), jax.ShapeDtypeStruct((8,), jnp.int32)
+    compiled = jax.jit(paged_attention).lower(*shapes, table, lengths).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 800e6
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "decode", "split_k"])
+def test_64_bit_mode_changes_nothing(backend):
+    q, k, v = qkv(3, 300)
+    arguments = {"mask": Causal() & Window(200, None), "q_offset": 290, "bias": ALiBi(jnp.ones(1))}
+    run = jax.grad(lambda *x: attention(*x, **arguments, backend=backend).sum(), (0, 1, 2))
+    wanted = run(q, k, v)
+    with jax.enable_x64(True):
+        for found, expected in zip(run(q, k, v), wanted, strict=True):
+            np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("backend", "length"), [("dense", 24), ("small_blocks", 24), ("decode", 2), ("split_k", 2)])
+def test_inside_a_shard_map_of_a_user_who_checks_what_varies(backend, length):
+    mesh = jax.make_mesh((2, 2), ("dp", "tp"), axis_types=(AxisType.Auto,) * 2)
+    rng = np.random.default_rng(0)
+    q, k, v = (
+        jnp.asarray(rng.standard_normal(s), jnp.float32) for s in ((4, length, 4, 8), (4, 24, 2, 8), (4, 24, 2, 8))
+    )
+    table, sinks, lengths = jnp.ones((8, 4)), jnp.ones(4), jnp.asarray([24, 3, 1, 0])
+
+    def run(q, k, v, lengths, table, sinks):
+        mask = Lengths(kv=lengths) & Causal()
+        return attention(q, k, v, mask=mask, bias=RelativeBias(table), sinks=sinks, q_offset=3, backend=backend)
+
+    heads = P("dp", None, "tp")
+    split = jax.shard_map(run, mesh=mesh, in_specs=(heads,) * 3 + (P("dp"), P(None, "tp"), P("tp")), out_specs=heads)
+    inputs = q, k, v, lengths, table, sinks
+    found, wanted = (
+        jax.jit(jax.value_and_grad(lambda *x, f=f: (f(*x) ** 2).sum(), (0, 1, 2, 4, 5)))(*inputs) for f in (split, run)
+    )
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-4, rtol=1e-5), found, wanted)
+
+
+def test_lists_and_structs_are_taken():
+    q, k, v = qkv(4)
+    for mask in (Segments([[0, 0, 1, 1]]), Dense([[True] * 4] * 4), Lengths(kv=[3])):
+        assert attention(q, k, v, mask=mask, bias=DenseBias([[0.0] * 4] * 4), sinks=[1.0]).shape == q.shape
+    struct = jax.ShapeDtypeStruct
+    text = explain(
+        *(struct(x.shape, x.dtype) for x in (q, k, v)), mask=Lengths(kv=struct((1,), jnp.int32)),
+        q_offset=struct((1,), jnp.int32), kv_positions=struct((1, 4), jnp.int32),
+    )  # fmt: skip
+    assert "runs on" in text
+    with pytest.raises(TypeError, match="explain takes no soft_cap"):
+        explain(q, k, v, soft_cap=3.0)
+    with pytest.raises(ValueError, match=r"float8_e4m3fn.*cast all three"):
+        attention(*(x.astype(jnp.float8_e4m3fn) for x in (q, k, v)))
