@@ -36,13 +36,13 @@ FAULTS = {
     ),
     "a window one key too wide": Fault(
         "zoo/kernels/masks.py",
-        "frame.query - np.int32(self.left)",
-        "frame.query - np.int32(self.left + 1)",
+        "frame.query - int32(self.left)",
+        "frame.query - int32(self.left + 1)",
         "tests/kernels/test_masks.py tests/kernels/test_attention.py",
     ),
     "segments that leak": Fault(
         "zoo/kernels/masks.py",
-        "        return (Clause(segments=((self.q_ids, self.q_ids if self.kv_ids is None else self.kv_ids),)),)",
+        "        return (Clause(segments=self.pairs),)",
         "        return (Clause(),)",
         "tests/kernels/test_masks.py tests/test_transformer.py",
     ),
