@@ -178,7 +178,7 @@ def _meet(function: str, a, b):
     return getattr(np if is_static(a, b) else jnp, function)(a, b)
 
 
-def int32(x) -> np.ndarray | jax.Array:
+def int32(x) -> Any:
     """Counts or positions of any integer type as int32; what lies beyond ±FAR becomes that. NumPy of NumPy.
 
     A plain conversion would wrap: the largest uint32 would become -1.
@@ -210,7 +210,7 @@ def _known_count(value):
     return int32(value) if isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.integer) else value
 
 
-def as_array(value):
+def as_array(value) -> Any:
     """What need not be an array yet (a list) as one, and anything else as it is."""
     return np.asarray(value) if type(value) in (list, tuple) else value
 
