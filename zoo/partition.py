@@ -1,8 +1,8 @@
 """How activations lie on the ambient mesh, where the compiler would not find it out by itself.
 
-Rows of the batch are split over the mesh axes of the batch, positions over `context`; widths are whole. From the
-parameters' shardings alone the partitioner sometimes concludes otherwise: what it reads from a table that `fsdp`
-splits by columns it splits by columns too. So the first activations are told, and the rest follows.
+Rows of the batch are split over the mesh axes of the batch, positions over that of the sequence; widths are whole.
+From the parameters' shardings alone the partitioner sometimes concludes otherwise: what it reads from a table that
+`fsdp` splits by columns it splits by columns too. So the first activations are told, and the rest follows.
 
 Without a mesh, and on axes that are manual or part of types, everything here is the identity. Attention lays out its
 own arguments: `zoo.kernels.sharding`.
@@ -13,9 +13,8 @@ from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Float
 
-from zoo.kernels.sharding import BATCH_AXES
+from zoo.kernels.axes import current_axes
 
-POSITION_AXIS = "context"
 _FREE = PartitionSpec.UNCONSTRAINED
 
 
@@ -31,7 +30,7 @@ def free_axes() -> dict[str, int]:
 def axes_of_rows(size: int) -> tuple[str, ...]:
     """The mesh axes that split a batch of this size."""
     axes, parts, free = [], 1, free_axes()
-    for name in BATCH_AXES:
+    for name in current_axes(free).batch:
         if name in free and size % (parts * free[name]) == 0:
             axes.append(name)
             parts *= free[name]
@@ -40,8 +39,9 @@ def axes_of_rows(size: int) -> tuple[str, ...]:
 
 def axis_of_positions(size: int) -> str | None:
     """The mesh axis that splits a sequence of this length; None: it is whole."""
-    parts = free_axes().get(POSITION_AXIS)
-    return None if parts is None or size % parts else POSITION_AXIS
+    free = free_axes()
+    axis = current_axes(free).sequence
+    return axis if axis in free and size % free[axis] == 0 else None
 
 
 def split_rows(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:

@@ -1,11 +1,13 @@
 """Calls at the ends of what arguments take, and inside transformations and environments of users."""
 
+import contextlib
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
@@ -22,11 +24,13 @@ from zoo.kernels import (
     Window,
     attention,
     explain,
+    mesh_axes,
     paged_attention,
     splash,
 )
 from zoo.kernels.attention import prepare
 from zoo.kernels.tiles import Grid
+from zoo.partition import split_rows
 
 BACKENDS = ("dense", "small_blocks")
 
@@ -203,6 +207,97 @@ def test_inside_a_shard_map_of_a_user_who_checks_what_varies(backend, length):
         jax.jit(jax.value_and_grad(lambda *x, f=f: (f(*x) ** 2).sum(), (0, 1, 2, 4, 5)))(*inputs) for f in (split, run)
     )
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-4, rtol=1e-5), found, wanted)
+
+
+def other_mesh(kind):
+    return jax.make_mesh((2, 2), ("dp", "tp"), axis_types=(kind,) * 2, devices=jax.devices()[:4])
+
+
+COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_mesh_of_other_names_is_refused_until_they_are_given(backend):
+    mesh, spec = other_mesh(AxisType.Auto), P("dp", None, "tp")
+    rng = np.random.default_rng(0)
+    inputs = [jnp.asarray(rng.standard_normal((4, 24, heads, 8)), jnp.float32) for heads in (4, 2, 2)]
+    wanted = attention(*inputs, backend=backend)
+    run = jax.jit(lambda *x: attention(*x, backend=backend), in_shardings=jax.NamedSharding(mesh, spec))
+    with jax.set_mesh(mesh):
+        with pytest.raises(ValueError, match="the mesh has the axes dp, tp, and none is one of data.*mesh_axes"):
+            run(*inputs)
+        with pytest.raises(ValueError, match="mesh_axes"):
+            split_rows(jnp.ones((4, 24, 8)))
+        with mesh_axes(batch="dp", heads="tp"):
+            text = run.lower(*inputs).compile().as_text()
+            assert not any(word in text for word in COLLECTIVES)
+            np.testing.assert_allclose(run(*inputs), wanted, atol=1e-6)
+        with mesh_axes(batch="dp", sequence="tp"):
+            out = jax.jit(lambda *x: attention(*x, backend=backend, context="ring"))(*inputs)
+            np.testing.assert_allclose(out, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("ambient", [False, True])
+def test_axes_that_are_part_of_types_need_no_names(backend, ambient):
+    mesh, spec = other_mesh(AxisType.Explicit), P("dp", None, "tp", None)
+    rng = np.random.default_rng(0)
+    inputs = [jnp.asarray(rng.standard_normal((4, 24, heads, 8)), jnp.float32) for heads in (4, 2, 2)]
+    wanted = attention(*inputs, mask=Causal(), backend=backend)
+    inputs = [jax.device_put(x, jax.NamedSharding(mesh, spec)) for x in inputs]
+    with jax.set_mesh(mesh) if ambient else contextlib.nullcontext():
+        out = attention(*inputs, mask=Causal(), backend=backend)
+        assert jax.typeof(out).sharding.spec == spec
+        np.testing.assert_allclose(out, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("sizes", ["b, 160, 2, 8", "2, t, 2, 8", "b, t, 2, 8"])
+def test_symbolic_sizes_are_exported(sizes):
+    shape = export.symbolic_shape(sizes)
+    run = lambda x: attention(x, x, x, mask=Causal() & Lengths(q=9), bias=ALiBi(jnp.ones(2)))  # noqa: E731
+    exported = export.export(jax.jit(run))(jax.ShapeDtypeStruct(shape, jnp.float32))
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 160, 2, 8)), jnp.float32)
+    np.testing.assert_allclose(exported.call(x), run(x), atol=1e-6)
+    with pytest.raises(ValueError, match="symbolic") if "t" in sizes else contextlib.nullcontext():
+        export.export(jax.jit(lambda x: attention(x, x, x, backend="blockwise")))(
+            jax.ShapeDtypeStruct(shape, jnp.float32)
+        )
+
+
+@pytest.mark.parametrize("backend", ["dense", "decode", "split_k", "auto"])
+def test_few_queries_have_derivatives_of_all_modes_and_orders(backend):
+    q, k, v = qkv(3, 30)
+    loss = lambda *x: (attention(*x, mask=Causal(), q_offset=20, backend=backend) ** 2).sum()  # noqa: E731
+    _, slope = jax.jvp(loss, (q, k, v), (q, k, v))
+    gradients = jax.grad(loss, (0, 1, 2))(q, k, v)
+    np.testing.assert_allclose(slope, sum((g * x).sum() for g, x in zip(gradients, (q, k, v), strict=True)), rtol=1e-5)
+    twice = jax.grad(lambda q: (jax.grad(loss)(q, k, v) * q).sum())(q)
+    forward = jax.jvp(jax.grad(lambda q: loss(q, k, v)), (q,), (q,))[1] + jax.grad(loss)(q, k, v)
+    np.testing.assert_allclose(twice, forward, atol=1e-4)
+
+
+def test_who_has_no_forward_mode_says_who_has():
+    q, k, v = qkv()
+    with pytest.raises(TypeError, match="backend='dense' has derivatives of all modes"):
+        jax.jvp(lambda q: attention(q, k, v, backend="small_blocks"), (q,), (q,))
+
+
+@pytest.mark.parametrize("backend", ["decode", "split_k", "small_blocks"])
+def test_a_mapped_step_runs_one_branch(backend):
+    """A cond over a mapped condition would become a select of both branches."""
+    q, k, v = (jnp.stack([x] * 3) for x in qkv(1, 600))
+    lengths = jnp.asarray([[5], [600], [0]])
+    step = lambda q, k, v, kv: attention(q, k, v, mask=Lengths(kv=kv), backend=backend)  # noqa: E731
+    mapped = jax.vmap(step)
+    found = mapped(q, k, v, lengths)
+    np.testing.assert_allclose(found, jnp.stack([step(*x) for x in zip(q, k, v, lengths, strict=True)]), atol=1e-6)
+    one, all_ = (
+        str(jax.make_jaxpr(f)(*x)).count("cond[")
+        for f, x in ((step, (q[0], k[0], v[0], lengths[0])), (mapped, (q, k, v, lengths)))
+    )
+    assert one == all_ > 0
+    spoilt = k.at[1, 0, 3, 0].set(jnp.nan)
+    assert np.isnan(mapped(q, spoilt, v, lengths)[1]).all() and np.isfinite(mapped(q, spoilt, v, lengths)[0]).all()
 
 
 def test_lists_and_structs_are_taken():

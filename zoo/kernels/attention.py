@@ -28,6 +28,7 @@ from zoo.kernels import (
     split_k,
     triton,
 )
+from zoo.kernels.axes import MeshAxes
 from zoo.kernels.bias import ALiBi, Bias, DenseBias, RelativeBias
 from zoo.kernels.call import DTYPES, Call, check_scale, check_softcap, mesh_axes_of, varying
 from zoo.kernels.context import MEETINGS
@@ -111,25 +112,37 @@ def attention(
       [B, T, N, Hv] in the dtype of v, or (that, log-sum-exp).
 
     Raises:
-      ValueError: arguments that do not fit together, or an explicit backend that cannot run them.
+      ValueError: arguments that do not fit together, an explicit backend that cannot run them, or a mesh whose axes
+        are all unknown (`mesh_axes`).
+      TypeError: a forward-mode derivative of a backend that has none. `dense`, `decode` and `split_k` have derivatives
+        of all modes and orders; the others gradients, and `blockwise` forward-mode derivatives of those.
     """
     call, rng = prepare(
         q, k, v, mask, bias, sinks, scale, softcap, q_offset, kv_positions, dropout_rng, dropout_rate, hidden_is_finite
     )
     if context not in MEETINGS:
         raise ValueError(f"context={context!r} is unknown; choose from {', '.join(MEETINGS)}")
-    out, lse = _run(call, rng, choose(sharding.piece(call, context), backend), context)
+    axes = sharding.axes_of(call)
+    chosen = choose(sharding.piece(call, context, axes), backend)
+    try:
+        out, lse = _run(call, rng, chosen, context, axes)
+    except TypeError as error:
+        if "forward-mode" not in str(error):
+            raise
+        raise TypeError(
+            f"backend={chosen!r} has no forward-mode derivative; backend='dense' has derivatives of all modes and orders"
+        ) from error
     return (out, lse) if return_lse else out
 
 
-@functools.partial(jax.jit, static_argnames=("backend", "context"))
-def _run(call: Call, rng: jax.Array | None, backend: str, context: str) -> tuple[jax.Array, jax.Array]:
+@functools.partial(jax.jit, static_argnames=("backend", "context", "axes"))
+def _run(call: Call, rng: jax.Array | None, backend: str, context: str, axes: MeshAxes) -> tuple[jax.Array, jax.Array]:
     if rng is not None:
         batch, _, _, num_heads, _ = call.sizes
         call = dataclasses.replace(call, dropout_seeds=dropout.seeds(rng, batch, num_heads))
     # Inside a user's shard_map some arrays differ between devices and some do not: backends see all alike.
     call = varying(call, mesh_axes_of(call))
-    return sharding.run(BACKENDS[backend].attend, call, context)
+    return sharding.run(BACKENDS[backend].attend, call, context, axes)
 
 
 def choose(call: Call, backend: str) -> str:
@@ -148,6 +161,8 @@ def choose(call: Call, backend: str) -> str:
 def refusal(backend: str, call: Call) -> str | None:
     """Why a backend cannot run a call on this machine; None when it can."""
     module, platform = BACKENDS[backend], jax.default_backend()
+    if _is_symbolic(call) and backend != "dense":
+        return "T or S is a symbolic size, and it cuts them into blocks; dense does not"
     if module.PLATFORM not in (None, platform):
         return f"it is made for a {module.PLATFORM.upper()}, and JAX runs on a {platform.upper()}"
     return module.supports(call)
@@ -156,6 +171,8 @@ def refusal(backend: str, call: Call) -> str | None:
 def _automatic(call: Call) -> tuple[str, str]:
     """The backend expected to be the fastest for these shapes, and why."""
     _, num_queries, num_keys, num_heads, _ = call.sizes
+    if _is_symbolic(call):
+        return "dense", f"T = {num_queries} and S = {num_keys} are not both known, and it cuts neither into blocks"
     order = PREFERENCE.get(jax.default_backend(), ("blockwise",))
     first = next(name for name in order if BACKENDS[name].supports(call) is None)
     if first == "decode":
@@ -165,6 +182,11 @@ def _automatic(call: Call) -> tuple[str, str]:
         return "dense", f"T x S = {num_queries * num_keys} logits a head are at most {limit}"
     reason = f"T x S = {num_queries * num_keys} logits a head are more than {limit}"
     return first, f"{reason}, and of {', '.join(order)} it is the first that takes the call"
+
+
+def _is_symbolic(call: Call) -> bool:
+    """Whether a length is a size of `jax.export.symbolic_shape`."""
+    return not all(isinstance(size, int) for size in call.sizes[1:3])
 
 
 @functools.cache
@@ -187,7 +209,7 @@ def explain(q, k, v, *, backend: str = "auto", context: Literal["gather", "ring"
         raise TypeError(f"explain takes no {', '.join(sorted(unknown))}; its arguments are those of attention")
     arguments.pop("return_lse", None)
     call, rng = prepare(q, k, v, **(defaults | arguments))
-    piece = sharding.piece(call, context)
+    piece = sharding.piece(call, context, sharding.axes_of(call))
     chosen = choose(piece, backend)
     reason = _automatic(piece)[1] if backend == "auto" else "asked for by name"
     batch, num_queries, num_keys, num_heads, num_kv_heads = call.sizes
@@ -311,8 +333,9 @@ def _check_offset(q_offset, batch: int, num_queries: int) -> tuple[jax.Array | N
         raise ValueError(
             f"q_offset is {array.dtype} of shape {jnp.shape(array)}; give an integer or integers [{batch}]"
         )
-    _check_range("q_offset", array, num_queries)
-    if isinstance(q_offset, int | np.integer) and num_queries >= STATIC_OFFSET_QUERIES:
+    length = num_queries if isinstance(num_queries, int) else 0
+    _check_range("q_offset", array, length)
+    if isinstance(q_offset, int | np.integer) and length >= STATIC_OFFSET_QUERIES:
         return None, int(q_offset)
     return int32(jnp.asarray(array)).reshape(-1), None
 

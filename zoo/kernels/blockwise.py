@@ -20,6 +20,7 @@ from zoo.kernels.call import (
     guard_nonfinite,
     mesh_axes_of,
     narrow,
+    of_all,
     varying,
     without_nonfinite,
 )
@@ -257,7 +258,7 @@ class Problem:
             return guarded(k, v)
         # To search every vector costs a CPU more than to lay out the blocks, and nearly always finds nothing.
         all_finite = jnp.isfinite(k.sum(dtype=self.accumulator) + v.sum(dtype=self.accumulator))
-        return lax.cond(all_finite, split, guarded, k, v)
+        return lax.cond(of_all(all_finite), split, guarded, k, v)
 
     def join_queries(self, x: jax.Array) -> jax.Array:
         """[B * K, N / K * I, block_q, …] -> [B, T, N, …]."""
@@ -274,7 +275,7 @@ class Problem:
 
 def _scan(function, inputs, carry):
     """`function(*x, carry) -> results, carry` of each x in turn, as `lax.scan` would, but for when room is made."""
-    num = len(jax.tree.leaves(inputs)[0])
+    num = jax.tree.leaves(inputs)[0].shape[0]
 
     def pick(i):
         return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, keepdims=False), inputs)

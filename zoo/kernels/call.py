@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zoo.kernels.bias import Bias
-from zoo.kernels.masks import Clause, Frame, Mask, normalise
+from zoo.kernels.masks import Clause, Frame, Mask, indices, normalise
 
 LOWEST = -1e30
 """Stands for -inf where a difference of infinities would be NaN."""
@@ -77,7 +77,7 @@ class Call:
     def frame(self) -> Frame:
         """Positions of rows and columns; in NumPy where known."""
         _, num_queries, num_keys, _, _ = self.sizes
-        rows = np.arange(num_queries, dtype=np.int32)[None]
+        rows = indices(num_queries)[None]
         query = rows + (np.int32(self.static_offset) if self.q_offset is None else self.q_offset[:, None])
         return Frame(query=query, key=self.kv_positions, num_keys=num_keys)
 
@@ -106,6 +106,20 @@ def varying(x, axes: frozenset[str]):
         return jax.lax.pcast(jnp.asarray(leaf), tuple(sorted(missing)), to="varying") if missing else leaf
 
     return jax.tree.map(mark, x) if axes else x
+
+
+@jax.custom_batching.custom_vmap
+def of_all(holds: jax.Array) -> jax.Array:
+    """A condition, bool []; under `jax.vmap` whether it holds of all, so that a `cond` on it runs one branch, not both.
+
+    For branches of which one is right wherever it holds, and the other always.
+    """
+    return holds
+
+
+@of_all.def_vmap
+def _of_all_batched(axis_size, in_batched, holds):
+    return of_all(holds.all()), False
 
 
 def check_scale(scale, head_size: int) -> float:

@@ -30,7 +30,6 @@ from zoo.kernels.masks import And, Causal, Chunked, Clause, Dense, Full, Lengths
 from zoo.kernels.merging import add_sinks, merge, merge_devices
 from zoo.kernels.schedule import live_pairs, pad_clause
 
-AXIS = "context"
 MEETINGS = ("gather", "ring")
 
 Attend = Callable[[Call], tuple[jax.Array, jax.Array]]
@@ -44,7 +43,8 @@ class Split:
     """How the sequence of one call lies on the devices.
 
     Attributes:
-      num_shards: C, the devices.
+      axis: the mesh axis.
+      num_shards: C, its devices.
       rows, keys: whether queries, and whether keys are split.
       ring: whether keys travel in a ring, rather than be gathered.
       num_runs: runs of rows a device works on: 2 where the mask is skewed, else 1.
@@ -52,6 +52,7 @@ class Split:
         then kernels whose masks are compiled in can run the ring.
     """
 
+    axis: str
     num_shards: int
     rows: bool
     keys: bool
@@ -60,7 +61,7 @@ class Split:
     aligned: bool
 
     @classmethod
-    def of(cls, call: Call, num_shards: int, meeting: str) -> "Split | None":
+    def of(cls, call: Call, axis: str, num_shards: int, meeting: str) -> "Split | None":
         """The split of a call; None where neither length divides."""
         _, num_queries, num_keys, num_heads, num_kv_heads = call.sizes
         keys = num_keys % num_shards == 0
@@ -73,7 +74,9 @@ class Split:
         balanced = rows and _is_skewed(call) and all(length % (2 * num_shards) == 0 for length in lengths)
         aligned = ring and num_queries == num_keys and _is_causal(call)
         num_runs = 2 if balanced else 1
-        return cls(num_shards=num_shards, rows=rows, keys=keys, ring=ring, num_runs=num_runs, aligned=aligned)
+        return cls(
+            axis=axis, num_shards=num_shards, rows=rows, keys=keys, ring=ring, num_runs=num_runs, aligned=aligned
+        )
 
     def piece(self, call: Call) -> Call:
         """The shapes of the calls that devices make, by which a backend is chosen."""
@@ -175,23 +178,23 @@ def _limits(mask: Mask) -> tuple[bool, bool]:
 def run(attend: Attend, split: Split, call: Call) -> tuple[jax.Array, jax.Array]:
     """One device's part of a call, inside a shard_map: rows and keys are its own, all else as `crop` takes it."""
     if not split.rows:
-        return _run_own_keys(attend, call)
+        return _run_own_keys(attend, split, call)
     return _run_ring(attend, split, call) if split.ring else _run_all_keys(attend, split, call)
 
 
-def _run_own_keys(attend: Attend, call: Call) -> tuple[jax.Array, jax.Array]:
+def _run_own_keys(attend: Attend, split: Split, call: Call) -> tuple[jax.Array, jax.Array]:
     """All rows against the device's keys, then merged."""
-    start = lax.axis_index(AXIS) * call.sizes[2]
+    start = lax.axis_index(split.axis) * call.sizes[2]
     out, lse = attend(crop(dataclasses.replace(call, sinks=None), call.q, call.k, call.v, 0, start))
-    out, lse = add_sinks(*merge_devices(out.astype(call.accumulator), lse, AXIS), call.sinks)
+    out, lse = add_sinks(*merge_devices(out.astype(call.accumulator), lse, split.axis), call.sinks)
     return out.astype(call.v.dtype), lse
 
 
 def _run_all_keys(attend: Attend, split: Split, call: Call) -> tuple[jax.Array, jax.Array]:
     """The device's rows against all keys."""
-    k, v = (lax.all_gather(x, AXIS, axis=1, tiled=True) if split.keys else x for x in (call.k, call.v))
+    k, v = (lax.all_gather(x, split.axis, axis=1, tiled=True) if split.keys else x for x in (call.k, call.v))
     q = _exchange(split, call.q)
-    starts = split.starts(lax.axis_index(AXIS), q.shape[2])
+    starts = split.starts(lax.axis_index(split.axis), q.shape[2])
     parts = [attend(crop(call, q[i], k, v, starts[i], 0)) for i in range(split.num_runs)]
     out, lse = (_restore(split, jnp.stack(x)) for x in zip(*parts, strict=True))
     return out, lse
@@ -201,8 +204,10 @@ def _exchange(split: Split, x: jax.Array) -> jax.Array:
     """The device's run of [B, T, …] -> the runs that it works on, [num_runs, B, T / num_runs, …]."""
     if split.num_runs == 1:
         return x[None]
-    first, second = (lax.ppermute(part, AXIS, _home(split, side)) for side, part in enumerate(jnp.split(x, 2, axis=1)))
-    odd = lax.axis_index(AXIS) % 2 == 1
+    first, second = (
+        lax.ppermute(part, split.axis, _home(split, side)) for side, part in enumerate(jnp.split(x, 2, axis=1))
+    )
+    odd = lax.axis_index(split.axis) % 2 == 1
     return jnp.stack([jnp.where(odd, second, first), jnp.where(odd, first, second)])
 
 
@@ -210,10 +215,12 @@ def _restore(split: Split, x: jax.Array) -> jax.Array:
     """The inverse of `_exchange`."""
     if split.num_runs == 1:
         return x[0]
-    odd = lax.axis_index(AXIS) % 2 == 1
+    odd = lax.axis_index(split.axis) % 2 == 1
     sides = jnp.where(odd, x[1], x[0]), jnp.where(odd, x[0], x[1])
     moves = ([(after, before) for before, after in _home(split, side)] for side in range(2))
-    return jnp.concatenate([lax.ppermute(part, AXIS, move) for part, move in zip(sides, moves, strict=True)], axis=1)
+    return jnp.concatenate(
+        [lax.ppermute(part, split.axis, move) for part, move in zip(sides, moves, strict=True)], axis=1
+    )
 
 
 def _home(split: Split, side: int) -> list[tuple[int, int]]:
@@ -246,7 +253,7 @@ class Ring:
 
     def step(self, visit, step, carry, inputs, rest: Call):
         """Fold `visit(carry, row, key, piece)` over the pairs of a run of rows and a visiting run of keys."""
-        index, shards, runs = lax.axis_index(AXIS), self.split.num_shards, self.split.num_runs
+        index, shards, runs = lax.axis_index(self.split.axis), self.split.num_shards, self.split.num_runs
         q, k, v, bias = inputs
         row_starts = self.split.starts(index, q.shape[2])
         key_starts = self.split.starts((index - step) % shards, k.shape[2])
@@ -271,8 +278,8 @@ class Ring:
 
     def forward(self, x):
         """What this device holds, sent to the next."""
-        shards = self.split.num_shards
-        return jax.tree.map(lambda x: lax.ppermute(x, AXIS, [(i, (i + 1) % shards) for i in range(shards)]), x)
+        axis, shards = self.split.axis, self.split.num_shards
+        return jax.tree.map(lambda x: lax.ppermute(x, axis, [(i, (i + 1) % shards) for i in range(shards)]), x)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

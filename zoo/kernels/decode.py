@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from zoo.kernels import dense
-from zoo.kernels.call import Call
+from zoo.kernels.call import Call, of_all
 
 # Beyond this many rows (T * N) arithmetic shows, by measurement on CPUs.
 MAX_ROWS = 64
@@ -48,8 +48,8 @@ def _attend(call: Call) -> tuple[jax.Array, jax.Array]:
     sizes = (num_keys,) if allowed is None else prefixes(num_keys)
     if len(sizes) == 1:
         return _attend_first(num_keys, call, bias, allowed)
-    end = jnp.where(allowed.any((0, 1, 2)), jnp.arange(1, num_keys + 1, dtype=jnp.int32), 0).max()
-    enough = sum((end > size).astype(jnp.int32) for size in sizes[:-1])
+    seen = allowed.any((0, 1, 2))
+    enough = sum((~of_all(~seen[size:].any())).astype(jnp.int32) for size in sizes[:-1])
     return lax.switch(enough, [partial(_attend_first, size) for size in sizes], call, bias, allowed)
 
 

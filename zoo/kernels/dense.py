@@ -8,11 +8,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from zoo.kernels import dropout, masks
 from zoo.kernels.bias import DenseBias, toeplitz
-from zoo.kernels.call import LOWEST, Call, is_finite, mesh_axes_of, varying, without_nonfinite
+from zoo.kernels.call import LOWEST, Call, is_finite, mesh_axes_of, of_all, varying, without_nonfinite
 
 PLATFORM = None
 """Runs on any."""
@@ -44,22 +43,19 @@ def stands_in(fast: Callable[[Call], tuple[jax.Array, jax.Array]]):
     """A backend for few queries from one in which NaN spreads, be it masked or another head's.
 
     Where any came out, and only then, `attend` sorts out which rows truly see it: a check beforehand would read the
-    cache twice. Where the caller vouches for what is hidden, all that came out is seen. Gradients are its own too: of
-    single steps they are rare, and they keep clear of NaN.
+    cache twice. Where the caller vouches for what is hidden, all that came out is seen. Derivatives are its own too, of
+    any order: of single steps they are rare, and they keep clear of NaN.
     """
 
-    @jax.custom_vjp
+    @jax.custom_jvp
     @functools.wraps(fast)
     def either(call: Call) -> tuple[jax.Array, jax.Array]:
         out, lse = fast(call)
         if call.hidden_is_finite:
             return out, lse
-        return jax.lax.cond(jnp.isfinite(out).all(), lambda call: (out, lse), attend, call)
+        return jax.lax.cond(of_all(jnp.isfinite(out).all()), lambda call: (out, lse), attend, call)
 
-    def backward(call: Call, cotangents):
-        return jax.vjp(attend, call)[1](cotangents)
-
-    either.defvjp(lambda call: (either(call), call), backward)
+    either.defjvp(lambda primals, tangents: (either(*primals), jax.jvp(attend, primals, tangents)[1]))
     return either
 
 
@@ -112,7 +108,7 @@ def _sees_nonfinite(call: Call) -> jax.Array:
     # Nearly always there is none, and then no pass over T x S is spent on it.
     all_finite = jnp.isfinite(sum(x.sum(dtype=call.accumulator) for x in (call.q, call.k, call.v)))
     none = varying(jnp.zeros((batch, num_queries, num_heads), bool), mesh_axes_of(call.q))
-    return jax.lax.cond(all_finite, lambda: none, search)
+    return jax.lax.cond(of_all(all_finite), lambda: none, search)
 
 
 def masked_logits(products: jax.Array, call: Call) -> jax.Array:
@@ -166,5 +162,5 @@ def evaluate_bias(call: Call) -> jax.Array:
 def diagonals(call: Call) -> jax.Array:
     """A structured bias at each key - query distance, ascending, float32 [B or 1, N, T + S - 1]."""
     frame, (_, num_queries, num_keys, _, _) = call.frame(), call.sizes
-    relative = np.arange(num_queries + num_keys - 1, dtype=np.int32)[None] - frame.query[:, -1:]
+    relative = masks.indices(num_queries + num_keys - 1)[None] - frame.query[:, -1:]
     return jnp.moveaxis(call.bias.evaluate(relative), 0, 1)

@@ -90,7 +90,7 @@ class Frame:
     @property
     def key_positions(self) -> np.ndarray | jax.Array:
         """Positions of the keys, [B or 1, S]."""
-        return np.arange(self.num_keys, dtype=np.int32)[None] if self.key is None else self.key
+        return indices(self.num_keys)[None] if self.key is None else self.key
 
 
 @_pytree()
@@ -176,6 +176,11 @@ def _meet(function: str, a, b):
     if a is None or b is None:
         return b if a is None else a
     return getattr(np if is_static(a, b) else jnp, function)(a, b)
+
+
+def indices(count) -> Any:
+    """0, 1, … count - 1 as int32: in NumPy, or of a symbolic size in JAX."""
+    return (np if isinstance(count, int) else jnp).arange(count, dtype=np.int32)
 
 
 def int32(x) -> Any:
@@ -297,8 +302,8 @@ class Lengths(Mask):
     def clauses(self, frame):
         clause = Clause()
         if self.q is not None:
-            length, rows = _per_batch(self.q), np.arange(frame.query.shape[1], dtype=np.int32)[None]
-            where = np.where if is_static(length) else jnp.where
+            length, rows = _per_batch(self.q), indices(frame.query.shape[1])[None]
+            where = np.where if is_static(length, rows) else jnp.where
             clause = clause.meet(Clause(high=where(rows < length, FAR, -FAR)))
         if self.kv is not None:
             length = _per_batch(self.kv)
