@@ -224,7 +224,7 @@ def test_a_mesh_of_other_names_is_refused_until_they_are_given(backend):
     wanted = attention(*inputs, backend=backend)
     run = jax.jit(lambda *x: attention(*x, backend=backend), in_shardings=jax.NamedSharding(mesh, spec))
     with jax.set_mesh(mesh):
-        with pytest.raises(ValueError, match="the mesh has the axes dp, tp, and none is one of data.*mesh_axes"):
+        with pytest.raises(ValueError, match=r"the mesh has the axes dp, tp, and none is one of data.*mesh_axes"):
             run(*inputs)
         with pytest.raises(ValueError, match="mesh_axes"):
             split_rows(jnp.ones((4, 24, 8)))

@@ -130,7 +130,7 @@ def attention(
         if "forward-mode" not in str(error):
             raise
         raise TypeError(
-            f"backend={chosen!r} has no forward-mode derivative; backend='dense' has derivatives of all modes and orders"
+            f"backend={chosen!r} has no forward-mode derivative; backend='dense' has derivatives of all modes"
         ) from error
     return (out, lse) if return_lse else out
 
