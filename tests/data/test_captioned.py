@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from zoo.data import DataConfig, open_dataset
-from zoo.data.pictures import square
+from zoo.data.pictures import open_picture, square
 from zoo.data.sources import read_field
 
 
@@ -44,6 +44,46 @@ def test_pictures_and_captions_belong_together(folder, kind):
         assert (square(example["image"], 4) == level * 10).all()
     again = open_path(folder)[1]
     assert [example["caption"] for example in again] == [example["caption"] for example in validation]
+
+
+def test_photos_that_lie_on_their_side_are_put_upright(folder):
+    """As telephones store them: the pixels one way, and which way is up in the EXIF data."""
+    levels = np.zeros((40, 60, 3), np.uint8)
+    levels[:, :20] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the first row is the right side
+    Image.fromarray(levels).save(folder / "3.jpg", exif=exif, quality=95)
+    write_metadata(folder, file_name="3.jpg")
+    (folder / "3.png").unlink()
+    picture = next(e["image"] for split in open_path(folder) for e in split if e["name"] == "3.jpg").convert("RGB")
+    assert picture.size == (40, 60) and open_picture(folder / "3.jpg").size == (40, 60)
+    for whole in (picture, open_picture(folder / "3.jpg")):
+        assert np.asarray(whole)[:15].min() > 200 and np.asarray(whole)[25:].max() < 50
+    assert square(Image.open(folder / "3.jpg"), 40)[0, :5].min() > 200
+
+
+def test_pictures_with_classes_need_no_captions(folder):
+    rows = [{"file_name": f"{row}.png", "label": "dark" if row < 10 else "bright"} for row in range(20)]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    dataset = open_dataset(DataConfig(path=str(folder), validation_fraction=0.2))
+    assert dataset.classes("label") == ("bright", "dark")
+    assert {row["label"] for row in dataset.split("validation")} <= {"bright", "dark"}
+
+
+@pytest.mark.parametrize("is_split", [False, True])
+def test_a_folder_a_class(folder, is_split):
+    for row in range(20):
+        parts = ("validation" if row % 5 == 0 else "train") if is_split else "", "dark" if row < 10 else "bright"
+        place = folder.joinpath(*filter(None, parts))
+        place.mkdir(parents=True, exist_ok=True)
+        (folder / f"{row}.png").rename(place / f"{row}.png")
+    train, validation = open_path(folder)
+    found = {row["name"]: row["label"] for row in [*train, *validation]}
+    assert found == {f"{label}/{row}.png": label for row in range(20) for label in ["dark" if row < 10 else "bright"]}
+    assert len(validation) == 4 if is_split else 0 < len(validation) < 10
+    (folder / ("train" if is_split else "") / "stray.png").write_bytes(next(folder.rglob("3.png")).read_bytes())
+    with pytest.raises(ValueError, match=r"stray.png' has neither caption nor class: write metadata.jsonl, or put"):
+        open_path(folder)
 
 
 def test_split_folders_and_other_keys(folder):

@@ -46,6 +46,49 @@ def public(tmp_path_factory):
     return str(directory)
 
 
+LABELS = {
+    "missing": ([{"text": "x"}], "line 61 has 'label': None; give the name of its class, or a number from 0"),
+    "null": ([{"text": "x", "label": None}], "line 61 has 'label': None; give the name"),
+    "a list": ([{"text": "x", "label": ["a"]}], r"line 61 has 'label': \['a'\]; give the name"),
+    "not a number": ([{"text": "x", "label": float("nan")}], "line 61 has 'label': nan; give the name"),
+    "a truth": ([{"text": "x", "label": True}], "line 61 has 'label': True; give the name"),
+    "another kind": ([{"text": "x", "label": 1}], "give one kind"),
+    "one thousand more": (
+        [{"text": f"y {i}", "label": f"n {i}"} for i in range(1200)],
+        "has 1,.* different classes in",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LABELS)
+def test_a_row_whose_class_cannot_be_read_is_named_by_its_line(tmp_path, case):
+    rows, message = LABELS[case]
+    rows = [{"text": f"text {i}", "label": "ab"[i % 2]} for i in range(60)] + rows
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(ValueError, match=message):
+        open_path(tmp_path / "a.jsonl").classes("label")
+
+
+@pytest.mark.parametrize(
+    ("held_out", "message"),
+    [
+        ("c", "validation.jsonl' line 1 is held out and has 'label': 'c', a class that no row of train has"),
+        (0, "validation.jsonl' line 1 has 'label': 0, and .*train.jsonl' line 1 has 'a': give one kind"),
+    ],
+)
+def test_classes_of_held_out_rows_are_those_of_train(tmp_path, held_out, message):
+    (tmp_path / "train.jsonl").write_text("\n".join(json.dumps({"text": c, "label": c}) for c in "abab"))
+    (tmp_path / "validation.jsonl").write_text(json.dumps({"text": "x", "label": held_out}))
+    with pytest.raises(ValueError, match=message):
+        open_path(tmp_path).classes("label")
+
+
+def test_numbers_that_do_not_begin_at_0_are_named(tmp_path):
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": f"{i}", "label": 1 + i % 5}) for i in range(60)))
+    with pytest.raises(ValueError, match="'label' has 5 numbers from 1 to 5: number classes from 0, or name them"):
+        open_path(tmp_path / "a.jsonl").classes("label")
+
+
 class TestNames:
     @pytest.mark.parametrize("name", ["public_toy", "public_toy/plain", "public_toy/plain:2.1.0", "public_toy:2.*.*"])
     def test_a_prepared_set_opens_by_name(self, public, name):
@@ -185,6 +228,42 @@ class TestFiles:
         dataset = open_path(tmp_path)
         assert [e["text"] for e in dataset.split("train")] == ["a", "b"]
         assert [e["text"] for e in dataset.split("validation")] == ["c\n"]
+
+    @pytest.mark.parametrize("kind", ["txt", "jsonl"])
+    def test_split_folders_stay_apart(self, tmp_path, kind):
+        for split in ("train", "validation", "test"):
+            (tmp_path / split).mkdir()
+            for part in range(3):
+                text = f"{split} {part}"
+                content = text if kind == "txt" else "".join(json.dumps({"text": f"{text} {i}"}) + "\n" for i in "ab")
+                (tmp_path / split / f"part-{part}.{kind}").write_text(content)
+        dataset = open_path(tmp_path)
+        for split in ("train", "validation"):
+            found = [e["text"] for e in examples(dataset.split(split))]
+            parts = [f"{split} {part}" for part in range(3)]
+            assert sorted(found) == (parts if kind == "txt" else [f"{part} {i}" for part in parts for i in "ab"])
+        (tmp_path / "validation").rename(tmp_path / "val")
+        with pytest.raises(ValueError, match="holds the folders train and val and test: call what is held out"):
+            open_path(tmp_path)
+
+    def test_a_folder_of_tables_is_their_lines(self, tmp_path):
+        for part in range(4):
+            rows = [json.dumps({"text": f"{part} {i}"}) for i in range(10)]
+            (tmp_path / f"part-{part}.JSONL").write_text("\n".join(rows))
+        dataset = open_path(tmp_path)
+        found = examples(dataset.split("train")) + examples(dataset.split("validation"))
+        assert sorted(e["text"] for e in found) == sorted(f"{part} {i}" for part in range(4) for i in range(10))
+        (tmp_path / "notes.txt").write_text("what these are")
+        with pytest.raises(ValueError, match=r"holds both part-0.JSONL, whose lines are examples, and notes.txt"):
+            open_path(tmp_path)
+
+    def test_a_program_s_source_may_hold_json_and_folders_of_any_name(self, tmp_path):
+        for name in ("test/a.py", "package.json", "src/b.py"):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text(f'{{"name": "{name}"}}')
+        dataset = open_path(tmp_path)
+        found = examples(dataset.split("train")) + examples(dataset.split("validation"))
+        assert sorted(e["name"] for e in found) == ["package.json", "src/b.py", "test/a.py"]
 
     def test_the_split_is_by_the_text_alone(self, tmp_path):
         rows = [json.dumps({"text": f"document {i % 80}", "n": i}) for i in range(200)]

@@ -63,6 +63,10 @@ BAD = {
         question(1, question=" "),
         r"\[0\]\.qas\[1\] \(id 'q1-0', line \d+\) has a blank 'question'",
     ),
+    "has no answers": (
+        {"id": "q1", "question": "Where?", "answer": "Zürich"},
+        "has no 'answers'; give a list of .*or 'is_impossible': true",
+    ),
     "says no": (question(1, is_impossible=True), "has is_impossible=True and 1 answers; one of them is wrong"),
     "says yes": (question(1, "", is_impossible=False), "has is_impossible=False and 0 answers"),
     "is there twice": (question(0), r"data\[0\]\.paragraphs\[0\]\.qas\[1\].* has the id of .*qas\[0\]"),

@@ -79,6 +79,22 @@ def test_scores_from_their_definitions():
     assert scores["mcc"] == pytest.approx(100 * (2 * 1 - 1 * 1) / (3 * 3 * 2 * 2) ** 0.5)
 
 
+@pytest.mark.parametrize("num_classes", [1, 2, 5])
+def test_scores_are_those_of_scikit_learn(num_classes):
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+    rng = np.random.default_rng(num_classes)
+    for size in (1, 30):
+        guesses, wanted = rng.integers(0, num_classes, (2, size))
+        scores = score_classes(guesses, wanted)
+        assert scores["accuracy"] == pytest.approx(100 * accuracy_score(wanted, guesses))
+        assert scores["f1"] == pytest.approx(100 * f1_score(wanted, guesses, average="macro"))
+        assert scores["mcc"] == pytest.approx(100 * matthews_corrcoef(wanted, guesses))
+        if num_classes == 2:
+            one = score_classes(guesses, wanted, f1_class=1)["f1"]
+            assert one == pytest.approx(100 * f1_score(wanted, guesses, zero_division=0))
+
+
 def test_training_rows_have_their_own_labels(tokenizer):
     task = make(tokenizer)
     iterator = task.batches("train")

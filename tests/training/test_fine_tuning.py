@@ -15,8 +15,9 @@ from rich.console import Console
 import zoo
 from zoo import cli
 from zoo.config import ClassifierHead
-from zoo.data import DataConfig, TokenizerConfig
+from zoo.data import DataConfig, TokenizerConfig, open_dataset
 from zoo.recipes.classify import classify_tiny
+from zoo.recipes.gpt import gpt_tiny
 from zoo.recipes.job import train_and_report
 from zoo.recipes.preparation import prepare
 from zoo.recipes.run import Run
@@ -263,8 +264,6 @@ def test_what_cannot_train_is_refused(message, bert, words, tmp_path):
 
 
 def test_other_checkpoints_are_refused(words, bert, tmp_path):
-    from zoo.data import open_dataset
-
     t5 = write_checkpoint(tmp_path / "t5", "t5", "seq2seq_lm")
     for checkpoint, message in (
         (t5, "is an encoder-decoder and this task reads"),
@@ -279,6 +278,14 @@ def test_other_checkpoints_are_refused(words, bert, tmp_path):
     (broken / "config.json").write_text(fields)
     run = plan(tmp_path / "run", words, checkpoint=str(broken))
     with pytest.raises(CheckpointError, match="zoo has no use for"):
+        begin(run, open_dataset(run.data))
+
+
+def test_an_encoder_is_no_start_of_next_token_training(words, tmp_path):
+    """Each token would see the one that it is to guess: a perplexity near 1 that means nothing."""
+    bert = write_checkpoint(tmp_path / "bert", "bert", "masked_lm")
+    run = replace(gpt_tiny(), init=InitConfig(checkpoint=str(bert)), data=DataConfig(path=str(words)))
+    with pytest.raises(ValueError, match="is an encoder, in which each token sees the one that it is to guess"):
         begin(run, open_dataset(run.data))
 
 

@@ -78,6 +78,31 @@ def test_signal_saves_and_the_next_call_goes_on(whole, tmp_path, capfd, interrup
     assert (tmp_path / "metrics.csv").read_bytes() == (folder / "metrics.csv").read_bytes()
 
 
+class Failing(Counting):
+    """Its evaluation fails once as many have been made."""
+
+    def __init__(self, after):
+        super().__init__()
+        self.left = after
+
+    def evaluate(self, apply, params):
+        if self.left == 0:
+            raise KeyError("a class that only held-out rows have")
+        self.left -= 1
+        return super().evaluate(apply, params)
+
+
+@pytest.mark.parametrize("after", [0, 2])
+def test_an_evaluation_that_fails_costs_no_training(whole, tmp_path, after):
+    """Neither between two checkpoints nor at the last step."""
+    folder, state = whole
+    with pytest.raises(KeyError, match="only held-out rows"):
+        run_toy(tmp_path, task=Failing(after))
+    assert load_params(tmp_path)[1] == (5 if after == 0 else 12)
+    assert_same_bits(run_toy(tmp_path), state)
+    assert (tmp_path / "metrics.csv").read_bytes() == (folder / "metrics.csv").read_bytes()
+
+
 def test_metrics_hold_every_step_and_only_what_steps_compute(whole):
     folder, _ = whole
     rows = read_metrics(folder / "metrics.csv")

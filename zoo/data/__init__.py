@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from zoo.data.baselines import ngram_bits_per_byte, unigram_cross_entropy, xz_bits_per_byte
-    from zoo.data.batches import label_batches, packed_batches, pair_batches, row_batches, scored_windows
+    from zoo.data.batches import class_number, label_batches, packed_batches, pair_batches, row_batches, scored_windows
     from zoo.data.config import DataConfig, TokenizerConfig
     from zoo.data.sources import Dataset, open_dataset, read_texts
     from zoo.data.tokenizer import TextTokenizer, Tokenizer, fit_tokenizer, train_tokenizer
@@ -26,6 +26,7 @@ _HOME = {
     "Tokenizer": "tokenizer",
     "TokenizerConfig": "config",
     "fit_tokenizer": "tokenizer",
+    "class_number": "batches",
     "label_batches": "batches",
     "ngram_bits_per_byte": "baselines",
     "open_dataset": "sources",
@@ -45,6 +46,7 @@ __all__ = [
     "TextTokenizer",
     "Tokenizer",
     "TokenizerConfig",
+    "class_number",
     "fit_tokenizer",
     "label_batches",
     "ngram_bits_per_byte",

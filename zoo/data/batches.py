@@ -350,16 +350,19 @@ def label_batches(
     source: Source, encode: Encode, *, classes: Sequence[str], label_key: str = "label", **options: Any
 ) -> Iterator[Batch]:
     """`row_batches` of examples with their classes, int32 "labels" [B]; labels are numbers, or names of `classes`."""
-    numbers = {name: number for number, name in enumerate(classes)}
 
     def label(example: dict[str, Any]) -> Batch:
-        given = example[label_key]
-        number = numbers.get(given) if isinstance(given, str) else int(given)
-        if number is None or not 0 <= number < len(classes):
-            raise ValueError(f"an example has the {label_key} {given!r}; the classes are {', '.join(classes)}")
-        return encode(example) | {"labels": np.asarray(number, np.int32)}
+        return encode(example) | {"labels": np.asarray(class_number(example[label_key], classes), np.int32)}
 
     return row_batches(source, label, **options)
+
+
+def class_number(label: Any, classes: Sequence[str]) -> int:
+    """The number of a class, which a label is, or names. ValueError for any other label."""
+    number = classes.index(label) if label in classes else -1 if isinstance(label, str) else int(label)
+    if not 0 <= number < len(classes):
+        raise ValueError(f"an example has the class {label!r}; the classes are {', '.join(classes)}")
+    return number
 
 
 def _cut(tokens: np.ndarray, length: int) -> np.ndarray:

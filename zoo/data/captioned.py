@@ -1,9 +1,10 @@
 """A folder of pictures with captions: beside them a metadata.jsonl, as image folders have it, or a captions.tsv.
 
 A line of metadata.jsonl is a JSON object with the picture's `file_name`, relative to the folder, its caption, and what
-other fields there are; a line of captions.tsv is a file name, one tab, and the caption. A folder may hold train and
-validation folders instead, each with its own. All lines are checked when the folder is opened, and that each picture is
-one by its first bytes; pictures are decoded as they are needed.
+other fields there are; a line of captions.tsv is a file name, one tab, and the caption. Pictures with classes need no
+captions, and neither file where a folder of each class holds its pictures. A folder may hold train and validation
+folders instead, each with its own. All lines are checked when the folder is opened, and that each picture is one by its
+first bytes; pictures are decoded as they are needed.
 """
 
 import json
@@ -15,10 +16,13 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from zoo.data.config import DataConfig
+from zoo.data.pictures import upright
 
 Example = dict[str, Any]
 
 _FILES = ("metadata.jsonl", "captions.tsv")
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+"""Names of files that are pictures end so."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class PictureFile:
         """The decoded picture. ValueError, with the line that names it, for one that cannot be read."""
         try:
             with Image.open(self.path) as picture:
-                return picture.convert(mode)
+                return upright(picture).convert(mode)
         except (OSError, SyntaxError) as error:  # Pillow's decoders raise either
             raise ValueError(f"{self.where}: the picture {str(self.path)!r} cannot be read: {error}") from None
 
@@ -73,6 +77,25 @@ def read_captions(file: Path, config: DataConfig) -> list[Example]:
     return examples
 
 
+def find_classes(folder: Path, paths: list[Path], config: DataConfig) -> list[Example]:
+    """The pictures of a folder that holds one folder a class; empty unless all of the paths are pictures.
+
+    ValueError for pictures that lie in no folder of a class.
+    """
+    if not paths or any(path.suffix.lower() not in _SUFFIXES for path in paths):
+        return []
+    examples = []
+    for path in paths:
+        name = "/".join(path.relative_to(folder).parts)
+        if "/" not in name:
+            raise ValueError(
+                f"{str(path)!r} has neither caption nor class: write {_FILES[0]}, or put each class in its own folder"
+            )
+        fields = {config.label_key: name.partition("/")[0]}
+        examples.append(_check_picture(folder / _FILES[0], repr(str(path)), name, fields, config))
+    return examples
+
+
 def _read_rows(file: Path, text: str, config: DataConfig) -> Iterator[tuple[str, str, Example]]:
     """File and line, the picture's name, and the other fields."""
     for number, line in enumerate(text.split("\n"), 1):
@@ -96,7 +119,9 @@ def _read_object(where: str, line: str, config: DataConfig) -> Example:
         raise ValueError(f"{where} is not JSON: {error.msg} at column {error.colno}") from None
     if not isinstance(fields, dict):
         raise ValueError(f"{where} is a JSON {type(fields).__name__}, not an object with fields")
-    for key, mend in (("file_name", "name the picture, relative to the folder"), (config.caption_key, "")):
+    wanted = [("file_name", "name the picture, relative to the folder"), (config.caption_key, "")]
+    # A picture with a class needs no caption.
+    for key, mend in wanted[: 1 if config.label_key in fields and config.caption_key not in fields else 2]:
         if not isinstance(fields.get(key), str) or not fields[key].strip():
             known = ", ".join(sorted(fields)) or "none"
             mend = mend or "write the caption, or set data.caption_key to the field that holds it"

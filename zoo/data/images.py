@@ -137,8 +137,12 @@ def _sides(size: Any) -> tuple[int, int]:
 
 
 def _channels_first(image: Picture) -> np.ndarray:
-    """A picture as [C, height, width]; PIL images become red, green and blue."""
-    array = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
+    """A picture as [C, height, width]; PIL images become upright, and red, green and blue."""
+    if hasattr(image, "convert"):
+        from zoo.data.pictures import upright
+
+        return np.asarray(upright(image).convert("RGB")).transpose(2, 0, 1)
+    array = np.asarray(image)
     if array.ndim == 2:
         return array[None]
     if array.ndim != 3 or not {array.shape[0], array.shape[-1]} & {1, 3, 4}:

@@ -1,5 +1,5 @@
-"""Your own data: a .txt, .jsonl, .tsv or .json file, a folder of text files, one with train.* and validation.*, or one
-of pictures with captions (`zoo.data.captioned`).
+"""Your own data: a .txt, .jsonl, .tsv or .json file, a folder of such files, one with train and validation files or
+folders, or one of pictures with captions (`zoo.data.captioned`).
 
 Everything is read and checked when it is opened, so that a bad line is named before any work begins.
 Documents are held out by a hash of their text: the same ones whatever their order, and equal texts together;
@@ -13,13 +13,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from zoo.data.captioned import find_captions, find_split_captions, read_captions
+from zoo.data.captioned import find_captions, find_classes, find_split_captions, read_captions
 from zoo.data.config import DataConfig
 from zoo.data.squad import read_question, read_squad
 
 Example = dict[str, Any]
 
+
+class Row(dict):
+    """An example that knows its file and line, for messages."""
+
+    def __init__(self, fields: dict[str, Any], where: str):
+        super().__init__(fields)
+        self.where = where
+
+
 _SUFFIXES = (".txt", ".jsonl", ".tsv", ".json")
+_TABLES = (".jsonl", ".tsv")
+"""Files whose every line is an example."""
+_HELD_OUT = ("validation", "valid", "val", "dev", "test")
+"""Names of folders that hold something out; zoo's own is the first."""
 _KINDS = "a .txt, .jsonl, .tsv or .json (SQuAD) file, or a folder of text files"
 
 
@@ -37,6 +50,8 @@ def read_splits(config: DataConfig) -> dict[str, list[Example]]:
         return {split: read_captions(file, config) for split, file in files.items()}
     if path.is_dir() and (file := find_captions(path)):
         return _hold_out(read_captions(file, config), config)
+    if path.is_dir() and (folders := _find_split_folders(path)):
+        return {split: _read_folder(folder, config) for split, folder in folders.items()}
     examples = _read_folder(path, config) if path.is_dir() else _read_file(path, config)
     return _hold_out(examples, config)
 
@@ -59,15 +74,43 @@ def _find_split_files(folder: Path) -> dict[str, Path]:
     return found
 
 
+def _find_split_folders(folder: Path) -> dict[str, Path]:
+    """The folders train and validation of a folder that is split already; empty if it is not.
+
+    ValueError where what is held out has another name: it would be trained on.
+    """
+    found = {name: folder / name for name in ("train", *_HELD_OUT) if (folder / name).is_dir()}
+    if "train" not in found or len(found) == 1:
+        return {}
+    if "validation" not in found:
+        raise ValueError(f"{str(folder)!r} holds the folders {' and '.join(found)}: call what is held out 'validation'")
+    return {split: found[split] for split in ("train", "validation")}
+
+
 def _read_folder(folder: Path, config: DataConfig) -> list[Example]:
-    """Each file under `folder` that is not hidden is one document, under its relative name."""
+    """Each text file under `folder` that is not hidden is one document, under its relative name; or each line of
+    several .jsonl or .tsv files, or each question of .json files, is one example.
+    """
+    names = {path: path.relative_to(folder).parts for path in sorted(folder.rglob("*")) if path.is_file()}
+    paths = [path for path, parts in names.items() if not any(part.startswith(".") for part in parts)]
+    if pictures := find_classes(folder, paths, config):
+        return pictures
+    tables = [path for path in paths if path.suffix.lower() in _TABLES]
+    if all(path.suffix.lower() in (*_TABLES, ".json") for path in paths):
+        tables = paths  # beside other files, as in a program's source, a .json file is a text
+    if tables and len(tables) < len(paths):
+        other = next(path for path in paths if path not in tables)
+        raise ValueError(
+            f"{str(folder)!r} holds both {tables[0].name}, whose lines are examples, and {other.name}, which would be "
+            "one document: keep one kind"
+        )
+    if tables:
+        return [example for path in tables for example in _read_file(path, config)]
     examples = []
-    for path in sorted(folder.rglob("*")):
-        parts = path.relative_to(folder).parts
-        if path.is_file() and not any(part.startswith(".") for part in parts):
-            text = _read_text(path)
-            if text.strip():
-                examples.append({config.text_key: text, "name": "/".join(parts)})
+    for path in paths:
+        text = _read_text(path)
+        if text.strip():
+            examples.append({config.text_key: text, "name": "/".join(names[path])})
     if not examples:
         raise ValueError(f"{str(folder)!r} holds no text files: put some in, one document each")
     return examples
@@ -76,7 +119,7 @@ def _read_folder(folder: Path, config: DataConfig) -> list[Example]:
 def _read_file(path: Path, config: DataConfig) -> list[Example]:
     """The examples of one file, at least one."""
     readers = {".txt": _read_pieces, ".jsonl": _read_jsonl, ".tsv": _read_tsv, ".json": _read_questions}
-    reader = readers.get(path.suffix)
+    reader = readers.get(path.suffix.lower())
     if reader is None:
         raise ValueError(f"{str(path)!r} is a {path.suffix or 'nameless'} file; give {_KINDS}")
     text = _read_text(path)
@@ -133,7 +176,7 @@ def _read_jsonl(path: Path, text: str, config: DataConfig) -> Iterator[Example]:
                 f"{config.target_key!r}; it has {', '.join(sorted(fields)) or 'none'}: set data.text_key, or "
                 "data.source_key and data.target_key"
             )
-        yield example
+        yield Row(example, where)
 
 
 def _read_questions(path: Path, text: str, config: DataConfig) -> Iterator[Example]:
@@ -172,5 +215,5 @@ def _hash(example: Example, config: DataConfig) -> float:
     if "answers" in example:
         text = example["context"]
     if config.image_key in example:
-        text = example[config.caption_key]
+        text = example.get(config.caption_key) or example["name"]
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48

@@ -5,15 +5,20 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageOps
 
 
 def open_picture(path: str | Path) -> Image.Image:
-    """A picture in colours. ValueError where there is none."""
+    """A picture in colours, upright. ValueError where there is none."""
     try:
-        return Image.open(path).convert("RGB")
+        return upright(Image.open(path)).convert("RGB")
     except OSError as error:
         raise ValueError(f"{path} is no picture that can be read: {error}") from None
+
+
+def upright(picture: Any) -> Any:
+    """A PIL image as its EXIF data say it is to be looked at; telephones store photos on their side."""
+    return ImageOps.exif_transpose(picture) if isinstance(picture, Image.Image) else picture
 
 
 def stretch(picture: Image.Image, size: int) -> np.ndarray:
@@ -32,7 +37,7 @@ def square(picture: Any, size: int) -> UInt8[np.ndarray, "3 size size"]:
         if levels.shape == (size, size, 3):
             return levels.transpose(2, 0, 1)
         picture = Image.fromarray(levels[..., 0] if levels.ndim == 3 and levels.shape[-1] == 1 else levels)
-    whole = picture.convert("RGB")
+    whole = upright(picture).convert("RGB")
     side = min(whole.size)
     left, top = ((length - side) // 2 for length in whole.size)
     middle = whole.crop((left, top, left + side, top + side))

@@ -52,18 +52,49 @@ class Dataset:
         """The names of the classes that a field numbers; or, sorted, those that it spells out in train; or the numbers
         from 0 that it has there.
 
-        ValueError with the fields that have names.
+        ValueError with the row whose class is missing, of another kind or, held out, not one of those; or with the
+        fields that have classes.
         """
-        if key not in self.labels:
-            train = self.split("train")
-            spelt = {train[index].get(key) for index in range(len(train))}
-            if 1 < len(spelt) <= MAX_CLASSES and all(isinstance(name, str) for name in spelt):
-                return tuple(sorted(spelt))
-            if 1 < len(spelt) <= MAX_CLASSES and spelt == set(range(len(spelt))):
-                return tuple(map(str, range(len(spelt))))
+        if key in self.labels:
+            return self.labels[key]
+        train = self.split("train")
+        rows = _read_labels(key, train, f"train in {self.name!r}")
+        if all(value is None for value, _ in rows):
             known = ", ".join(self.labels) or "none"
             raise ValueError(f"dataset {self.name!r} has no classes in {key!r}; it has {known}: set data.label_key")
-        return self.labels[key]
+        rows += _read_labels(key, self.split("validation"), f"validation in {self.name!r}")
+        return _check_classes(key, rows, len(train))
+
+
+def _read_labels(key: str, source: Source, name: str) -> list[tuple[Any, str]]:
+    """The label of each row, and where it is from."""
+    found = []
+    for index in range(len(source)):
+        row = source[index]
+        value = row.get(key)
+        value = value.item() if isinstance(value, np.generic) else value
+        found.append((value, getattr(row, "where", f"row {index} of {name}")))
+    return found
+
+
+def _check_classes(key: str, rows: list[tuple[Any, str]], num_train: int) -> tuple[str, ...]:
+    """The names of the classes of labels, each with where it is from; those after `num_train` are held out."""
+    (first, first_where), *_ = rows
+    for value, where in rows:
+        if type(value) not in (str, int) or value == "":
+            raise ValueError(f"{where} has {key!r}: {value!r}; give the name of its class, or a number from 0")
+        if type(value) is not type(first):
+            raise ValueError(f"{where} has {key!r}: {value!r}, and {first_where} has {first!r}: give one kind")
+    found = {value for value, _ in rows[:num_train]}
+    if not 1 < len(found) <= MAX_CLASSES:
+        raise ValueError(f"{key!r} has {len(found):,} different classes in train; there may be 2 to {MAX_CLASSES:,}")
+    if type(first) is int and found != set(range(len(found))):
+        low, high = min(found), max(found)
+        raise ValueError(f"{key!r} has {len(found)} numbers from {low} to {high}: number classes from 0, or name them")
+    for value, where in rows[num_train:]:
+        if value not in found:
+            raise ValueError(f"{where} is held out and has {key!r}: {value!r}, a class that no row of train has")
+    return tuple(map(str, sorted(found)))
 
 
 def open_dataset(config: DataConfig) -> Dataset:

@@ -1,7 +1,8 @@
 """Questions with their contexts and answers, in the layout of SQuAD's releases (JSON), or one a line (JSONL).
 
 An example is {"id", "title", "context", "question", "answers": {"text": [...], "answer_start": [...]}}, as TFDS gives
-SQuAD; a question without an answer has empty lists. Every answer is checked against its context.
+SQuAD; a question without an answer has empty lists, or "is_impossible": true and none. Every answer is checked against
+its context.
 """
 
 import json
@@ -51,6 +52,11 @@ def read_question(fields: dict[str, Any], where: str, seen: dict[str, str]) -> E
     context, name = _part(fields, "context", str, where), _part(fields, "id", str, where)
     if seen.setdefault(name, where) != where:
         raise ValueError(f"{where} has the id of {seen[name]}: give each question its own")
+    if "answers" not in fields and fields.get("is_impossible") is not True:
+        raise ValueError(
+            f"{where} has no 'answers'; give a list of {{'text', 'answer_start'}}, or 'is_impossible': true for a "
+            "question that its context does not answer"
+        )
     answers = _part({"answers": [], **fields}, "answers", (list, dict), where)
     if isinstance(answers, dict):
         columns = [_part(answers, key, list, f"{where} answers") for key in ("text", "answer_start")]

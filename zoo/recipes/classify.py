@@ -99,7 +99,7 @@ def glue() -> Run:
             ),
             head=ClassifierHead(num_classes=2, pooler="tanh"),
         ),
-        task=TextClassificationConfig(sequence_length=length, batch_size=32),
+        task=TextClassificationConfig(sequence_length=length, batch_size=32, f1_class=1),
         data=DataConfig(
             name="glue/mrpc",
             text_key="sentence1",

@@ -174,6 +174,11 @@ def _adopt(run: Run, bundle: Bundle) -> Run:
             f"{run.init.checkpoint} is an encoder-decoder and this task reads texts with one stack; take an encoder or "
             "a decoder, or the recipe of a task that writes one text from another"
         )
+    if task.head == "causal_lm" and isinstance(config, TransformerConfig) and config.decoder is None:
+        raise ValueError(
+            f"{run.init.checkpoint} is an encoder, in which each token sees the one that it is to guess here; take a "
+            "decoder, such as GPT-2 or Llama, or the recipe of a masked language model"
+        )
     if isinstance(task, ImageClassificationConfig):
         if config.embedding.patches is None:
             raise ValueError(f"{run.init.checkpoint} reads no pictures by patches; take a vision transformer")

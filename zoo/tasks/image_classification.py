@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from zoo.data import DataConfig, Dataset, TextTokenizer, label_batches
+from zoo.data import DataConfig, Dataset, TextTokenizer, class_number, label_batches
 from zoo.data.images import ImageProcessor
 from zoo.data.pictures import open_picture
 from zoo.tasks.losses import score_split
@@ -182,7 +182,7 @@ class ImageClassification:
         source = self.dataset.split("validation")
         for place in np.linspace(0, len(source) - 1, _SHOWN).astype(int):
             example = source[int(place)]
-            asked = f"held-out picture {place}, {self.classes[int(example[self.label_key])]}"
+            asked = f"held-out picture {place}, {self.classes[class_number(example[self.label_key], self.classes)]}"
             yield asked, self._name(apply, params, example[self.image_key])
 
     @property

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from zoo.data import DataConfig, Dataset, TextTokenizer, row_batches
+from zoo.data import DataConfig, Dataset, TextTokenizer, class_number, row_batches
 from zoo.data.pictures import as_pixels, open_picture, square
 from zoo.tasks.losses import score_split
 from zoo.tasks.report import Figure, Question
@@ -82,7 +82,7 @@ class PictureAttributes:
 
     def labels(self, example: Mapping[str, Any]) -> Int[np.ndarray, " attributes"]:
         """An example's class of each attribute."""
-        return np.array([example[name] for name in self.classes], np.int32)
+        return np.array([class_number(example[name], names) for name, names in self.classes.items()], np.int32)
 
     def loss(self, apply, params, batch: Mapping[str, Any], rng=None):
         """Nats per picture, summed over its attributes."""

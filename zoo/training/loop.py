@@ -40,6 +40,7 @@ from zoo.training.prefetch import Prefetcher, read_part, rows_here
 from zoo.training.profiler import Profiler
 from zoo.training.progress import Progress
 from zoo.training.protocol import Model, Params, Task
+from zoo.training.run_lock import hold
 from zoo.training.run_record import check_same_run, write_run
 from zoo.training.scalars import Scalars
 from zoo.training.sharding import AXES, make_mesh, shard_parameters
@@ -87,8 +88,8 @@ def train(
     `compute_dtype` is what MFU is measured against, bfloat16 where it is "float8", as `bind_apply` reads it;
     `description` opens the model card.
 
-    Raises ValueError for a folder of another run, and a mesh or a batch that does not fit; DamagedError where no
-    checkpoint is whole; NonFiniteError or SpikeError where more updates would harm the state than may be skipped;
+    Raises ValueError for a folder of another run or one in which another process trains, and a mesh or a batch that
+    does not fit; DamagedError where no checkpoint is whole; NonFiniteError or SpikeError where more updates would harm the state than may be skipped;
     DiskFullError; and Stopped, a SystemExit of code 0, after SIGTERM, SIGUSR1 or SIGINT.
     """
     configs = {"optimizer": optimizer, "schedule": schedule, "mesh": mesh, "training": training}
@@ -99,7 +100,7 @@ def train(
         check_same(resolved)
         folder.mkdir(parents=True, exist_ok=True)
         check_folder(folder, resolved, may_differ)
-        with Checkpoints(folder, training.keep) as checkpoints:
+        with hold(folder) if is_first() else nullcontext(), Checkpoints(folder, training.keep) as checkpoints:
             step, lines = checkpoints.choose_step()
             print(*lines, sep="\n", end="\n" * bool(lines), file=sys.stderr)
             position = {"step": 0, "tokens": 0} if step is None else checkpoints.read(step)[0]
@@ -251,10 +252,11 @@ class _Session:
             self._read_metrics(LAG)
             if self.profiler.ends(self.step):
                 self._profile(self.profiler.stop)
-            if self._due(self.training.evaluate_every):
-                self._evaluate()
+            # Saved first: an evaluation that fails, at the last step too, costs no training.
             if self._due(self.training.checkpoint_every):
                 self._save()
+            if self._due(self.training.evaluate_every):
+                self._evaluate()
             if self.step < self.training.num_steps:
                 self.item = self._next_batch()
         if self.step > first:
@@ -324,6 +326,11 @@ class _Session:
                     values = self.task.evaluate(self.apply, params)
         except EvaluationStopped:
             self._save_and_stop()
+        except Exception:
+            if self.stop.alone:  # of several processes each would have to take part
+                self._save()
+                self.checkpoints.wait()
+            raise
         values = {name: float(value) for name, value in values.items()}
         columns = {f"validation_{name}": value for name, value in values.items()}
         self.metrics.write(self.step, {"tokens": self.tokens, **columns})
