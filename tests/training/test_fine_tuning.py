@@ -17,11 +17,11 @@ from zoo import cli
 from zoo.config import ClassifierHead
 from zoo.data import DataConfig, TokenizerConfig, open_dataset
 from zoo.recipes.classify import classify_tiny
-from zoo.recipes.gpt import gpt_tiny
 from zoo.recipes.job import train_and_report
 from zoo.recipes.preparation import prepare
 from zoo.recipes.run import Run
 from zoo.recipes.start import begin
+from zoo.recipes.tiny import gpt_tiny
 from zoo.tasks.text_classification import TextClassificationConfig
 from zoo.training.checkpoint import load_params
 from zoo.training.config import InitConfig, MeshConfig, OptimizerConfig, ScheduleConfig, TrainingConfig

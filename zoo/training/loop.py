@@ -89,8 +89,8 @@ def train(
     `description` opens the model card.
 
     Raises ValueError for a folder of another run or one in which another process trains, and a mesh or a batch that
-    does not fit; DamagedError where no checkpoint is whole; NonFiniteError or SpikeError where more updates would harm the state than may be skipped;
-    DiskFullError; and Stopped, a SystemExit of code 0, after SIGTERM, SIGUSR1 or SIGINT.
+    does not fit; DamagedError where no checkpoint is whole; NonFiniteError or SpikeError where more updates would harm
+    the state than may be skipped; DiskFullError; and Stopped, a SystemExit of code 0, after SIGTERM, SIGUSR1 or SIGINT.
     """
     configs = {"optimizer": optimizer, "schedule": schedule, "mesh": mesh, "training": training}
     resolved = {**{name: dataclasses.asdict(value) for name, value in configs.items()}, **(resolved or {})}
