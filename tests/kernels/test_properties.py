@@ -29,6 +29,7 @@ from zoo.kernels import (
     merge,
 )
 from zoo.kernels.attention import _run, choose, prepare
+from zoo.kernels.axes import MeshAxes
 from zoo.kernels.bias import diagonal_sums, toeplitz
 from zoo.kernels.call import narrow
 from zoo.kernels.cases import CASES, Sizes
@@ -142,7 +143,7 @@ def test_block_size_changes_nothing(rows, columns):
     q, k, v = inputs()
     call, _ = prepare(q, k, v, Causal() & Window(6, None), None, None, None, None, 2, None, None, 0.0)
     out, lse = jax.jit(functools.partial(blockwise.attend, block_sizes=(rows, columns)))(call)
-    expected, expected_lse = _run(call, None, "dense", "gather")
+    expected, expected_lse = _run(call, None, "dense", "gather", MeshAxes())
     np.testing.assert_allclose(out, expected, atol=2e-6)
     np.testing.assert_allclose(lse, expected_lse, atol=2e-6)
 
