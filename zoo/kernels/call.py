@@ -137,7 +137,7 @@ def check_softcap(softcap) -> float | None:
     Raises:
       ValueError: no finite Python number above 0.
     """
-    return None if softcap is None else _check_number("softcap", softcap, 0)
+    return None if softcap is None else _check_number("softcap", softcap, 0.0)
 
 
 def _check_number(name: str, value, low: float) -> float:
