@@ -64,7 +64,7 @@ STAGES = {
     "peer tests": f"{PYTEST} -m peers tests",
     "real checkpoints": f'ZOO_REAL_CHECKPOINTS=1 {PYTHON} -m pytest -m "" tests/real',
 }
-BUDGETS = {"default tests": 30, "all": 80}
+BUDGETS = {"default tests": 18, "all": 60}
 """Minutes of CPU time for each of two cores, on the slowest kind of machine that CI runs on; the aim is 12 and 45."""
 
 
