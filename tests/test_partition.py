@@ -16,6 +16,7 @@ from tiers import tiered
 
 from zoo import embeddings
 from zoo.config import LearnedPositions
+from zoo.kernels import mesh_axes
 from zoo.tasks.losses import vocabulary_loss
 from zoo.training.config import MeshConfig, OptimizerConfig
 from zoo.training.optimizer import make_optimizer
@@ -180,6 +181,29 @@ def decoding_step(name: str, mesh_config: MeshConfig):
         cache, token = abstract(cache, shardings), tokens[:, 0]
         program = jax.jit(step).lower(params, abstract(token, shard_batch(token, mesh)), cache).compile()
     return program.as_text(), cache
+
+
+def test_a_model_on_a_mesh_of_other_names():
+    """Its axes are to be told: nothing of the batch is whole on a device then, and without it nothing runs."""
+    config = config_of("llama")
+    model = Transformer(config, layers="scanned")
+    ids = jnp.asarray(np.random.default_rng(0).integers(5, 60, (ROWS, LENGTH)), jnp.int32)
+    params = model.init(jax.random.key(0), ids)["params"]
+    forward = jax.jit(lambda params, ids: model.apply({"params": params}, input_ids=ids).logits)
+    expected = forward(params, ids)
+    mesh = jax.make_mesh((4, 2), ("dp", "tp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    with pytest.raises(ValueError, match="the mesh has the axes dp, tp, and none is one of context, data"):
+        shard_parameters(params, mesh)
+    split = jax.NamedSharding(mesh, jax.P("dp"))
+    again = jax.jit(
+        lambda params, ids: model.apply({"params": params}, input_ids=ids).logits, in_shardings=(None, split)
+    )
+    with jax.set_mesh(mesh):
+        with pytest.raises(ValueError, match="say what yours split with"):
+            again(params, ids)
+        with mesh_axes(batch="dp", heads="tp"):
+            np.testing.assert_allclose(again(params, ids), expected, atol=1e-4)
+            assert of_whole_batch(again.lower(params, ids).compile().as_text()) == []
 
 
 def test_what_a_branch_adds_is_summed_once():
