@@ -189,8 +189,8 @@ def test_a_model_on_a_mesh_of_other_names():
     model = Transformer(config, layers="scanned")
     ids = jnp.asarray(np.random.default_rng(0).integers(5, 60, (ROWS, LENGTH)), jnp.int32)
     params = model.init(jax.random.key(0), ids)["params"]
-    forward = jax.jit(lambda params, ids: model.apply({"params": params}, input_ids=ids).logits)
-    expected = forward(params, ids)
+    forward = lambda params, ids: model.apply({"params": params}, input_ids=ids).logits  # noqa: E731
+    expected = jax.jit(forward)(params, ids)
     mesh = jax.make_mesh((4, 2), ("dp", "tp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     with pytest.raises(ValueError, match="the mesh has the axes dp, tp, and none is one of context, data"):
         shard_parameters(params, mesh)

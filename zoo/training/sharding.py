@@ -229,15 +229,16 @@ def _dimensions(path: str, shape: tuple[int, ...]) -> list[tuple[str, int]]:
 
 
 def shard_parameters(params: Any, mesh: Mesh) -> Any:
-    """Return a tree of NamedShardings for a tree of arrays or shapes. ValueError for a mesh without an axis of zoo's."""
-    known, names = (
-        {axis for axes in AXES.values() for axis in axes},
-        [name for name in mesh.shape if mesh.shape[name] > 1],
-    )
+    """Return a tree of NamedShardings for a tree of arrays or shapes.
+
+    ValueError for a mesh of several devices without one of `AXES`: each would hold everything.
+    """
+    known = {axis for axes in AXES.values() for axis in axes}
+    names = [name for name, size in mesh.shape.items() if size > 1]
     if names and not known & {*names}:
         raise ValueError(
-            f"the mesh has the axes {', '.join(names)}, and none is one of {', '.join(sorted(known))}: every device would "
-            "hold all parameters; name its axes so, or lay parameters out yourself and say zoo.kernels.mesh_axes"
+            f"the mesh has the axes {', '.join(names)}, and none is one of {', '.join(sorted(known))}: every device "
+            "would hold all parameters; name its axes so, or lay parameters out yourself and say zoo.kernels.mesh_axes"
         )
     return jax.tree_util.tree_map_with_path(
         lambda path, x: NamedSharding(mesh, parameter_spec(path_name(path), x.shape, mesh)), params
