@@ -93,6 +93,9 @@ def test_automatic_choice_and_explain(caplog):
     assert "(Causal() & Window(128, 0))" in report
     assert "not on decode: T * N = 4096 rows" in report
     assert "runs on decode" in explain(one, long, long)
+    struct = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)  # noqa: E731
+    absorbed = struct(1, 1, 128, 576), struct(1, 20_000, 1, 576), struct(1, 20_000, 1, 512)
+    assert "runs on dense: T = 1 queries are few" in explain(*absorbed)
     assert "runs on dense" in explain(*[jax.ShapeDtypeStruct((1, 64, 4, 64), jnp.float32)] * 3)
     module._log_once.cache_clear()
     caplog.set_level("INFO", logger="zoo.kernels")

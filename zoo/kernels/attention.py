@@ -62,7 +62,7 @@ MAX_DENSE_LOGITS = 128 * 128
 MAX_DENSE_LOGITS_HALF = 64 * 64
 
 # With few queries a CPU's blocks have a row or two each, and `dense` is the faster one up to this many logits in all
-# (256 MB): 1 to 5 queries of 32 to 128 heads over 20,000 keys take it a fifth to three quarters of the time.
+# (256 MB): 1 to 5 queries of 32 to 128 heads over 20,000 keys take it a twentieth to two thirds of the time.
 FEW_QUERIES = 16
 MAX_FEW_LOGITS = 2**26
 
