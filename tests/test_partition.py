@@ -195,9 +195,7 @@ def test_a_model_on_a_mesh_of_other_names():
     with pytest.raises(ValueError, match="the mesh has the axes dp, tp, and none is one of context, data"):
         shard_parameters(params, mesh)
     split = jax.NamedSharding(mesh, jax.P("dp"))
-    again = jax.jit(
-        lambda params, ids: model.apply({"params": params}, input_ids=ids).logits, in_shardings=(None, split)
-    )
+    again = jax.jit(forward, in_shardings=(None, split))
     with jax.set_mesh(mesh):
         with pytest.raises(ValueError, match="say what yours split with"):
             again(params, ids)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zoo.kernels import Full, mosaic
+from zoo.kernels import mosaic
 from zoo.kernels.attention import BACKENDS, prepare
 from zoo.kernels.cases import CASES, SMALL_CASES, Sizes
 
@@ -71,11 +71,9 @@ def refusal(name: str, case: str, dtype, sizes: Sizes) -> str | None:
     """Why a backend does not take a case on its own platform; None when it does."""
     shapes = jax.eval_shape(lambda: sizes.inputs(np.random.default_rng(0), dtype))
     arguments = (CASES | SMALL_CASES)[case](np.random.default_rng(0), sizes)
-    absent = dict.fromkeys(("bias", "sinks", "scale", "softcap", "kv_positions", "dropout_rng"))
-    absent |= {"mask": Full(), "q_offset": 0, "dropout_rate": 0.0}
     if case in ("causal_dense_bias", "dense_bias", "key_bias"):  # in the dtype of q, as those that take one want it
         arguments["bias"] = jax.tree.map(lambda x: x.astype(dtype), arguments["bias"])
-    call, _ = prepare(*shapes, **(absent | arguments))
+    call, _ = prepare(*shapes, **arguments)
     return mosaic.feature_refusal(call, HOPPER) if name == "mosaic" else BACKENDS[name].supports(call)
 
 

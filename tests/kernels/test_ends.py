@@ -57,8 +57,7 @@ def test_ids_of_splash_may_be_those_of_its_padding():
     """The library compares two ids alone: padding has ids of its own, which a document may have too."""
     ids = jnp.asarray([[splash.OWN_Q, splash.OWN_KEY, 5, splash.OWN_Q]])
     q, k, v = qkv(4)
-    absent = dict.fromkeys(("bias", "sinks", "scale", "softcap", "kv_positions", "dropout_rng"))
-    call, _ = prepare(q, k, v, **(absent | {"mask": Segments(ids), "q_offset": 0, "dropout_rate": 0.0}))
+    call, _ = prepare(q, k, v, Segments(ids))
     q_ids, kv_ids = splash.segment_ids(call, Grid.cut(4, 4, (8, 8)))
     wanted = np.zeros((8, 8), bool)
     wanted[:4, :4] = np.asarray(ids[0])[:, None] == np.asarray(ids[0])

@@ -8,6 +8,7 @@ never leaks; a row that sees a non-finite vector is NaN throughout.
 
 import dataclasses
 import functools
+import inspect
 import logging
 from typing import Literal
 
@@ -193,7 +194,7 @@ def _automatic(call: Call) -> tuple[str, str]:
 
 
 def _is_symbolic(call: Call) -> bool:
-    """Whether a length is a size of `jax.export.symbolic_shape`."""
+    """Tell whether a length is a size of `jax.export.symbolic_shape`."""
     return not all(isinstance(size, int) for size in call.sizes[1:3])
 
 
@@ -210,13 +211,10 @@ def explain(q, k, v, *, backend: str = "auto", context: Literal["gather", "ring"
     leaves, structure = jax.tree.flatten((q, k, v, arguments))
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
         return _explain_structs(leaves, structure, backend, context)
-    absent = {"mask": Full(), "q_offset": 0, "dropout_rate": 0.0, "hidden_is_finite": False}
-    names = ("bias", "sinks", "scale", "softcap", "kv_positions", "dropout_rng")
-    defaults = dict.fromkeys(names) | absent
-    if unknown := arguments.keys() - defaults.keys() - {"return_lse"}:
+    arguments = {name: value for name, value in arguments.items() if name != "return_lse"}
+    if unknown := arguments.keys() - inspect.signature(prepare).parameters:
         raise TypeError(f"explain takes no {', '.join(sorted(unknown))}; its arguments are those of attention")
-    arguments.pop("return_lse", None)
-    call, rng = prepare(q, k, v, **(defaults | arguments))
+    call, rng = prepare(q, k, v, **arguments)
     piece = sharding.piece(call, context, sharding.axes_of(call))
     chosen = choose(piece, backend)
     reason = _automatic(piece)[1] if backend == "auto" else "asked for by name"
@@ -267,15 +265,15 @@ def prepare(
     q,
     k,
     v,
-    mask,
-    bias,
-    sinks,
-    scale,
-    softcap,
-    q_offset,
-    kv_positions,
-    dropout_rng,
-    dropout_rate,
+    mask=None,
+    bias=None,
+    sinks=None,
+    scale=None,
+    softcap=None,
+    q_offset=0,
+    kv_positions=None,
+    dropout_rng=None,
+    dropout_rate=0.0,
     hidden_is_finite=False,
 ):
     """Validate and gather the arguments into a Call; returns it and the key of the dropout, if any."""

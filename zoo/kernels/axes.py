@@ -1,4 +1,4 @@
-"""Which axes of a mesh split the batch, the heads and the sequence: zoo's own names, or those of a user's mesh."""
+"""Names of the mesh axes that split the batch, the heads and the sequence: zoo's own, or those of a user's mesh."""
 
 import contextlib
 import contextvars

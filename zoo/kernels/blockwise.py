@@ -213,7 +213,7 @@ class Problem:
         self.query_scale, self.logit_scale = self.call.scales
 
     def zeros(self, *shape: int) -> jax.Array:
-        """What sums begin with."""
+        """Make the zeros that sums begin with."""
         return varying(jnp.zeros(shape, self.accumulator), mesh_axes_of(self.call.q))
 
     def prescale(self, q: jax.Array) -> jax.Array:

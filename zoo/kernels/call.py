@@ -16,7 +16,7 @@ LOWEST = -1e30
 
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-"""Of queries, keys and values."""
+"""Dtypes of queries, keys and values."""
 
 
 def _static():
