@@ -139,19 +139,14 @@ def shapes(sizes, dtype=jnp.bfloat16):
     ],
 )
 def test_refusals_of_sizes_and_offsets(sizes, arguments, message):
-    call = module.prepare(*shapes(sizes), **(ABSENT | arguments))[0]
+    call = module.prepare(*shapes(sizes), **arguments)[0]
     assert message in cudnn.supports(call)
-
-
-ABSENT = dict.fromkeys(("bias", "sinks", "scale", "softcap", "kv_positions", "dropout_rng")) | {
-    "mask": Lengths(), "q_offset": 0, "dropout_rate": 0.0,
-}  # fmt: skip
 
 
 def test_float32_and_other_platforms_are_refused():
     report = explain(*shapes(SQUARE, jnp.float32))
     assert "not on cudnn: it is made for a GPU" in report
-    assert "float32" in cudnn.supports(module.prepare(*shapes(SQUARE, jnp.float32), **ABSENT)[0])
+    assert "float32" in cudnn.supports(module.prepare(*shapes(SQUARE, jnp.float32))[0])
 
 
 @pytest.mark.parametrize(
@@ -161,7 +156,7 @@ def test_float32_and_other_platforms_are_refused():
 def test_compute_capability(monkeypatch, capability, head_size, message):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(nvidia, "compute_capability", lambda: capability)
-    reason = cudnn.supports(module.prepare(*shapes(Sizes(H=head_size, V=head_size)), **ABSENT)[0])
+    reason = cudnn.supports(module.prepare(*shapes(Sizes(H=head_size, V=head_size)))[0])
     assert reason is None if message is None else message in reason
 
 
@@ -234,7 +229,7 @@ def test_lowers_for_a_gpu(mask, monkeypatch):
     attend = functools.partial(fused.attend, cudnn._kernel)
 
     def loss(q, k, v):
-        call = module.prepare(q, k, v, **(ABSENT | {"mask": mask}))[0]
+        call = module.prepare(q, k, v, mask)[0]
         assert cudnn.supports(call) is None
         return attend(call)[0].astype(jnp.float32).sum()
 

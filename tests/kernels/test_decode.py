@@ -97,9 +97,7 @@ def test_block_sizes():
 
 
 def _call(q, k, v, **arguments):
-    absent = dict.fromkeys(("bias", "sinks", "scale", "softcap", "kv_positions", "dropout_rng"))
-    absent |= {"mask": Lengths(), "q_offset": 0, "dropout_rate": 0.0}
-    return module.prepare(q, k, v, **(absent | arguments))[0]
+    return module.prepare(q, k, v, **arguments)[0]
 
 
 def test_split_k_refuses_many_queries():

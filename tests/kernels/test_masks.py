@@ -40,8 +40,7 @@ few = hypothesis.settings(max_examples=40, deadline=None, derandomize=True)
 
 def call_of(mask, q_offset=0, kv_positions=None):
     q, k, v = Sizes(B=B, T=T, S=S, N=N, K=N, H=4, V=4).inputs(np.random.default_rng(0), jnp.float32)
-    arguments = dict.fromkeys(("bias", "sinks", "scale", "softcap", "dropout_rng"))
-    return prepare(q, k, v, mask=mask, q_offset=q_offset, kv_positions=kv_positions, dropout_rate=0.0, **arguments)[0]
+    return prepare(q, k, v, mask, q_offset=q_offset, kv_positions=kv_positions)[0]
 
 
 def allowed(mask, **positions):
@@ -84,18 +83,7 @@ def test_no_live_block_is_skipped(mask, q_offset, block_sizes):
 def test_static_masks_skip_blocks_at_trace_time():
     for mask, expected in ((Causal(), 10), (Window(0, 0), 4), (Chunked(256), 4), (Full(), 16)):
         sizes = Sizes(B=1, T=1024, S=1024, N=1, K=1, H=1, V=1)
-        call = prepare(
-            *(jax.ShapeDtypeStruct((1, 1024, 1, 1), jnp.float32),) * 3,
-            mask=mask,
-            bias=None,
-            sinks=None,
-            scale=None,
-            softcap=None,
-            q_offset=0,
-            kv_positions=None,
-            dropout_rng=None,
-            dropout_rate=0.0,
-        )[0]
+        call = prepare(*(jax.ShapeDtypeStruct((1, 1024, 1, 1), jnp.float32),) * 3, mask)[0]
         live = MaskTiles(call, Grid.cut(sizes.T, sizes.S, (256, 256))).live(per_batch=True)
         assert isinstance(live, np.ndarray)
         assert live.sum() == expected, mask

@@ -101,11 +101,9 @@ def test_refusals_name_the_feature(case, backend):
 def test_refusals_of_sizes_and_devices(monkeypatch):
     q = jnp.zeros((1, 128, 2, 64), jnp.bfloat16)
     bias = DenseBias(jnp.zeros((128, 128), jnp.bfloat16))
-    absent = dict.fromkeys(("bias", "sinks", "scale", "softcap", "kv_positions", "dropout_rng"))
-    absent |= {"mask": Lengths(), "q_offset": 0, "dropout_rate": 0.0}
 
     def refusal(q, generation=9, **arguments):
-        return mosaic.feature_refusal(module.prepare(q, q, q, **(absent | arguments))[0], generation)
+        return mosaic.feature_refusal(module.prepare(q, q, q, **arguments)[0], generation)
 
     assert refusal(q) is None
     assert refusal(q, bias=bias) is None
@@ -116,7 +114,7 @@ def test_refusals_of_sizes_and_devices(monkeypatch):
     assert "not on mosaic: it is made for a GPU" in explain(q, q, q)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(nvidia, "compute_capability", lambda: (8, 0))
-    assert "Hopper" in mosaic.supports(module.prepare(q, q, q, **absent)[0])
+    assert "Hopper" in mosaic.supports(module.prepare(q, q, q)[0])
 
 
 def test_nonfinite_values_and_empty_rows(backend):
@@ -144,11 +142,9 @@ def test_lowers_for_hopper(monkeypatch):
     monkeypatch.setattr(gpu, "has_mosaic_gpu_support", lambda device=None: True)
     monkeypatch.setattr(gpu, "is_sm90", lambda device=None: True)
     q = jax.ShapeDtypeStruct((2, 256, 4, 64), jnp.bfloat16)
-    absent = dict.fromkeys(("bias", "sinks", "scale", "softcap", "kv_positions", "dropout_rng"))
 
     def loss(q, length):
-        arguments = {"mask": Causal() & Lengths(kv=length), "q_offset": 0, "dropout_rate": 0.0}
-        call = module.prepare(q, q, q, **(absent | arguments))[0]
+        call = module.prepare(q, q, q, Causal() & Lengths(kv=length))[0]
         assert mosaic.supports(call) is None
         return mosaic.attend(call)[0].astype(jnp.float32).sum()
 

@@ -69,7 +69,7 @@ ATOMS = {
 
 def allowed(mask) -> np.ndarray:
     """What the op's normal form of a mask allows, bool [B, T, S]."""
-    call, _ = prepare(*inputs(), mask, None, None, None, None, 0, None, None, 0.0)
+    call, _ = prepare(*inputs(), mask)
     found = evaluate_mask(call)
     found = np.ones((1, 1, 1, 1), bool) if found is None else np.asarray(found)
     return np.broadcast_to(found, (B, 1, T, S))[:, 0]
@@ -141,7 +141,7 @@ def test_the_future_cannot_change_the_past(backend, offset):
 @given(st.integers(1, 20), st.integers(1, 20))
 def test_block_size_changes_nothing(rows, columns):
     q, k, v = inputs()
-    call, _ = prepare(q, k, v, Causal() & Window(6, None), None, None, None, None, 2, None, None, 0.0)
+    call, _ = prepare(q, k, v, Causal() & Window(6, None), q_offset=2)
     out, lse = jax.jit(functools.partial(blockwise.attend, block_sizes=(rows, columns)))(call)
     expected, expected_lse = _run(call, None, "dense", "gather", MeshAxes())
     np.testing.assert_allclose(out, expected, atol=2e-6)
@@ -259,7 +259,7 @@ def test_wrong_arguments_are_named():
 def test_explain_names_the_backend_that_runs():
     q, k, v = (jax.ShapeDtypeStruct((1, 2048, 8, 64), jnp.float32) for _ in range(3))
     said = explain(q, k, v, mask=Causal())
-    call, _ = prepare(q, k, v, Causal(), None, None, None, None, 0, None, None, 0.0)
+    call, _ = prepare(q, k, v, Causal())
     assert choose(call, "auto") == "blockwise"
     lines = said.splitlines()
     assert "B=1 T=2048" in lines[0]
